@@ -1,0 +1,145 @@
+#include "comm/request.hpp"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <exception>
+#include <utility>
+
+#include "comm/error.hpp"
+#include "comm/handles.hpp"
+#include "comm/wait.hpp"
+
+namespace dattn::comm {
+
+bool Request::Impl::test() {
+  for (; done < pieces.size(); ++done) {
+    Piece& piece = pieces[done];
+    int complete = 0;
+    MPI_Status status;
+    const int code = MPI_Test(&piece.handle, &complete, &status);
+    int got = 0;
+    if (code == MPI_ERR_TRUNCATE) {
+      piece.handle = MPI_REQUEST_NULL;
+      MPI_Get_count(&status, MPI_BYTE, &got);
+      check_length(piece, got);
+    }
+    if (code != MPI_SUCCESS) {
+      piece.handle = MPI_REQUEST_NULL;
+      throw Error(code, describe());
+    }
+    if (complete == 0) return false;
+    if (receives) {
+      // MPI accepts a message that is too short without a word.
+      check(MPI_Get_count(&status, MPI_BYTE, &got));
+      check_length(piece, got);
+    }
+  }
+  return true;
+}
+
+void Request::Impl::check_length(const Piece& piece, std::int64_t got) const {
+  const auto front = static_cast<std::int64_t>(sizeof length);
+  const bool whole = pieces.size() == 1;
+  if (got == piece.bytes) {
+    if (!whole && &piece == pieces.data() && length != bytes) {
+      throw Mismatch(peer, rank, bytes, length);
+    }
+    return;
+  }
+  // Only the first piece of a longer message is longer than the limit.
+  if (whole && got == limit + front) throw Mismatch(peer, rank, bytes, limit, true);
+  throw Mismatch(peer, rank, whole || done == 0 ? bytes : piece.bytes, got);
+}
+
+bool Request::Impl::cancel() noexcept {
+  bool all = true;
+  for (Piece& piece : pieces) {
+    if (piece.handle == MPI_REQUEST_NULL) continue;
+    if (receives) MPI_Cancel(&piece.handle);
+    int complete = 0;
+    MPI_Status status;
+    if (MPI_Test(&piece.handle, &complete, &status) != MPI_SUCCESS) {
+      piece.handle = MPI_REQUEST_NULL;
+    } else if (complete == 0) {
+      all = false;
+    }
+  }
+  return all;
+}
+
+std::string Request::Impl::describe() const {
+  if (peer < 0) return fmt::format("{} of {} bytes at rank {}", verb, bytes, rank);
+  return fmt::format("{} of {} bytes {} rank {} (tag {}) at rank {}", verb, bytes,
+                     receives ? "from" : "to", peer, tag, rank);
+}
+
+Request::Request() noexcept = default;
+Request::Request(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
+Request::Request(Request&& other) noexcept = default;
+Request& Request::operator=(Request&& other) noexcept {
+  // The message that was here is dropped as by the destructor.
+  Request dropped(std::move(other));
+  std::swap(impl_, dropped.impl_);
+  return *this;
+}
+Request::~Request() {
+  if (impl_) drop();
+}
+
+bool Request::test() {
+  if (!impl_) return true;
+  try {
+    if (!impl_->test()) return false;
+  } catch (...) {
+    abandon();
+    throw;
+  }
+  impl_.reset();
+  return true;
+}
+
+void Request::wait() {
+  if (!impl_) return;
+  wait_until(
+      impl_->deadline, [this] { return test(); }, [this] { return describe(); });
+}
+
+void Request::keep(std::shared_ptr<const void> buffer) {
+  if (impl_) impl_->kept.push_back(std::move(buffer));
+}
+
+std::string Request::describe() const { return impl_ ? impl_->describe() : "nothing"; }
+
+/// Cancels; what MPI still holds is leaked together with the buffers that the request owns.
+void Request::abandon() noexcept {
+  if (finalized() || !impl_->cancel()) {
+    static_cast<void>(impl_.release());
+  } else {
+    impl_.reset();
+  }
+}
+
+void Request::drop() noexcept {
+  // While an exception unwinds, the peer may be gone and a wait would hide the cause. A send may
+  // then outlive the caller's bytes, which is why main must abort the job promptly.
+  if (finalized() || std::uncaught_exceptions() > impl_->exceptions) {
+    abandon();
+    return;
+  }
+  try {
+    wait();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "dattn: a dropped message failed: %s\n", error.what());
+    if (!impl_) return;
+    if (impl_->cancel()) {
+      impl_.reset();
+      return;
+    }
+    // Its bytes are about to die while MPI may still read or write them.
+    MPI_Abort(MPI_COMM_WORLD, 1);
+    std::terminate();
+  }
+}
+
+}  // namespace dattn::comm

@@ -1,0 +1,84 @@
+#include "comm/session.hpp"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <stdexcept>
+
+#include "comm/error.hpp"
+#include "comm/mpi.hpp"
+
+namespace dattn::comm {
+namespace {
+
+void initialise(int* argc, char*** argv) {
+  int already = 0;
+  check(MPI_Initialized(&already));
+  if (already != 0) throw std::logic_error("MPI is initialised already: use comm::adopt");
+  int provided = 0;
+  check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided));
+  if (provided < MPI_THREAD_FUNNELED) {
+    throw std::runtime_error(
+        fmt::format("MPI offers thread level {}, less than FUNNELED", provided));
+  }
+  check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+  check(MPI_Comm_set_errhandler(MPI_COMM_SELF, MPI_ERRORS_RETURN));
+}
+
+/// The number that `text` is, or 0.
+int number(const char* text) {
+  int value = 0;
+  if (text == nullptr) return 0;
+  const char* end = text + std::strlen(text);
+  const auto [stop, error] = std::from_chars(text, end, value);
+  return error == std::errc{} && stop == end ? value : 0;
+}
+
+}  // namespace
+
+Session::Session() : exceptions_(std::uncaught_exceptions()) {
+  initialise(nullptr, nullptr);
+  world_ = adopt(MPI_COMM_WORLD);
+}
+
+Session::Session(int& argc, char**& argv) : exceptions_(std::uncaught_exceptions()) {
+  initialise(&argc, &argv);
+  world_ = adopt(MPI_COMM_WORLD);
+}
+
+Session::~Session() {
+  // MPI_Finalize is collective: after an exception the other ranks may never come, and the job
+  // would hang instead of failing. mpirun ends a job in which a rank leaves without finalising.
+  if (std::uncaught_exceptions() > exceptions_) return;
+  world_.reset();
+  MPI_Finalize();
+}
+
+void Session::abort(int code) noexcept {
+  MPI_Abort(MPI_COMM_WORLD, code);
+  std::_Exit(code);
+}
+
+std::optional<std::string> launch_complaint(int ranks, const char* ompi_comm_world_size,
+                                            const char* slurm_ntasks) {
+  if (const int started = number(ompi_comm_world_size); started > 0) {
+    // mpirun inside a Slurm job may well start fewer ranks than the job has tasks.
+    if (started <= ranks) return std::nullopt;
+    return fmt::format(
+        "mpirun started {} ranks but MPI sees {}: the program is linked to another MPI than "
+        "mpirun's; use the mpirun of the MPI that it was built with",
+        started, ranks);
+  }
+  if (const int started = number(slurm_ntasks); started > ranks) {
+    return fmt::format(
+        "srun started {} ranks but MPI sees {}: srun and Open MPI share no PMI; use `srun "
+        "--mpi=pmix` (see `srun --mpi=list`) or mpirun",
+        started, ranks);
+  }
+  return std::nullopt;
+}
+
+}  // namespace dattn::comm
