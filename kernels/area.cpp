@@ -1,0 +1,272 @@
+#include "kernels/area.hpp"
+
+#include <algorithm>
+
+namespace dattn {
+namespace {
+
+/// Up to this many queries, counting row by row beats cutting further.
+constexpr Index kFewRows = 8;
+
+/// Visits the rectangle `q` x `k` in pieces: all(q, k) for pieces that are allowed whole, row(query
+/// position, ascending spans, k) for single rows. A visitor that returns true ends the visit.
+template <class All, class Row>
+bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Row& row,
+           std::vector<Range>& scratch) {
+  if (q.count == 0 || k.count == 0) return false;
+  // The bounds of a strided run hold more positions than the run: None and All stay true of it.
+  switch (mask.cover(head, q.bounds(), k.bounds())) {
+    case Cover::None:
+      return false;
+    case Cover::All:
+      return all(q, k);
+    case Cover::Some:
+      break;
+  }
+  if (q.count <= kFewRows) {
+    for (Index i = 0; i < q.count; ++i) {
+      scratch.clear();
+      mask.spans(head, q.at(i), k.bounds(), scratch);
+      if (row(q.at(i), scratch, k)) return true;
+    }
+    return false;
+  }
+  // Cut the longer side, so that pieces stay square and leave the mask's edge soon. Measured by
+  // bounds: a single row is 1 long whatever its step, so what is cut has two rows or more.
+  if (q.bounds().size() >= k.bounds().size()) {
+    const Index half = q.count / 2;
+    return visit(mask, head, q.part({0, half}), k, all, row, scratch) ||
+           visit(mask, head, q.part({half, q.count}), k, all, row, scratch);
+  }
+  const Index half = k.count / 2;
+  return visit(mask, head, q, k.part({0, half}), all, row, scratch) ||
+         visit(mask, head, q, k.part({half, k.count}), all, row, scratch);
+}
+
+/// Positions first + i * step + j for i < rounds, j < width: what neighbouring ranks own together
+/// when tokens are dealt out one by one. One round is a contiguous piece.
+struct Band {
+  Index first;
+  Index width;
+  Index step;
+  Index rounds;
+
+  Range bounds() const { return {first, first + (rounds - 1) * step + width}; }
+};
+
+/// The same positions in the fewest bands; their order is lost.
+std::vector<Band> bands_of(const Runs& runs) {
+  Runs sorted;
+  for (const Run& run : runs) {
+    if (run.count > 0) sorted.push_back({run.first, run.count, run.count == 1 ? 1 : run.step});
+  }
+  std::sort(sorted.begin(), sorted.end(), [](const Run& a, const Run& b) {
+    return std::pair(a.step, a.first) < std::pair(b.step, b.first);
+  });
+  std::vector<Band> strided;
+  std::vector<Range> pieces;
+  for (std::size_t i = 0; i < sorted.size();) {
+    const Index step = sorted[i].step;
+    if (step == 1) {
+      pieces.push_back(sorted[i++].bounds());
+      continue;
+    }
+    std::size_t end = i + 1;
+    Index rounds = sorted[i].count;
+    while (end < sorted.size() && sorted[end].step == step &&
+           sorted[end].first == sorted[end - 1].first + 1 &&
+           sorted[end].first < sorted[i].first + step) {
+      rounds = std::min(rounds, sorted[end++].count);
+    }
+    const auto width = static_cast<Index>(end - i);
+    if (width == step) {
+      pieces.push_back({sorted[i].first, sorted[i].first + step * rounds});
+    } else {
+      strided.push_back({sorted[i].first, width, step, rounds});
+    }
+    for (; i < end; ++i) {  // members beyond the rounds that all of them have
+      for (Index n = rounds; n < sorted[i].count; ++n) {
+        pieces.push_back({sorted[i].at(n), sorted[i].at(n) + 1});
+      }
+    }
+  }
+  std::sort(pieces.begin(), pieces.end());
+  std::vector<Band> out;
+  for (const Range p : pieces) {
+    if (!out.empty() && out.back().bounds().end == p.begin) {
+      out.back().width += p.size();
+      out.back().step = out.back().width;
+    } else {
+      out.push_back({p.begin, p.size(), p.size(), 1});
+    }
+  }
+  out.insert(out.end(), strided.begin(), strided.end());
+  return out;
+}
+
+bool dense(const std::vector<Band>& bands) {
+  return std::all_of(bands.begin(), bands.end(), [](const Band& b) { return b.rounds == 1; });
+}
+
+Runs runs_of(const std::vector<Band>& bands) {
+  Runs runs;
+  for (const Band& b : bands) {
+    for (Index i = 0; i < b.rounds; ++i) runs.push_back({b.first + i * b.step, b.width, 1});
+  }
+  return runs;
+}
+
+}  // namespace
+
+bool dense(const Runs& runs) { return dense(bands_of(runs)); }
+
+RowSpans::RowSpans(const Mask& mask, Index head, const Runs& queries, Range keys, Index step)
+    : step_(step) {
+  std::vector<Range> row;
+  for (const Run& run : queries) {
+    for (Index i = 0; i < run.count; ++i) {
+      row.clear();
+      mask.spans(head, run.at(i), keys, row);
+      for (const Range span : row) {
+        begins_.push_back({span.begin / step, span.begin % step});
+        ends_.push_back({span.end / step, span.end % step});
+      }
+    }
+  }
+}
+
+Index RowSpans::area(const Runs& keys) const {
+  Index sum = 0;
+  for (const Band& band : bands_of(keys)) {
+    // Members of the band below a position, summed over all ends less all begins.
+    if (band.rounds == 1 || band.step != step_) {
+      const auto below = [&](const Edge& e) {
+        const Index y = e.quotient * step_ + e.rest - band.first;
+        if (y <= 0) return Index{0};
+        const Index i = y / band.step;
+        return i >= band.rounds ? band.rounds * band.width
+                                : i * band.width + std::min(y % band.step, band.width);
+      };
+      for (const Edge& e : ends_) sum += below(e);
+      for (const Edge& e : begins_) sum -= below(e);
+      continue;
+    }
+    const Index quotient = band.first / step_;
+    const Index rest = band.first % step_;
+    const auto below = [&](const Edge& e) {  // as above; the division is done already
+      const Index wrap = e.rest < rest ? 1 : 0;
+      const Index i = e.quotient - quotient - wrap;
+      const Index j = std::min(e.rest - rest + wrap * step_, band.width);
+      return i < 0 ? 0 : i >= band.rounds ? band.rounds * band.width : i * band.width + j;
+    };
+    for (const Edge& e : ends_) sum += below(e);
+    for (const Edge& e : begins_) sum -= below(e);
+  }
+  return sum;
+}
+
+Index area(const Mask& mask, Index head, const Runs& queries, const Runs& keys) {
+  const std::vector<Band> q_bands = bands_of(queries);
+  const std::vector<Band> k_bands = bands_of(keys);
+  if (!dense(k_bands)) {
+    Range bounds = k_bands.front().bounds();
+    for (const Band& b : k_bands) {
+      bounds.begin = std::min(bounds.begin, b.bounds().begin);
+      bounds.end = std::max(bounds.end, b.bounds().end);
+    }
+    return RowSpans(mask, head, queries, bounds, k_bands.back().step).area(keys);
+  }
+  Index sum = 0;
+  std::vector<Range> scratch;
+  const auto all = [&](Run q, Run k) {
+    sum += q.count * k.count;
+    return false;
+  };
+  const auto row = [&](Index, const std::vector<Range>& spans, Run k) {
+    for (const Range span : spans) sum += k.inside(span).size();
+    return false;
+  };
+  for (const Run& q : dense(q_bands) ? runs_of(q_bands) : queries) {
+    for (const Run& k : runs_of(k_bands)) visit(mask, head, q, k, all, row, scratch);
+  }
+  return sum;
+}
+
+std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queries,
+                                 const Runs& keys) {
+  std::optional<Pair> found;
+  std::vector<Range> scratch;
+  const auto all = [&](Run q, Run k) {
+    found = Pair{q.first, k.first};
+    return true;
+  };
+  const auto row = [&](Index query, const std::vector<Range>& spans, Run k) {
+    for (const Range span : spans) {
+      if (const Range members = k.inside(span); !members.empty()) {
+        found = Pair{query, k.at(members.begin)};
+        return true;
+      }
+    }
+    return false;
+  };
+  for (const Run& q : queries) {
+    for (const Run& k : keys) {
+      if (visit(mask, head, q, k, all, row, scratch)) return found;
+    }
+  }
+  return found;
+}
+
+Ranges keys_seen(const Mask& mask, Index head, const Runs& queries, Index keys) {
+  std::vector<Range> seen;
+  std::vector<Range> row;
+  // Rows of one run see much the same keys: joining each row to what the last ones left keeps
+  // `seen` short for every mask whose rows are a few spans.
+  const auto join = [&] {
+    std::sort(seen.begin(), seen.end());
+    std::size_t last = 0;
+    for (std::size_t i = 1; i < seen.size(); ++i) {
+      if (seen[i].begin <= seen[last].end) {
+        seen[last].end = std::max(seen[last].end, seen[i].end);
+      } else {
+        seen[++last] = seen[i];
+      }
+    }
+    if (!seen.empty()) seen.resize(last + 1);
+  };
+  std::size_t joined = 0;
+  for (const Run& run : queries) {
+    for (Index i = 0; i < run.count; ++i) {
+      row.clear();
+      mask.spans(head, run.at(i), {0, keys}, row);
+      for (const Range r : row) {
+        if (seen.empty() || !seen.back().contains(r)) seen.push_back(r);
+      }
+      if (seen.size() > 2 * joined + 64) {
+        join();
+        joined = seen.size();
+      }
+    }
+  }
+  join();
+  Ranges out;
+  for (const Range r : seen) append(out, r);
+  return out;
+}
+
+std::vector<std::pair<Index, Index>> variants(const Mask& mask, Range heads) {
+  std::vector<std::pair<Index, Index>> out;
+  std::vector<Index> seen;
+  for (Index h = heads.begin; h < heads.end; ++h) {
+    const auto at = std::find(seen.begin(), seen.end(), mask.variant(h));
+    if (at == seen.end()) {
+      seen.push_back(mask.variant(h));
+      out.emplace_back(h, 1);
+    } else {
+      ++out[static_cast<std::size_t>(at - seen.begin())].second;
+    }
+  }
+  return out;
+}
+
+}  // namespace dattn

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <optional>
+
+#include "kernels/mask.hpp"
+
+namespace dattn {
+
+/// A query position and a key position.
+struct Pair {
+  Index query = 0;
+  Index key = 0;
+};
+
+/// The exact number of allowed (query, key) pairs of one head between the rows at positions
+/// `queries` and those at `keys`, by descent on `cover`.
+Index area(const Mask& mask, Index head, const Runs& queries, const Runs& keys);
+
+/// The same for many sets of keys against one set of queries, kept as its rows' spans: what
+/// strided keys need, where tiles of neighbouring positions say little.
+class RowSpans {
+ public:
+  /// `step` is the step of the keys that will be asked about; others are answered, more slowly.
+  RowSpans(const Mask& mask, Index head, const Runs& queries, Range keys, Index step);
+
+  Index area(const Runs& keys) const;
+
+ private:
+  /// A position as `step` sees it: quotient * step + rest.
+  struct Edge {
+    Index quotient;
+    Index rest;
+  };
+  Index step_;
+  std::vector<Edge> begins_;
+  std::vector<Edge> ends_;
+};
+
+/// Whether every run has step 1, or the runs fill each other's gaps so that they may as well.
+bool dense(const Runs& runs);
+
+/// Some allowed pair of that rectangle, or nothing when it has none.
+std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queries,
+                                 const Runs& keys);
+
+/// The keys of [0, keys) that at least one of the rows at `queries` sees, as ascending Ranges.
+Ranges keys_seen(const Mask& mask, Index head, const Runs& queries, Index keys);
+
+/// The heads of `heads` by what they see: one head of each variant, and how many heads it stands
+/// for.
+std::vector<std::pair<Index, Index>> variants(const Mask& mask, Range heads);
+
+}  // namespace dattn

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <functional>
+
+#include "kernels/isa.hpp"
+#include "kernels/mask.hpp"
+#include "kernels/view.hpp"
+
+namespace dattn {
+
+/// Which part of the whole problem some views hold: global heads and positions, row by row.
+struct Where {
+  Shape shape;
+  Range query_heads;
+  Range key_heads;
+  Range value_heads;
+  Runs queries;  ///< positions of the rows of Q
+  Runs keys;     ///< positions of the rows of K and V
+};
+
+/// How a kernel works on one rank.
+struct Work {
+  double scale = 1.0;               ///< scores are scale * q.k
+  int threads = 1;                  ///< OpenMP threads
+  std::function<void()> poll = {};  ///< called by the calling thread between tiles, may be empty
+  const Tiles* tiles = nullptr;     ///< instruction set; null chooses the best of this machine
+};
+
+/// out <- out merged with softmax attention of q to k, v under `mask`.
+///
+/// q [rows, query heads, d_qk], k [keys, key heads, d_qk], v [keys, value heads, d_v], out
+/// [rows, query heads, d_v + 2] (records, kernels/partial.hpp). Tiles that the mask empties cost
+/// nothing. The result does not depend on the number of threads. NaN and infinity in Q, K or V
+/// reach exactly the rows that see them; a score of -inf weighs nothing, as if its key were not
+/// there.
+/// @pre every query head's key and value head is among where.key_heads, where.value_heads
+void attend(View<const float> q, View<const float> k, View<const float> v, View<float> out,
+            const Where& where, const Mask& mask, const Work& work);
+
+/// The same in double, by the reference loops: exact to double rounding, and slow.
+void attend(View<const double> q, View<const double> k, View<const double> v, View<double> out,
+            const Where& where, const Mask& mask, const Work& work);
+
+}  // namespace dattn

@@ -1,0 +1,31 @@
+#include "kernels/check.hpp"
+
+#include <cstdio>
+#include <cstdlib>
+
+namespace dattn {
+
+void check_failed(const char* condition, const char* file, int line, const std::string& values) {
+  // The launcher of an MPI job tells every rank its number; plain programs have none.
+  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
+  std::fprintf(stderr, "[rank %s] bug: %s:%d: %s:%s\n", rank == nullptr ? "-" : rank, file, line,
+               condition, values.c_str());
+  std::abort();
+}
+
+std::string shown(std::string_view text) {
+  constexpr std::size_t kMost = 40;
+  constexpr std::string_view kDigits = "0123456789abcdef";
+  std::string out = "'";
+  for (const char c : text.substr(0, kMost)) {
+    if (' ' <= c && c <= '~') {
+      out += c;
+    } else {
+      const auto byte = static_cast<unsigned char>(c);
+      out += {'\\', 'x', kDigits[byte / 16u], kDigits[byte % 16u]};
+    }
+  }
+  return out + (text.size() > kMost ? "...'" : "'");
+}
+
+}  // namespace dattn

@@ -1,0 +1,67 @@
+#include "kernels/mask.hpp"
+
+#include <array>
+#include <charconv>
+#include <stdexcept>
+
+#include "kernels/check.hpp"
+#include "kernels/masks/causal.hpp"
+#include "kernels/masks/documents.hpp"
+#include "kernels/masks/full.hpp"
+#include "kernels/masks/prefix.hpp"
+#include "kernels/masks/sink.hpp"
+#include "kernels/masks/window.hpp"
+
+namespace dattn {
+
+void Mask::spans(Index head, Index query, Range keys, std::vector<Range>& out) const {
+  Index k = keys.begin;
+  while (k < keys.end) {
+    while (k < keys.end && !allows(head, query, k)) ++k;
+    const Index begin = k;
+    while (k < keys.end && allows(head, query, k)) ++k;
+    if (k > begin) out.push_back({begin, k});
+  }
+}
+
+Cover Mask::cover(Index head, Range queries, Range keys) const {
+  if (queries.empty() || keys.empty()) return Cover::None;
+  bool any = false;
+  bool gap = false;
+  std::vector<Range> row;
+  for (Index q = queries.begin; q < queries.end; ++q) {
+    row.clear();
+    spans(head, q, keys, row);
+    any = any || !row.empty();
+    gap = gap || row.empty() || row.front() != keys;
+    if (any && gap) return Cover::Some;
+  }
+  return any ? Cover::All : Cover::None;
+}
+
+Index Mask::variant(Index) const { return 0; }
+
+std::span<const MaskKind> mask_kinds() {
+  static const std::array kinds{full_kind(),      causal_kind(), window_kind(),
+                                documents_kind(), prefix_kind(), sink_kind()};
+  return kinds;
+}
+
+std::vector<Index> parse_counts(std::string_view text, std::string_view form) {
+  std::vector<Index> counts;
+  while (true) {
+    const std::size_t comma = text.find(',');
+    const std::string_view word = text.substr(0, comma);
+    Index value = 0;
+    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
+    if (error != std::errc{} || end != word.data() + word.size() || value < 0) {
+      throw std::invalid_argument(shown(word) + " is not a count; the mask is written " +
+                                  std::string(form));
+    }
+    counts.push_back(value);
+    if (comma == std::string_view::npos) return counts;
+    text.remove_prefix(comma + 1);
+  }
+}
+
+}  // namespace dattn

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "kernels/shape.hpp"
+
+namespace dattn {
+
+/// How much of a tile (a rectangle of queries x keys) a mask allows. Of an empty tile: None.
+enum class Cover { None, Some, All };
+
+/// Which (head, query, key) triples are allowed. Queries and keys are positions; a query's may be
+/// negative (more queries than keys), a key's never.
+class Mask {
+ public:
+  virtual ~Mask() = default;
+
+  /// The definition; everything else must agree with it.
+  virtual bool allows(Index head, Index query, Index key) const = 0;
+
+  /// Appends the allowed keys of one query inside `keys`: ascending, disjoint, not touching.
+  /// Derived by asking `allows` for each key; masks override it where they can say it at once.
+  virtual void spans(Index head, Index query, Range keys, std::vector<Range>& out) const;
+
+  /// Exact, for any tile. Derived from `spans`, row by row until the answer is known.
+  virtual Cover cover(Index head, Range queries, Range keys) const;
+
+  /// Heads with equal variants see the same pairs.
+  virtual Index variant(Index head) const;
+
+  /// The words from which parse_mask makes this mask again.
+  virtual std::string spec() const = 0;
+};
+
+using MaskPtr = std::shared_ptr<const Mask>;
+
+/// One primitive mask as the user names it.
+struct MaskKind {
+  std::string_view name;
+  std::string_view form;       ///< e.g. "window:L,R"
+  std::string_view summary;    ///< one sentence
+  std::string_view requires_;  ///< what it needs, one clause
+  /// Makes the mask from the text behind the colon. Throws std::invalid_argument with the reason.
+  MaskPtr (*make)(std::string_view arguments, const Shape& shape);
+};
+
+/// The table of masks. A new mask is one file in masks/ and one line here.
+std::span<const MaskKind> mask_kinds();
+
+/// Makes a mask from words: `a+b` is a and b, `a/b` is a or b ('+' binds tighter, parentheses
+/// group), `a@0-3;b@4-7` gives head ranges their own masks. Throws std::invalid_argument.
+MaskPtr parse_mask(std::string_view spec, const Shape& shape);
+
+/// @pre neither is a table (per_head)
+MaskPtr both(MaskPtr a, MaskPtr b);
+MaskPtr either(MaskPtr a, MaskPtr b);
+/// A table from head to mask.
+/// @pre the Ranges cover 0..heads in order, without gap or overlap; no mask is itself a table
+MaskPtr per_head(std::vector<std::pair<Range, MaskPtr>> table);
+
+/// Splits "n1,n2,..." into counts >= 0. Throws std::invalid_argument naming `form`.
+std::vector<Index> parse_counts(std::string_view text, std::string_view form);
+
+}  // namespace dattn

@@ -1,0 +1,245 @@
+// Masks made of masks, and the words that say them.
+#include <charconv>
+#include <stdexcept>
+
+#include "kernels/check.hpp"
+#include "kernels/mask.hpp"
+
+namespace dattn {
+namespace {
+
+/// Either and Both ask their two parts first: only where that leaves it open do the rows decide.
+class Either final : public Mask {
+ public:
+  Either(MaskPtr a, MaskPtr b) : a_(std::move(a)), b_(std::move(b)) {}
+
+  bool allows(Index head, Index query, Index key) const override {
+    return a_->allows(head, query, key) || b_->allows(head, query, key);
+  }
+  void spans(Index head, Index query, Range keys, std::vector<Range>& out) const override {
+    std::vector<Range> all;
+    a_->spans(head, query, keys, all);
+    b_->spans(head, query, keys, all);
+    std::sort(all.begin(), all.end());
+    const auto first = static_cast<std::ptrdiff_t>(out.size());
+    for (const Range r : all) {
+      if (static_cast<std::ptrdiff_t>(out.size()) > first && r.begin <= out.back().end) {
+        out.back().end = std::max(out.back().end, r.end);
+      } else {
+        out.push_back(r);
+      }
+    }
+  }
+  Cover cover(Index head, Range queries, Range keys) const override {
+    const Cover a = a_->cover(head, queries, keys);
+    if (a == Cover::All) return a;
+    const Cover b = b_->cover(head, queries, keys);
+    if (a == Cover::None || b == Cover::All) return b;
+    return b == Cover::None ? a : Mask::cover(head, queries, keys);
+  }
+  std::string spec() const override { return a_->spec() + "/" + b_->spec(); }
+
+ private:
+  MaskPtr a_;
+  MaskPtr b_;
+};
+
+class Both final : public Mask {
+ public:
+  Both(MaskPtr a, MaskPtr b) : a_(std::move(a)), b_(std::move(b)) {}
+
+  bool allows(Index head, Index query, Index key) const override {
+    return a_->allows(head, query, key) && b_->allows(head, query, key);
+  }
+  void spans(Index head, Index query, Range keys, std::vector<Range>& out) const override {
+    std::vector<Range> outer;
+    a_->spans(head, query, keys, outer);
+    for (const Range part : outer) b_->spans(head, query, part, out);
+  }
+  Cover cover(Index head, Range queries, Range keys) const override {
+    const Cover a = a_->cover(head, queries, keys);
+    if (a == Cover::None) return a;
+    const Cover b = b_->cover(head, queries, keys);
+    if (a == Cover::All || b == Cover::None) return b;
+    return b == Cover::All ? a : Mask::cover(head, queries, keys);
+  }
+  std::string spec() const override { return grouped(*a_) + "+" + grouped(*b_); }
+
+ private:
+  /// '+' binds tighter than '/', so only an Either inside needs its parentheses.
+  static std::string grouped(const Mask& mask) {
+    const bool loose = dynamic_cast<const Either*>(&mask) != nullptr;
+    return loose ? "(" + mask.spec() + ")" : mask.spec();
+  }
+
+  MaskPtr a_;
+  MaskPtr b_;
+};
+
+class PerHead final : public Mask {
+ public:
+  explicit PerHead(std::vector<std::pair<Range, MaskPtr>> table) : table_(std::move(table)) {}
+
+  bool allows(Index head, Index query, Index key) const override {
+    return of(head).allows(head, query, key);
+  }
+  void spans(Index head, Index query, Range keys, std::vector<Range>& out) const override {
+    of(head).spans(head, query, keys, out);
+  }
+  Cover cover(Index head, Range queries, Range keys) const override {
+    return of(head).cover(head, queries, keys);
+  }
+  Index variant(Index head) const override { return row_of(head); }
+  std::string spec() const override {
+    std::string out;
+    for (const auto& [heads, mask] : table_) {
+      out += (out.empty() ? "" : ";") + mask->spec() + "@" + std::to_string(heads.begin) + "-" +
+             std::to_string(heads.end - 1);
+    }
+    return out;
+  }
+
+ private:
+  Index row_of(Index head) const {
+    for (std::size_t i = 0; i < table_.size(); ++i) {
+      if (table_[i].first.contains(head)) return static_cast<Index>(i);
+    }
+    CHECK(false, "no mask for head", head);
+    return 0;
+  }
+  const Mask& of(Index head) const {
+    return *table_[static_cast<std::size_t>(row_of(head))].second;
+  }
+
+  std::vector<std::pair<Range, MaskPtr>> table_;
+};
+
+/// Recursive descent over: table = or@a-b ; ...   or = and / ...   and = atom + ...
+class Words {
+ public:
+  Words(std::string_view text, const Shape& shape) : text_(text), shape_(shape) {}
+
+  MaskPtr table() {
+    std::vector<std::pair<Range, MaskPtr>> rows;
+    Index next = 0;
+    while (true) {
+      parts_ = 0;
+      MaskPtr mask = any_of();
+      if (rows.empty() && text_.empty()) return mask;
+      const Range heads = head_range();
+      if (heads.begin != next || heads.end > shape_.query_heads) {
+        fail("heads " + std::to_string(heads.begin) + "-" + std::to_string(heads.end - 1) +
+             " do not follow on; list all " + std::to_string(shape_.query_heads) +
+             " query heads once, in order");
+      }
+      next = heads.end;
+      rows.emplace_back(heads, std::move(mask));
+      if (!take(';')) break;
+    }
+    if (!text_.empty()) fail("unexpected " + shown(text_));
+    if (next != shape_.query_heads) {
+      fail("heads " + std::to_string(next) + "-" + std::to_string(shape_.query_heads - 1) +
+           " have no mask");
+    }
+    return per_head(std::move(rows));
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& why) const { throw std::invalid_argument(why); }
+
+  bool take(char c) {
+    if (text_.empty() || text_.front() != c) return false;
+    text_.remove_prefix(1);
+    return true;
+  }
+
+  MaskPtr any_of() {
+    MaskPtr mask = all_of();
+    while (take('/')) mask = either(std::move(mask), all_of());
+    return mask;
+  }
+
+  MaskPtr all_of() {
+    MaskPtr mask = atom();
+    while (take('+')) mask = both(std::move(mask), atom());
+    return mask;
+  }
+
+  MaskPtr atom() {
+    if (take('(')) {
+      // Bounded, so that no text can exhaust the stack.
+      if (++depth_ > 64) fail("more than 64 parentheses inside one another");
+      MaskPtr mask = any_of();
+      if (!take(')')) fail("a '(' is not closed");
+      --depth_;
+      return mask;
+    }
+    // Bounded too: a long chain is a deep tree, and its destructor recurses.
+    if (++parts_ > 256) fail("more than 256 masks joined into one");
+    const std::string_view word = text_.substr(0, text_.find_first_of("+/;@()"));
+    text_.remove_prefix(word.size());
+    const std::size_t colon = word.find(':');
+    const std::string_view name = word.substr(0, colon);
+    std::string known;
+    for (const MaskKind& kind : mask_kinds()) {
+      if (kind.name == name) {
+        return kind.make(colon == std::string_view::npos ? "" : word.substr(colon + 1), shape_);
+      }
+      known += (known.empty() ? "" : ", ") + std::string(kind.form);
+    }
+    fail("no mask is called " + shown(name) + "; there are " + known);
+  }
+
+  Range head_range() {
+    if (!take('@')) {
+      fail((text_.empty() ? "no heads" : "unexpected " + shown(text_)) +
+           "; a table of heads is written mask@first-last;mask@first-last");
+    }
+    const Index first = number();
+    return {first, (take('-') ? number() : first) + 1};
+  }
+
+  Index number() {
+    Index value = 0;
+    const auto [end, error] = std::from_chars(text_.data(), text_.data() + text_.size(), value);
+    if (error != std::errc{} || value < 0 || value >= shape_.query_heads) {
+      fail(shown(text_) + " does not start with a head number below " +
+           std::to_string(shape_.query_heads));
+    }
+    text_.remove_prefix(static_cast<std::size_t>(end - text_.data()));
+    return value;
+  }
+
+  std::string_view text_;
+  const Shape& shape_;
+  int depth_ = 0;
+  int parts_ = 0;  ///< of the row at hand
+};
+
+/// A table stands outermost: its variants and its words hold for no part of a mask.
+bool is_table(const MaskPtr& mask) { return dynamic_cast<const PerHead*>(mask.get()) != nullptr; }
+
+}  // namespace
+
+MaskPtr both(MaskPtr a, MaskPtr b) {
+  CHECK(!is_table(a) && !is_table(b));
+  return std::make_shared<Both>(std::move(a), std::move(b));
+}
+
+MaskPtr either(MaskPtr a, MaskPtr b) {
+  CHECK(!is_table(a) && !is_table(b));
+  return std::make_shared<Either>(std::move(a), std::move(b));
+}
+
+MaskPtr per_head(std::vector<std::pair<Range, MaskPtr>> table) {
+  Index next = 0;
+  for (const auto& [heads, mask] : table) {
+    CHECK(heads.begin == next && !heads.empty() && !is_table(mask), heads.begin, heads.end, next);
+    next = heads.end;
+  }
+  return std::make_shared<PerHead>(std::move(table));
+}
+
+MaskPtr parse_mask(std::string_view spec, const Shape& shape) { return Words(spec, shape).table(); }
+
+}  // namespace dattn

@@ -1,0 +1,73 @@
+#include "kernels/masks/documents.hpp"
+
+#include <stdexcept>
+
+namespace dattn {
+namespace {
+
+class Documents final : public Mask {
+ public:
+  explicit Documents(const std::vector<Index>& lengths) {
+    edges_.push_back(0);
+    for (const Index n : lengths) {
+      if (n > 0) edges_.push_back(edges_.back() + n);
+    }
+  }
+
+  bool allows(Index, Index query, Index key) const override { return around(query).contains(key); }
+  void spans(Index, Index query, Range keys, std::vector<Range>& out) const override {
+    const Range seen = intersect(around(query), keys);
+    if (!seen.empty()) out.push_back(seen);
+  }
+  Cover cover(Index, Range queries, Range keys) const override {
+    const Range inside = intersect(queries, {0, edges_.back()});
+    if (inside.empty() || keys.empty()) return Cover::None;
+    const Range first = around(inside.begin);
+    const Range last = around(inside.end - 1);
+    // The documents of a run of queries are one run of keys.
+    if (intersect({first.begin, last.end}, keys).empty()) return Cover::None;
+    const bool all = inside == queries && first == last && first.contains(keys);
+    return all ? Cover::All : Cover::Some;
+  }
+  std::string spec() const override {
+    std::string out = "documents:";
+    for (std::size_t i = 1; i < edges_.size(); ++i) {
+      out += (i == 1 ? "" : ",") + std::to_string(edges_[i] - edges_[i - 1]);
+    }
+    return out;
+  }
+
+ private:
+  /// The document that holds this position; empty outside all of them.
+  Range around(Index position) const {
+    if (position < 0 || position >= edges_.back()) return {0, 0};
+    const auto next = std::upper_bound(edges_.begin(), edges_.end(), position);
+    return {*(next - 1), *next};
+  }
+
+  std::vector<Index> edges_;  ///< 0, n1, n1+n2, ...: ascending, no empty document
+};
+
+}  // namespace
+
+MaskKind documents_kind() {
+  return {"documents", "documents:n1,n2,...", "a query sees the keys of its own document",
+          "lengths that add up to the keys",
+          [](std::string_view arguments, const Shape& shape) -> MaskPtr {
+            const std::vector<Index> lengths = parse_counts(arguments, "documents:n1,n2,...");
+            Index sum = 0;
+            for (const Index n : lengths) {
+              sum = n > shape.keys - sum ? shape.keys + 1 : sum + n;
+              if (sum > shape.keys) break;
+            }
+            if (sum != shape.keys) {
+              throw std::invalid_argument(
+                  "the document lengths add up to " +
+                  (sum > shape.keys ? "more than " : std::to_string(sum) + ", not ") +
+                  std::to_string(shape.keys) + " keys");
+            }
+            return std::make_shared<Documents>(lengths);
+          }};
+}
+
+}  // namespace dattn

@@ -1,0 +1,69 @@
+#include "kernels/partial.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/check.hpp"
+
+namespace dattn {
+
+template <class T>
+void clear(View<T> partial) {
+  for (Index i = 0; i < partial.rows * partial.heads; ++i) {
+    T* record = partial.data + i * partial.dim;
+    record[0] = -std::numeric_limits<T>::infinity();
+    for (Index j = 1; j < partial.dim; ++j) record[j] = 0;
+  }
+}
+
+template <class T>
+void merge(const T* from, T* into, Index records, Index length) {
+  for (Index i = 0; i < records; ++i, from += length, into += length) {
+    // A side over no key is passed over, not weighted by zero: that keeps -inf - -inf away, and the
+    // sign of zeros. The test is on l alone: a NaN score leaves m at -inf and l at NaN.
+    if (from[1] == 0) continue;
+    if (into[1] == 0) {
+      std::copy(from, from + length, into);
+      continue;
+    }
+    const T m = std::max(from[0], into[0]) + T{0};  // + 0: the maximum of 0 and -0 is 0 both ways
+    const T wf = std::exp(from[0] - m);
+    const T wi = std::exp(into[0] - m);
+    into[0] = m;
+    // Two products and a sum, each rounded: this file is compiled without contraction to FMA,
+    // which would make merge(a, b) and merge(b, a) differ in the last bit.
+    for (Index j = 1; j < length; ++j) into[j] = from[j] * wf + into[j] * wi;
+  }
+}
+
+template <class T>
+void finish(View<const T> partial, std::span<T> o, std::span<T> lse) {
+  const Index d_v = partial.dim - 2;
+  const Index records = partial.rows * partial.heads;
+  CHECK(static_cast<Index>(o.size()) == records * d_v && static_cast<Index>(lse.size()) == records,
+        o.size(), lse.size(), records, d_v);
+  for (Index i = 0; i < records; ++i) {
+    const T* record = partial.data + i * partial.dim;
+    const T l = record[1];
+    T* out = o.data() + i * d_v;
+    if (l == 0) {
+      std::fill(out, out + d_v, T{0});
+      lse[static_cast<std::size_t>(i)] = -std::numeric_limits<T>::infinity();
+      continue;
+    }
+    for (Index j = 0; j < d_v; ++j) out[j] = record[2 + j] / l;
+    // In double: ln l can be as large as m, and one rounding is enough.
+    lse[static_cast<std::size_t>(i)] =
+        static_cast<T>(static_cast<double>(record[0]) + std::log(static_cast<double>(l)));
+  }
+}
+
+template void clear(View<float>);
+template void clear(View<double>);
+template void merge(const float*, float*, Index, Index);
+template void merge(const double*, double*, Index, Index);
+template void finish(View<const float>, std::span<float>, std::span<float>);
+template void finish(View<const double>, std::span<double>, std::span<double>);
+
+}  // namespace dattn

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <span>
+
+#include "kernels/view.hpp"
+
+namespace dattn {
+
+/// A Partial is attention over some of the keys, possibly none: per row and head one *record* of
+/// d_v + 2 numbers
+///   m = max of the scores,   l = sum of exp(score - m),   a = sum of exp(score - m) * value
+/// (natural exponent; a has d_v numbers). It stands for (O, LSE) = (a / l, m + ln l), but keeps
+/// sums, so that merging loses nothing to repeated division. Over no key: (-inf, 0, 0).
+/// Source: the running state of FlashAttention-2 (Dao 2023).
+inline Index record_length(Index d_v) { return d_v + 2; }
+
+/// Makes every record stand for no key at all.
+template <class T>
+void clear(View<T> partial);
+
+/// into <- from merged with into, record by record; commutative to the bit, and the identity is
+/// the record of no key. Records hold `length` = d_v + 2 numbers.
+template <class T>
+void merge(const T* from, T* into, Index records, Index length);
+
+/// O = a / l and LSE = m + ln l for `partial` [rows, heads, d_v + 2]; rows without keys give O = 0
+/// and LSE = -inf. `o` is [rows, heads, d_v], `lse` [rows, heads], both dense.
+template <class T>
+void finish(View<const T> partial, std::span<T> o, std::span<T> lse);
+
+}  // namespace dattn

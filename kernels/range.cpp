@@ -1,0 +1,60 @@
+#include "kernels/range.hpp"
+
+namespace dattn {
+
+Index size(const Ranges& ranges) {
+  Index sum = 0;
+  for (const Range r : ranges) sum += r.size();
+  return sum;
+}
+
+void append(Ranges& ranges, Range next) {
+  if (next.empty()) return;
+  if (!ranges.empty() && ranges.back().end == next.begin) {
+    ranges.back().end = next.end;
+  } else {
+    ranges.push_back(next);
+  }
+}
+
+Ranges intersect(const Ranges& a, const Ranges& b) {
+  Ranges out;
+  for (const Range x : a) {
+    // Members of b need not ascend, but what they share with x must come out in x's order.
+    Ranges pieces;
+    for (const Range y : b) {
+      if (const Range both = intersect(x, y); !both.empty()) pieces.push_back(both);
+    }
+    std::sort(pieces.begin(), pieces.end());
+    for (const Range p : pieces) append(out, p);
+  }
+  return out;
+}
+
+std::optional<Index> place_of(const Ranges& ranges, Index i) {
+  Index before = 0;
+  for (const Range r : ranges) {
+    if (r.contains(i)) return before + i - r.begin;
+    before += r.size();
+  }
+  return std::nullopt;
+}
+
+Index size(const Runs& runs) {
+  Index sum = 0;
+  for (const Run& r : runs) sum += r.count;
+  return sum;
+}
+
+Runs part(const Runs& runs, Range rows) {
+  Runs out;
+  Index before = 0;
+  for (const Run& run : runs) {
+    const Range local = intersect(Range{rows.begin - before, rows.end - before}, {0, run.count});
+    if (!local.empty()) out.push_back(run.part(local));
+    before += run.count;
+  }
+  return out;
+}
+
+}  // namespace dattn

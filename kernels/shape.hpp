@@ -1,0 +1,48 @@
+#pragma once
+
+#include <compare>
+#include <optional>
+#include <string>
+
+#include "kernels/range.hpp"
+
+namespace dattn {
+
+/// Element type of Q, K, V and O. Partials, sums and statistics have the same width or more.
+enum class Type { f4, f8 };
+
+inline Index bytes_of(Type type) { return type == Type::f4 ? 4 : 8; }
+
+/// Extents of the whole attention problem.
+///
+/// Q is [queries, query_heads, d_qk], K [keys, key_heads, d_qk], V [keys, value_heads, d_v] and
+/// O [queries, query_heads, d_v]. Query head h reads key head h * key_heads / query_heads and value
+/// head h * value_heads / query_heads (GQA, MQA; keys and values may differ in their head counts).
+/// Query row i stands at position i + keys - queries: the last query faces the last key, as in
+/// decoding; with as many queries as keys a row's position is its number.
+struct Shape {
+  Index queries = 0;
+  Index keys = 0;
+  Index query_heads = 1;
+  Index key_heads = 1;
+  Index value_heads = 1;
+  Index d_qk = 1;
+  Index d_v = 1;
+
+  /// Position of query row 0.
+  Index first_query() const { return keys - queries; }
+  Index key_head(Index query_head) const { return query_head / (query_heads / key_heads); }
+  Index value_head(Index query_head) const { return query_head / (query_heads / value_heads); }
+  /// The key (or value) heads that the query heads `heads` read.
+  Range key_heads_of(Range heads) const;
+  Range value_heads_of(Range heads) const;
+  /// Floating-point operations of one allowed (head, query, key) pair: two dot products.
+  double flops_per_pair() const { return 2.0 * static_cast<double>(d_qk + d_v); }
+
+  friend auto operator<=>(const Shape&, const Shape&) = default;
+};
+
+/// Why nobody can compute this shape, in one line with the fix; nothing if it is sound.
+std::optional<std::string> complaint(const Shape& shape);
+
+}  // namespace dattn

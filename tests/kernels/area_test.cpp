@@ -1,0 +1,126 @@
+#include "kernels/area.hpp"
+
+#include <gmock/gmock.h>
+
+namespace dattn {
+namespace {
+
+using testing::ElementsAre;
+using testing::Pair;
+
+constexpr Index kKeys = 48;
+
+struct Brute {
+  Index area = 0;
+  std::vector<Index> keys;  ///< seen, ascending
+};
+
+Brute brute(const Mask& mask, Index head, const Runs& queries, const Runs& keys) {
+  Brute out;
+  for (const Run& k : keys) {
+    for (Index j = 0; j < k.count; ++j) {
+      const Index before = out.area;
+      for (const Run& q : queries) {
+        for (Index i = 0; i < q.count; ++i) out.area += mask.allows(head, q.at(i), k.at(j)) ? 1 : 0;
+      }
+      if (out.area > before) out.keys.push_back(k.at(j));
+    }
+  }
+  return out;
+}
+
+bool holds(const Runs& runs, Index position) {
+  for (const Run& run : runs) {
+    for (Index i = 0; i < run.count; ++i) {
+      if (run.at(i) == position) return true;
+    }
+  }
+  return false;
+}
+
+/// Rows as a rank may hold them; counts of 1 with a long step are what an even split leaves.
+const std::vector<Runs>& holdings() {
+  static const std::vector<Runs> table{
+      {{0, kKeys, 1}},                      // all
+      {{13, 11, 1}},                        // contiguous
+      {{3, 9, 1}, {36, 9, 1}},              // zigzag
+      {{2, 12, 4}},                         // strided
+      {{5, 3, 16}},                         // strided far
+      {{7, 1, 48}},                         // one row with a step
+      {{40, 8, 1}, {0, 10, 3}, {1, 1, 1}},  // not ascending
+      {},                                   // none
+      {{5, 0, 1}},
+  };
+  return table;
+}
+
+class EveryMask : public testing::TestWithParam<const char*> {};
+
+TEST_P(EveryMask, AgreesWithCountingPairs) {
+  const Shape shape{.queries = kKeys + 5, .keys = kKeys, .query_heads = 2};
+  const MaskPtr mask = parse_mask(GetParam(), shape);
+  std::vector<Runs> queries = holdings();
+  queries.push_back({{-5, 53, 1}});
+  queries.push_back({{-4, 10, 5}});
+  for (Index head = 0; head < 2; ++head) {
+    for (const Runs& q : queries) {
+      for (const Runs& k : holdings()) {
+        const Brute expected = brute(*mask, head, q, k);
+        EXPECT_EQ(area(*mask, head, q, k), expected.area);
+        const std::optional<dattn::Pair> pair = allowed_pair(*mask, head, q, k);
+        ASSERT_EQ(pair.has_value(), expected.area > 0);
+        if (!pair) continue;
+        EXPECT_TRUE(mask->allows(head, pair->query, pair->key));
+        EXPECT_TRUE(holds(q, pair->query) && holds(k, pair->key));
+      }
+      for (const Index keys : {Index{0}, Index{1}, Index{20}, kKeys}) {
+        Ranges expected;
+        for (const Index k : brute(*mask, head, q, {{0, keys, 1}}).keys) {
+          append(expected, {k, k + 1});
+        }
+        EXPECT_EQ(keys_seen(*mask, head, q, keys), expected);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, EveryMask,
+                         testing::Values("full", "causal", "window:0,0", "window:7,0",
+                                         "window:0,20", "documents:1,0,20,9,18", "prefix:5",
+                                         "sink:3", "causal+window:5,5/sink:2",
+                                         "causal+documents:24,24", "sink:0",
+                                         "causal@0;window:3,0/sink:1@1"));
+
+TEST(Area, OfAMillionCausalTokensIsTheTriangle) {
+  constexpr Index n = Index{1} << 20;
+  const Shape shape{.queries = n, .keys = n};
+  const MaskPtr causal = parse_mask("causal", shape);
+  EXPECT_EQ(area(*causal, 0, {{0, n, 1}}, {{0, n, 1}}), n * (n + 1) / 2);
+  // The second rank of two contiguous ones, and of sixteen strided ones, against all keys.
+  EXPECT_EQ(area(*causal, 0, {{n / 2, n / 2, 1}}, {{0, n, 1}}), n / 2 * (3 * n / 2 + 1) / 2);
+  constexpr Index m = n / 16;
+  EXPECT_EQ(area(*causal, 0, {{1, m, 16}}, {{0, n, 1}}), 16 * (m * (m - 1) / 2) + 2 * m);
+  // Strided on both sides: query 1 + 16 i sees key 3 + 16 j for j < i, and key 1 + 16 j for j <= i.
+  EXPECT_EQ(area(*causal, 0, {{1, m, 16}}, {{3, m, 16}}), m * (m - 1) / 2);
+  EXPECT_EQ(area(*causal, 0, {{1, m, 16}}, {{1, m, 16}}), m * (m + 1) / 2);
+}
+
+TEST(Area, OfAMillionTokensUnderAWindowIsItsBand) {
+  constexpr Index n = Index{1} << 20;
+  const MaskPtr window = parse_mask("window:1023,0", {.queries = n, .keys = n});
+  EXPECT_EQ(area(*window, 0, {{0, n, 1}}, {{0, n, 1}}), 1024 * n - 1024 * 1023 / 2);
+  EXPECT_THAT(keys_seen(*window, 0, {{n / 2, n / 4, 1}}, n),
+              ElementsAre(Range{n / 2 - 1023, n / 2 + n / 4}));
+}
+
+TEST(Variants, CountTheHeadsOfEachRowOfATable) {
+  const Shape shape{.queries = 4, .keys = 4, .query_heads = 8};
+  const MaskPtr table = parse_mask("causal@0-2;full@3;sink:1@4-7", shape);
+  EXPECT_THAT(variants(*table, {0, 8}), ElementsAre(Pair(0, 3), Pair(3, 1), Pair(4, 4)));
+  EXPECT_THAT(variants(*table, {2, 5}), ElementsAre(Pair(2, 1), Pair(3, 1), Pair(4, 1)));
+  EXPECT_THAT(variants(*table, {5, 5}), ElementsAre());
+  EXPECT_THAT(variants(*parse_mask("causal", shape), {1, 8}), ElementsAre(Pair(1, 7)));
+}
+
+}  // namespace
+}  // namespace dattn

@@ -1,0 +1,182 @@
+// Attention against the reference in double, over shapes x masks x blocks x instruction sets.
+#include "kernels/attend.hpp"
+
+#include <gmock/gmock.h>
+
+#include <string>
+
+#include "tests/kernels/problem.hpp"
+
+namespace dattn {
+namespace {
+
+constexpr double kBoundO = 1e-6;  ///< relative, Frobenius; kernels/README.md states both
+constexpr double kBoundLse = 1e-6;
+
+struct Case {
+  Shape shape;
+  std::string mask;
+};
+
+std::string name_of(const Case& c) {
+  const Shape& s = c.shape;
+  return std::to_string(s.queries) + "x" + std::to_string(s.keys) + " heads " +
+         std::to_string(s.query_heads) + "/" + std::to_string(s.key_heads) + "/" +
+         std::to_string(s.value_heads) + " d " + std::to_string(s.d_qk) + "/" +
+         std::to_string(s.d_v) + " " + c.mask;
+}
+
+const std::vector<Case>& cases() {
+  static const std::vector<Case> table{
+      {{1, 1, 1, 1, 1, 1, 1}, "causal"},
+      {{1, 95, 2, 1, 1, 3, 17}, "full"},
+      {{63, 96, 2, 2, 1, 17, 3}, "causal"},
+      {{64, 97, 1, 1, 1, 48, 64}, "full"},
+      {{65, 200, 4, 2, 1, 64, 48}, "causal"},
+      {{130, 130, 6, 3, 2, 80, 80}, "causal"},
+      {{130, 97, 2, 1, 2, 128, 128}, "causal"},  // the first rows see no key
+      {{97, 97, 1, 1, 1, 256, 128}, "full"},
+      {{200, 200, 2, 1, 1, 33, 31}, "window:5,3"},
+      {{200, 200, 2, 2, 2, 64, 64}, "window:0,0"},
+      {{200, 200, 2, 2, 2, 16, 256}, "causal+window:70,0/sink:4"},
+      {{191, 191, 3, 1, 3, 8, 5}, "documents:1,0,95,2,93"},
+      {{130, 300, 2, 1, 1, 24, 40}, "causal+documents:100,100,100"},
+      {{100, 300, 2, 2, 2, 24, 40}, "prefix:250"},
+      {{65, 96, 1, 1, 1, 4, 2}, "sink:0"},
+      {{65, 97, 1, 1, 1, 5, 6}, "sink:97"},
+      {{130, 130, 4, 2, 4, 12, 9}, "causal@0;full@1;window:9,0/sink:2@2;documents:65,65@3"},
+  };
+  return table;
+}
+
+/// Every instruction set of this machine, on every case.
+class Attend : public testing::TestWithParam<const Tiles*> {
+ protected:
+  Work work(int threads = 1) const { return {.threads = threads, .tiles = GetParam()}; }
+};
+
+TEST_P(Attend, MatchesTheReference) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(name_of(c));
+    const auto problem = random_problem<float>(c.shape, c.mask);
+    const Distance d = distance(problem, everything(c.shape), attend_whole(problem, work()));
+    EXPECT_LE(d.o, kBoundO);
+    EXPECT_LE(d.lse, kBoundLse);
+  }
+}
+
+TEST_P(Attend, GivesTheSameBitsForAnyNumberOfThreads) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(name_of(c));
+    const auto problem = random_problem<float>(c.shape, c.mask);
+    const auto one = attend_whole(problem, work(1));
+    EXPECT_EQ(attend_whole(problem, work(2)).numbers, one.numbers);
+    EXPECT_EQ(attend_whole(problem, work(3)).numbers, one.numbers);
+  }
+}
+
+/// Rows as the ranks of three partitions hold them.
+std::vector<std::vector<Runs>> partitions(Index n) {
+  const auto edge = [&](Index p) { return even_part(n, 8, p).begin; };
+  return {
+      {{{0, edge(3), 1}}, {{edge(3), 0, 1}}, {{edge(3), n - edge(3), 1}}},  // contiguous
+      {{{0, edge(2), 1}, {edge(6), n - edge(6), 1}}, {{edge(2), edge(6) - edge(2), 1}}},  // zigzag
+      {{{0, (n + 2) / 3, 3}}, {{1, (n + 1) / 3, 3}}, {{2, n / 3, 3}}},                    // strided
+  };
+}
+
+TEST_P(Attend, MergesTheBlocksOfAnyPartitionInAnyOrder) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(name_of(c));
+    const auto problem = random_problem<float>(c.shape, c.mask);
+    Work how = work();
+    how.scale = problem.scale;
+    // Half of the heads, if whole groups of keys and values allow it.
+    const Index kept = c.shape.query_heads % 2 == 0 ? c.shape.query_heads / 2 : 0;
+    const Range heads{kept, c.shape.query_heads};
+    const auto query_sides = partitions(c.shape.queries);
+    const auto key_sides = partitions(c.shape.keys);
+    for (std::size_t i = 0; i < key_sides.size(); ++i) {
+      for (Runs queries : query_sides[i]) {
+        for (auto& run : queries) run.first += c.shape.first_query();
+        for (const bool backwards : {false, true}) {
+          std::vector<Runs> keys = key_sides[i];
+          if (backwards) std::reverse(keys.begin(), keys.end());
+          const Where whole = block(c.shape, heads, queries, {});
+          auto out = empty_partial<float>(whole);
+          for (const Runs& part : keys) {
+            attend_block(problem, block(c.shape, heads, queries, part), how, out);
+          }
+          const Distance d = distance(problem, whole, out, 3);  // every third row
+          EXPECT_LE(d.o, kBoundO) << "partition " << i;
+          EXPECT_LE(d.lse, kBoundLse) << "partition " << i;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Attend, TakesABlockWithMoreHeadsThanItReads) {
+  const Shape shape{40, 100, 6, 3, 2, 16, 24};
+  const auto problem = random_problem<float>(shape, "causal");
+  Work how = work();
+  how.scale = problem.scale;
+  const Where where{shape, {2, 3}, {0, 2}, {0, 2}, {{60, 40, 1}}, {{0, 100, 1}}};
+  auto out = empty_partial<float>(where);
+  attend_block(problem, where, how, out);
+  const Distance d = distance(problem, where, out);
+  EXPECT_LE(d.o, kBoundO);
+  EXPECT_LE(d.lse, kBoundLse);
+}
+
+TEST_P(Attend, StaysWithinItsBoundsOverManyKeys) {
+  const Shape shape{192, 4096, 1, 1, 1, 128, 128};
+  const auto problem = random_problem<float>(shape, "causal");
+  const Distance d = distance(problem, everything(shape), attend_whole(problem, work()), 3);
+  EXPECT_LE(d.o, kBoundO);
+  EXPECT_LE(d.lse, kBoundLse);
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, Attend,
+                         testing::ValuesIn(available_tiles().begin(), available_tiles().end()),
+                         [](const auto& one) { return std::string(one.param->name); });
+
+TEST(AttendDouble, MatchesTheReferenceToRounding) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(name_of(c));
+    const auto problem = random_problem<double>(c.shape, c.mask);
+    const auto one = attend_whole(problem, {});
+    const Distance d = distance(problem, everything(c.shape), one);
+    EXPECT_LE(d.o, 1e-14);
+    EXPECT_LE(d.lse, 1e-14);
+    EXPECT_EQ(attend_whole(problem, {.threads = 3}).numbers, one.numbers);
+  }
+}
+
+TEST(AttendDouble, MergesTheBlocksOfAnyPartition) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(name_of(c));
+    const auto problem = random_problem<double>(c.shape, c.mask);
+    for (const std::vector<Runs>& sides : partitions(c.shape.keys)) {
+      Where where = everything(c.shape);
+      auto out = empty_partial<double>(where);
+      for (const Runs& keys : sides) {
+        where.keys = keys;
+        attend_block(problem, where, {.scale = problem.scale}, out);
+      }
+      const Distance d = distance(problem, where, out);
+      EXPECT_LE(d.o, 1e-14);
+      EXPECT_LE(d.lse, 1e-14);
+    }
+  }
+}
+
+TEST(Isa, ListsPortableLastAndChoosesOneOfTheList) {
+  const auto tiles = available_tiles();
+  ASSERT_FALSE(tiles.empty());
+  EXPECT_STREQ(tiles.back()->name, "portable");
+  EXPECT_NE(std::find(tiles.begin(), tiles.end(), &chosen_tiles()), tiles.end());
+}
+
+}  // namespace
+}  // namespace dattn
