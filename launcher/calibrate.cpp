@@ -1,0 +1,97 @@
+#include "launcher/calibrate.hpp"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <vector>
+
+#include "kernels/partial.hpp"
+
+namespace dattn {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// FLOP/s of the kernel on a full tile set of a problem like `shape`, but small.
+template <class T>
+double kernel_rate(const Shape& like, int threads, double at_least) {
+  Shape shape = like;
+  shape.queries = shape.keys = sizeof(T) == 4 ? 384 : 64;
+  shape.query_heads = std::min<Index>(like.query_heads, std::max(1, threads));
+  shape.key_heads = shape.value_heads = 1;
+  // Nobody knows yet whether a problem of this size fits into memory; its rate does not differ.
+  constexpr Index kWidest = 1024;
+  shape.d_qk = std::min(like.d_qk, kWidest);
+  shape.d_v = std::min(like.d_v, kWidest);
+  const auto sized = [](Index n) { return std::vector<T>(static_cast<std::size_t>(n), T{0.01F}); };
+  const auto q = sized(shape.queries * shape.query_heads * shape.d_qk);
+  const auto k = sized(shape.keys * shape.d_qk);
+  const auto v = sized(shape.keys * shape.d_v);
+  auto out = sized(shape.queries * shape.query_heads * record_length(shape.d_v));
+  const View<T> result{out.data(), shape.queries, shape.query_heads, record_length(shape.d_v)};
+  clear(result);
+  const MaskPtr mask = parse_mask("full", shape);
+  const Where where{shape,  {0, shape.query_heads},  {0, 1},
+                    {0, 1}, {{0, shape.queries, 1}}, {{0, shape.keys, 1}}};
+  const Work work{.scale = 1, .threads = threads, .poll = {}, .tiles = nullptr};
+  const auto once = [&] {
+    attend(View<const T>{q.data(), shape.queries, shape.query_heads, shape.d_qk},
+           View<const T>{k.data(), shape.keys, 1, shape.d_qk},
+           View<const T>{v.data(), shape.keys, 1, shape.d_v}, result, where, *mask, work);
+  };
+  once();  // threads start, pages are touched
+  const auto start = Clock::now();
+  int times = 0;
+  while (times < 2 || since(start) < at_least) {
+    once();
+    ++times;
+  }
+  return times * static_cast<double>(shape.queries * shape.keys * shape.query_heads) *
+         shape.flops_per_pair() / since(start);
+}
+
+/// Seconds of `times` exchanges of `bytes` with both neighbours of the ring of ranks.
+double ring_seconds(comm::Communicator& world, std::size_t bytes, int times) {
+  std::vector<std::byte> out(bytes);
+  std::vector<std::byte> in(bytes);
+  const int right = (world.rank() + 1) % world.size();
+  const int left = (world.rank() + world.size() - 1) % world.size();
+  world.barrier();
+  const auto start = Clock::now();
+  for (int i = 0; i < times; ++i) {
+    auto receive = world.recv(comm::strips_of(std::span<std::byte>(in)), left);
+    auto send = world.send(comm::strips_of(std::span<const std::byte>(out)), right);
+    receive.wait();
+    send.wait();
+  }
+  return since(start) / times;
+}
+
+}  // namespace
+
+Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int threads) {
+  Machine machine;
+  constexpr double kSeconds = 0.02;
+  world.barrier();
+  const double rate = type == Type::f4 ? kernel_rate<float>(shape, threads, kSeconds)
+                                       : kernel_rate<double>(shape, threads, kSeconds);
+  std::array<double, 2> sums{rate, 1};
+  world.all_reduce_sum(sums);
+  machine.rate = sums[0] / sums[1];
+  if (world.size() > 1) {
+    constexpr std::size_t kLarge = std::size_t{1} << 20;
+    ring_seconds(world, kLarge, 1);  // connections are made, buffers touched
+    std::array<double, 2> slowest{ring_seconds(world, 8, 16), ring_seconds(world, kLarge, 4)};
+    world.all_reduce_max(slowest);
+    machine.latency = slowest[0];
+    machine.bandwidth =
+        static_cast<double>(kLarge) / std::max(slowest[1] - slowest[0], 0.1 * slowest[1]);
+  }
+  return machine;
+}
+
+}  // namespace dattn

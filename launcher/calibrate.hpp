@@ -1,0 +1,14 @@
+#pragma once
+
+#include "comm/communicator.hpp"
+#include "kernels/attend.hpp"
+#include "parallel/machine.hpp"
+
+namespace dattn {
+
+/// Collective: measures what a Forecast needs to know, all ranks at once as in a run: the kernel's
+/// rate on this shape, and latency and bandwidth of messages around the ring of ranks. Takes some
+/// tens of milliseconds; the same answer on all ranks.
+Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int threads);
+
+}  // namespace dattn

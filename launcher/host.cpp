@@ -1,0 +1,58 @@
+#include "launcher/host.hpp"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <cstdlib>
+#include <fstream>
+
+#include "comm/communicator.hpp"
+#include "launcher/failure.hpp"
+
+namespace dattn {
+
+Host this_host() {
+  Host host;
+  host.name = comm::processor_name();
+  host.pid = static_cast<int>(::getpid());
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (::sched_getaffinity(0, sizeof set, &set) == 0) {
+    host.cpu_count = CPU_COUNT(&set);
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (!CPU_ISSET(cpu, &set)) continue;
+      int last = cpu;
+      while (last + 1 < CPU_SETSIZE && CPU_ISSET(last + 1, &set)) ++last;
+      host.cpus += (host.cpus.empty() ? "" : ",") + std::to_string(cpu) +
+                   (last > cpu ? "-" + std::to_string(last) : "");
+      cpu = last;
+    }
+  }
+  std::ifstream memory("/proc/meminfo");
+  for (std::string word; memory >> word;) {
+    if (word == "MemAvailable:") {
+      memory >> host.available_bytes;
+      host.available_bytes *= 1024;
+      break;
+    }
+  }
+  return host;
+}
+
+int threads_from_environment() {
+  const char* text = std::getenv("OMP_NUM_THREADS");
+  if (text == nullptr || *text == '\0') return 0;
+  // "4,2" gives a number per nesting level; the first is ours.
+  const std::string_view words(text);
+  const std::string_view first = words.substr(0, words.find(','));
+  int threads = 0;
+  const auto [end, error] = std::from_chars(first.data(), first.data() + first.size(), threads);
+  if (error != std::errc{} || end != first.data() + first.size() || threads < 1 || threads > 1024) {
+    throw Failure(Exit::usage, "OMP_NUM_THREADS is " + in_quotes(words) +
+                                   "; set it to 1..1024, unset it, or give --threads");
+  }
+  return threads;
+}
+
+}  // namespace dattn

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <string>
+
+#include "kernels/range.hpp"
+
+namespace dattn {
+
+/// Where a rank runs.
+struct Host {
+  std::string name;
+  int pid = 0;
+  std::string cpus;  ///< those that the rank may use, e.g. "0-3,8"
+  int cpu_count = 1;
+  Index available_bytes = 0;  ///< memory that new work can have on this host; 0 if unknown
+};
+
+Host this_host();
+
+/// The number in OMP_NUM_THREADS, or 0 if it is unset. Failure(usage) if it is no positive number.
+int threads_from_environment();
+
+}  // namespace dattn

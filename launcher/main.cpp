@@ -1,0 +1,105 @@
+// dattn: splits one attention computation over the ranks of an MPI job.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <new>
+#include <string_view>
+
+#include "launcher/commands.hpp"
+#include "launcher/output_file.hpp"
+#include "launcher/version.hpp"
+
+namespace {
+
+constexpr std::string_view kHelp =
+    "dattn splits one attention computation over the ranks of an MPI job.\n"
+    "\n"
+    "  dattn run    computes O and LSE (under mpirun, or alone as one rank)\n"
+    "  dattn plan   proves and prices a plan for any number of ranks, without MPI\n"
+    "  dattn list   strategies, partitions and masks\n"
+    "\n"
+    "  dattn COMMAND --help   its options\n"
+    "  dattn --version\n"
+    "\n"
+    "Exit codes: 0 done and, where asked for, verified; 1 the check failed; 2 options; 3 input\n"
+    "files; 4 memory; 5 output files; 70 a bug; 86 no progress; 130 interrupted.\n";
+
+/// The rank for messages that come before MPI does.
+const char* early_rank() {
+  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
+  return rank == nullptr ? "0" : rank;
+}
+
+void complain(const std::exception& e) {
+  std::fprintf(stderr, "[rank %s] dattn: %s\n", early_rank(), e.what());
+}
+
+/// A closed descriptor 0, 1 or 2 would be given to the next file that is opened, and messages would
+/// be written into it. Writing to this stand-in fails, as it should.
+void hold_standard_descriptors() {
+  for (int descriptor = 0; descriptor <= 2; ++descriptor) {
+    if (::fcntl(descriptor, F_GETFD) == -1 && errno == EBADF) ::open("/dev/null", O_RDONLY);
+  }
+}
+
+constexpr std::string_view kInterrupted =
+    "[rank 0] dattn: interrupted; unfinished output files are removed, run it again for a result\n";
+
+/// SIGINT and SIGTERM. Under mpirun it says nothing: mpirun also sends SIGTERM to those who are left
+/// when another rank has failed, and that rank's line is the one that counts.
+void interrupted(int) {
+  dattn::remove_temporaries();
+  if (std::getenv("OMPI_COMM_WORLD_RANK") == nullptr) {
+    [[maybe_unused]] const auto put =
+        ::write(STDERR_FILENO, kInterrupted.data(), kInterrupted.size());
+  }
+  ::_exit(static_cast<int>(dattn::Exit::interrupted));
+}
+
+dattn::Exit dispatch(const std::vector<std::string>& words) {
+  const std::string command = words.empty() ? "--help" : words.front();
+  const std::vector<std::string> arguments(words.begin() + (words.empty() ? 0 : 1), words.end());
+  if (command == "run") return dattn::run_command(arguments);
+  if (command == "plan") return dattn::plan_command(arguments);
+  if (command == "list") return dattn::list_command(arguments);
+  if (command == "--help" || command == "help" || command == "-h") {
+    dattn::write_text_file("-", kHelp);
+    return dattn::Exit::ok;
+  }
+  if (command == "--version") {
+    std::printf("dattn %s\n", dattn::kVersion.data());
+    return dattn::Exit::ok;
+  }
+  throw dattn::Failure(dattn::Exit::usage, "there is no command " + dattn::in_quotes(command) +
+                                               "; there are run, plan and list (see dattn --help)");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  // A full disk or a closed pipe must come back as an error of the call that met it.
+  std::signal(SIGXFSZ, SIG_IGN);
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGINT, interrupted);
+  std::signal(SIGTERM, interrupted);
+  hold_standard_descriptors();
+  try {
+    const dattn::Exit code = dispatch({argv + 1, argv + argc});
+    dattn::write_text_file("-", "");  // what stdio still holds
+    return static_cast<int>(code);
+  } catch (const dattn::Failure& e) {
+    complain(e);
+    return static_cast<int>(e.code);
+  } catch (const std::bad_alloc& e) {
+    complain(e);
+    return static_cast<int>(dattn::Exit::memory);
+  } catch (const std::exception& e) {
+    complain(e);
+    return static_cast<int>(dattn::Exit::internal);
+  }
+}

@@ -1,0 +1,159 @@
+#include "launcher/options.hpp"
+
+#include <cmath>
+#include <stdexcept>
+
+#include "launcher/failure.hpp"
+#include "launcher/values.hpp"
+
+namespace dattn {
+namespace {
+
+namespace po = boost::program_options;
+
+std::vector<std::string> names_and_auto(auto table) {
+  std::vector<std::string> names{"auto"};
+  for (const auto& row : table) names.emplace_back(row.name);
+  return names;
+}
+
+Index count(const po::variables_map& values, const char* name, Index fallback) {
+  return values.count(name) != 0 ? values[name].as<Positive>().value : fallback;
+}
+
+Source source_of(const po::variables_map& values) {
+  const std::string q = file_name(values, "q");
+  const std::string k = file_name(values, "k");
+  const std::string v = file_name(values, "v");
+  const bool some = values.count("q") + values.count("k") + values.count("v") > 0;
+  const bool all = !q.empty() && !k.empty() && !v.empty();
+  if (some && !all) {
+    throw Failure(Exit::usage, "--q, --k and --v name three files; give all of them or none");
+  }
+  if (all) {
+    for (const char* name :
+         {"tokens", "queries", "heads", "kv-heads", "value-heads", "head-dim", "value-dim"}) {
+      if (values.count(name) != 0) {
+        throw Failure(Exit::usage, std::string("--") + name +
+                                       " is for generated inputs; with --q, --k and --v the files "
+                                       "say it, so leave it out");
+      }
+    }
+    return Source::files(q, k, v);
+  }
+  if (values.count("tokens") == 0) {
+    throw Failure(Exit::usage,
+                  "there is no input: give --q, --k and --v, or --tokens for a generated one");
+  }
+  Shape shape;
+  shape.keys = values["tokens"].as<Positive>().value;
+  shape.queries = count(values, "queries", shape.keys);
+  shape.query_heads = count(values, "heads", 8);
+  shape.key_heads = count(values, "kv-heads", shape.query_heads);
+  shape.value_heads = count(values, "value-heads", shape.key_heads);
+  shape.d_qk = count(values, "head-dim", 64);
+  shape.d_v = count(values, "value-dim", shape.d_qk);
+  if (const auto why = complaint(shape)) {
+    throw Failure(Exit::usage, "--tokens, --heads, --kv-heads, --head-dim: " + *why);
+  }
+  return Source::random(shape, values["seed"].as<Count>().value);
+}
+
+}  // namespace
+
+po::options_description problem_options() {
+  po::options_description options("Problem");
+  options.add_options()                                                                       //
+      ("q", po::value<std::string>(), "NumPy file of Q, [tokens, heads, dim], f2, f4 or f8")  //
+      ("k", po::value<std::string>(), "NumPy file of K, [tokens, key heads, dim]")            //
+      ("v", po::value<std::string>(), "NumPy file of V, [tokens, value heads, value dim]")    //
+      ("tokens", po::value<Positive>(), "generated inputs: keys, and queries, e.g. 8K")       //
+      ("queries", po::value<Positive>(), "generated: queries, the last of the tokens")        //
+      ("heads", po::value<Positive>(), "generated: query heads [8]")                          //
+      ("kv-heads", po::value<Positive>(), "generated: key and value heads [as --heads]")      //
+      ("value-heads", po::value<Positive>(), "generated: value heads [as --kv-heads]")        //
+      ("head-dim", po::value<Positive>(), "generated: numbers a head of Q and K [64]")        //
+      ("value-dim", po::value<Positive>(), "generated: numbers a head of V [as --head-dim]")  //
+      ("seed", po::value<Count>()->default_value({1}), "generated: which numbers")            //
+      ("dtype", word({"auto", "f4", "f8"})->default_value("auto"),
+       "compute in float32, or in float64 by the reference path [f8 for f8 files]")  //
+      ("mask", po::value<std::string>()->default_value("full"),
+       "which pairs count, e.g. causal or window:512,0+causal (see dattn list)")  //
+      ("scale", po::value<Finite>(), "scores are scale * q.k [1 / sqrt(dim)]");
+  return options;
+}
+
+po::options_description split_options() {
+  po::options_description options("Split");
+  options.add_options()  //
+      ("strategy", word(names_and_auto(strategies()))->default_value("auto"),
+       "how the ranks share the work (see dattn list)")  //
+      ("partition", word(names_and_auto(partition_kinds()))->default_value("auto"),
+       "which tokens each rank owns (see dattn list)")                                   //
+      ("mesh", po::value<MeshSize>(), "extents of the mesh of ranks, e.g. 2x3 for usp")  //
+      ("machine", po::value<std::string>()->default_value(""),
+       "what the forecast assumes: latency=S,bandwidth=B,rate=F,overhead=S; run measures what is "
+       "left out");
+  return options;
+}
+
+Task make_task(const po::variables_map& values) {
+  Task task;
+  task.source = source_of(values);
+  task.shape = task.source.shape();
+  const std::string dtype = values["dtype"].as<std::string>();
+  task.type = dtype == "f8" || (dtype == "auto" && task.source.wide()) ? Type::f8 : Type::f4;
+  task.mask_words = values["mask"].as<std::string>();
+  try {
+    task.mask = parse_mask(task.mask_words, task.shape);
+  } catch (const std::invalid_argument& e) {
+    throw Failure(Exit::usage, "--mask " + in_quotes(task.mask_words) + ": " + e.what());
+  }
+  task.scale = values.count("scale") != 0 ? values["scale"].as<Finite>().value
+                                          : 1 / std::sqrt(static_cast<double>(task.shape.d_qk));
+  task.wish.strategy = values["strategy"].as<std::string>();
+  task.wish.partition = values["partition"].as<std::string>();
+  if (values.count("mesh") != 0) task.wish.mesh = values["mesh"].as<MeshSize>().extents;
+  task.machine = values["machine"].as<std::string>();
+  machine_of(task.machine, {});  // complain now rather than after the set-up
+  return task;
+}
+
+std::string file_name(const po::variables_map& values, const char* name) {
+  if (values.count(name) == 0) return {};
+  const std::string& file = values[name].as<std::string>();
+  if (file.empty()) {
+    throw Failure(Exit::usage, std::string("--") + name + ": the name is empty; give a file name");
+  }
+  return file;
+}
+
+std::vector<std::string> with_default_files(std::vector<std::string> arguments) {
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& word = arguments[i];
+    if (word != "--json" && word != "--csv" && word != "--trace") continue;
+    const bool named = i + 1 < arguments.size() && !arguments[i + 1].starts_with("--");
+    if (!named) arguments.insert(arguments.begin() + static_cast<std::ptrdiff_t>(i) + 1, "-");
+  }
+  return arguments;
+}
+
+Choice choose_for(const Task& task, int ranks, const Machine& machine) {
+  Wish wish = task.wish;
+  wish.ranks = ranks;
+  try {
+    return choose(wish, task.shape, task.mask, task.type, machine);
+  } catch (const std::invalid_argument& e) {
+    throw Failure(Exit::usage, std::string(wish.mesh ? "--mesh" : "--strategy") + ": " + e.what());
+  }
+}
+
+Machine machine_of(const std::string& words, const Machine& base) {
+  try {
+    return parse_machine(words, base);
+  } catch (const std::invalid_argument& e) {
+    throw Failure(Exit::usage, std::string("--machine: ") + e.what());
+  }
+}
+
+}  // namespace dattn

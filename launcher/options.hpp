@@ -1,0 +1,44 @@
+#pragma once
+
+#include <boost/program_options/options_description.hpp>
+#include <boost/program_options/variables_map.hpp>
+#include <string>
+#include <vector>
+
+#include "launcher/tensors.hpp"
+#include "parallel/planner.hpp"
+
+namespace dattn {
+
+/// The options that say which problem to solve and how to split it; shared by run and plan.
+boost::program_options::options_description problem_options();
+boost::program_options::options_description split_options();
+
+/// A problem as the options give it, checked.
+struct Task {
+  Source source;
+  Shape shape;
+  Type type = Type::f4;
+  MaskPtr mask;
+  std::string mask_words;  ///< as the user wrote it
+  double scale = 1;
+  Wish wish;            ///< without the number of ranks
+  std::string machine;  ///< --machine, or empty
+};
+
+/// Failure(usage or input) if the options contradict each other, the files or the shape.
+Task make_task(const boost::program_options::variables_map& values);
+
+/// The file that an option names; empty if it was not given, Failure(usage) if its value is empty.
+std::string file_name(const boost::program_options::variables_map& values, const char* name);
+
+/// Text outputs may be named without a file: "--json" alone means "--json -", standard output.
+std::vector<std::string> with_default_files(std::vector<std::string> arguments);
+
+/// choose(), with what does not fit as a Failure(usage) that names the option.
+Choice choose_for(const Task& task, int ranks, const Machine& machine);
+
+/// parse_machine(), likewise.
+Machine machine_of(const std::string& words, const Machine& base);
+
+}  // namespace dattn

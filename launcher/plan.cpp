@@ -1,0 +1,78 @@
+#include <fmt/format.h>
+
+#include "launcher/commands.hpp"
+#include "launcher/output_file.hpp"
+#include "launcher/report.hpp"
+#include "launcher/values.hpp"
+
+namespace dattn {
+
+Exit plan_command(const std::vector<std::string>& arguments) {
+  namespace po = boost::program_options;
+  po::options_description options("dattn plan: proves and prices a plan, without MPI or data");
+  options.add(problem_options()).add(split_options());
+  po::options_description own("Plan");
+  own.add_options()                                                               //
+      ("ranks", po::value<Positive>()->required(), "how many ranks to plan for")  //
+      ("print", "print every rank's steps")                                       //
+      ("json", po::value<std::string>(),
+       "write the plan's figures as JSON [- for standard output]")  //
+      ("help", "this text");
+  options.add(own);
+  const auto values = parse("dattn plan", options, with_default_files(arguments));
+  if (values.count("help") != 0) {
+    std::ostringstream text;
+    text << options;
+    write_text_file("-", text.str());
+    return Exit::ok;
+  }
+  const Index ranks = values["ranks"].as<Positive>().value;
+  constexpr Index kMostRanks = 65536;
+  if (ranks > kMostRanks) {
+    throw Failure(Exit::usage, fmt::format("--ranks: at most {}, not {}", kMostRanks, ranks));
+  }
+  const std::string json_path = file_name(values, "json");
+  if (!json_path.empty() && json_path != "-") refuse_unwritable(json_path);
+
+  const Task task = make_task(values);
+  const Machine machine = machine_of(task.machine, {});
+  const Choice choice = choose_for(task, static_cast<int>(ranks), machine);
+  const Plan plan = make_plan(*choice.strategy, *choice.problem);
+  const Rehearsal rehearsal = rehearse(*choice.problem, plan, machine);
+
+  std::string text = plan_line(choice, rehearsal) + "\n";
+  std::size_t steps = 0;
+  for (const Program& program : plan) steps += program.steps.size();
+  if (!rehearsal.fault) {
+    text += fmt::format("verdict: ok; {} steps, {} allowed (head, query, key) triples\n", steps,
+                        rehearsal.pairs_total());
+    text += fmt::format("forecast: {:.6f} s on {}\n", rehearsal.forecast_seconds(), machine.text());
+    text += fmt::format("{:>6} {:>16} {:>16} {:>20} {:>12} {:>12}\n", "rank", "bytes sent",
+                        "memory bytes", "pairs", "compute s", "wait s");
+    constexpr std::size_t kShown = 64;
+    for (std::size_t r = 0; r < std::min(plan.size(), kShown); ++r) {
+      text += fmt::format("{:>6} {:>16} {:>16} {:>20} {:>12.6f} {:>12.6f}\n", r,
+                          rehearsal.bytes_sent[r], rehearsal.memory_bytes[r], rehearsal.pairs[r],
+                          rehearsal.compute_seconds[r], rehearsal.wait_seconds[r]);
+    }
+    if (plan.size() > kShown) {
+      text += fmt::format("   ... and {} more ranks (--json has them all)\n", plan.size() - kShown);
+    }
+  }
+  if (values.count("print") != 0) {
+    for (const Program& program : plan) text += dattn::text(program);
+  }
+  if (!json_path.empty()) {
+    nlohmann::json j = plan_json(task, choice, rehearsal);
+    j["version"] = 1;
+    j["command"] = "plan";
+    j["steps"] = steps;
+    j["machine"] = machine.text();
+    write_text_file(json_path, j.dump(1) + "\n");
+  }
+  // Standard output belongs to the JSON where that was asked for.
+  if (json_path != "-") write_text_file("-", text);
+  return rehearsal.fault ? Exit::internal : Exit::ok;
+}
+
+}  // namespace dattn

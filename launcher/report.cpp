@@ -1,0 +1,337 @@
+#include "launcher/report.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+
+#include "launcher/version.hpp"
+
+namespace dattn {
+namespace {
+
+using nlohmann::json;
+
+struct Spread {
+  double least = 0;
+  double mean = 0;
+  double most = 0;
+};
+
+Spread spread(const std::vector<double>& values) {
+  if (values.empty()) return {};
+  const auto [least, most] = std::minmax_element(values.begin(), values.end());
+  return {*least,
+          std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size()),
+          *most};
+}
+
+/// One figure of the median run, by rank.
+std::vector<double> by_rank(const RunReport& report, const auto& figure) {
+  const std::size_t run = report.median_run();
+  std::vector<double> values;
+  for (const RankReport& rank : report.ranks) values.push_back(figure(rank.runs[run]));
+  return values;
+}
+
+double other(const RunTimes& t) { return std::max(0.0, t.seconds - t.compute - t.wait); }
+
+struct Phase {
+  const char* name;
+  const char* key;
+  double (*of)(const RunTimes&);
+};
+
+constexpr Phase kPhases[] = {
+    {"compute", "compute", [](const RunTimes& t) { return t.compute; }},
+    {"exposed wait", "wait", [](const RunTimes& t) { return t.wait; }},
+    {"other", "other", other},
+    {"hidden communication", "hidden", [](const RunTimes& t) { return t.hidden; }},
+};
+
+Index bytes_sent(const RunReport& report) {
+  Index sum = 0;
+  for (const RankReport& rank : report.ranks) sum += rank.runs.front().bytes_sent;
+  return sum;
+}
+
+double flops(const RunReport& report) {
+  return static_cast<double>(report.rehearsal->pairs_total()) * report.task->shape.flops_per_pair();
+}
+
+double median_seconds(const RunReport& report) { return report.run_seconds()[report.median_run()]; }
+
+}  // namespace
+
+std::string encoded(const RankReport& report) {
+  json runs = json::array();
+  for (const RunTimes& t : report.runs) {
+    runs.push_back({t.seconds, t.compute, t.wait, t.hidden, t.bytes_sent, t.messages});
+  }
+  return json{{"host", report.host.name},  {"pid", report.host.pid},
+              {"cpus", report.host.cpus},  {"cpu_count", report.host.cpu_count},
+              {"threads", report.threads}, {"available", report.host.available_bytes},
+              {"runs", std::move(runs)}}
+      .dump();
+}
+
+RankReport decoded(const std::string& text) {
+  const json j = json::parse(text);
+  RankReport report;
+  report.host = {j.at("host"), j.at("pid"), j.at("cpus"), j.at("cpu_count"), j.at("available")};
+  report.threads = j.at("threads");
+  for (const json& run : j.at("runs")) {
+    report.runs.push_back({run.at(0), run.at(1), run.at(2), run.at(3), run.at(4), run.at(5), {}});
+  }
+  return report;
+}
+
+std::vector<double> RunReport::run_seconds() const {
+  std::vector<double> seconds(ranks.front().runs.size(), 0);
+  for (const RankReport& rank : ranks) {
+    for (std::size_t i = 0; i < seconds.size(); ++i) {
+      seconds[i] = std::max(seconds[i], rank.runs[i].seconds);
+    }
+  }
+  return seconds;
+}
+
+std::size_t RunReport::median_run() const {
+  const std::vector<double> seconds = run_seconds();
+  std::vector<std::size_t> order(seconds.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return seconds[a] < seconds[b]; });
+  return order[(order.size() - 1) / 2];
+}
+
+std::string in_bytes(Index bytes) {
+  constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  auto value = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  while (value >= 1024 && unit + 1 < std::size(kUnits)) {
+    value /= 1024;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
+}
+
+std::string plan_line(const Choice& choice, const Rehearsal& r) {
+  const Problem& problem = *choice.problem;
+  if (r.fault) return fmt::format("plan: {} REFUSED: {}", choice.strategy->name, r.fault->text());
+  const Index mean = r.pairs_total() / problem.ranks();
+  const Index most = *std::max_element(r.pairs.begin(), r.pairs.end());
+  return fmt::format(
+      "plan: {} over {} ranks (mesh {}), partition {}: {} messages, {} sent, memory at most {} a "
+      "rank, largest share of the work {:.3f} of the mean; proved",
+      choice.strategy->name, problem.ranks(), problem.mesh().text(), problem.partition(),
+      r.messages, in_bytes(r.bytes_sent_total()),
+      in_bytes(*std::max_element(r.memory_bytes.begin(), r.memory_bytes.end())),
+      mean == 0 ? 1.0 : static_cast<double>(most) / static_cast<double>(mean));
+}
+
+json plan_json(const Task& task, const Choice& choice, const Rehearsal& r) {
+  const Shape& s = task.shape;
+  json j{{"problem",
+          {{"queries", s.queries},
+           {"keys", s.keys},
+           {"heads", s.query_heads},
+           {"key_heads", s.key_heads},
+           {"value_heads", s.value_heads},
+           {"head_dim", s.d_qk},
+           {"value_dim", s.d_v},
+           {"mask", task.mask_words},
+           {"scale", task.scale},
+           {"dtype", task.type == Type::f4 ? "f4" : "f8"}}},
+         {"strategy", choice.strategy->name},
+         {"partition", choice.problem->partition()},
+         {"mesh", choice.problem->mesh().text()},
+         {"ranks", choice.problem->ranks()},
+         {"verdict", r.fault ? "fault" : "ok"}};
+  if (r.fault) {
+    j["fault"] = {{"rank", r.fault->rank}, {"step", r.fault->step}, {"what", r.fault->what}};
+    return j;
+  }
+  j["messages"] = r.messages;
+  j["bytes_sent"] = r.bytes_sent;
+  j["bytes_sent_total"] = r.bytes_sent_total();
+  j["memory_bytes"] = r.memory_bytes;
+  j["pairs"] = r.pairs;
+  j["pairs_total"] = r.pairs_total();
+  j["dead_steps"] = r.dead.size();
+  j["forecast_seconds"] = r.forecast_seconds();
+  j["forecast"] = {{"seconds", r.seconds},
+                   {"compute_seconds", r.compute_seconds},
+                   {"wait_seconds", r.wait_seconds}};
+  return j;
+}
+
+std::string heading(const RunReport& report) {
+  std::string out = fmt::format("# dattn {}: run, kernels for {}\n", kVersion, report.isa);
+  out +=
+      fmt::format("# {:>5} {:<20} {:>8} {:<16} {:>7}\n", "rank", "host", "pid", "cpus", "threads");
+  std::map<std::string, std::pair<int, int>> load;  // host and cpus -> threads, cpus
+  for (std::size_t r = 0; r < report.ranks.size(); ++r) {
+    const RankReport& rank = report.ranks[r];
+    out += fmt::format("# {:>5} {:<20} {:>8} {:<16} {:>7}\n", r, rank.host.name, rank.host.pid,
+                       rank.host.cpus, rank.threads);
+    auto& [threads, cpus] = load[rank.host.name + " " + rank.host.cpus];
+    threads += rank.threads;
+    cpus = rank.host.cpu_count;
+  }
+  for (const auto& [where, use] : load) {
+    if (use.first <= use.second) continue;
+    out += fmt::format(
+        "# NOTE: {} threads share {} cpus ({}): times are not scaling figures; start fewer ranks, "
+        "lower --threads, or check mpirun's binding (--bind-to none)\n",
+        use.first, use.second, where);
+  }
+  const Shape& s = report.task->shape;
+  out += fmt::format("problem: {} queries, {} keys, heads {} over {}:{}, dim {}:{}, mask {}, {}\n",
+                     s.queries, s.keys, s.query_heads, s.key_heads, s.value_heads, s.d_qk, s.d_v,
+                     report.task->mask_words.size() > 60
+                         ? report.task->mask_words.substr(0, 57) + "..."
+                         : report.task->mask_words,
+                     report.task->type == Type::f4 ? "float32" : "float64");
+  return out + plan_line(*report.choice, *report.rehearsal) + "\n";
+}
+
+std::string results(const RunReport& report) {
+  const std::vector<double> seconds = report.run_seconds();
+  const double median = median_seconds(report);
+  const double forecast = report.rehearsal->forecast_seconds();
+  std::string out = fmt::format(
+      "time: median {:.6f} s of {} run{} (min {:.6f}, max {:.6f}); forecast {:.6f} s, forecast / "
+      "measured {:.2f}\n",
+      median, seconds.size(), seconds.size() == 1 ? "" : "s",
+      *std::min_element(seconds.begin(), seconds.end()),
+      *std::max_element(seconds.begin(), seconds.end()), forecast, forecast / median);
+  out += fmt::format("{:<22} {:>12} {:>12} {:>12}   over ranks, seconds\n", "phase", "min", "avg",
+                     "max");
+  for (const Phase& phase : kPhases) {
+    const Spread s = spread(by_rank(report, phase.of));
+    out +=
+        fmt::format("{:<22} {:>12.6f} {:>12.6f} {:>12.6f}\n", phase.name, s.least, s.mean, s.most);
+  }
+  const Spread sent =
+      spread(by_rank(report, [](const RunTimes& t) { return static_cast<double>(t.bytes_sent); }));
+  out += fmt::format("{:<22} {:>12.0f} {:>12.0f} {:>12.0f}   bytes; {} in all\n", "sent",
+                     sent.least, sent.mean, sent.most, in_bytes(bytes_sent(report)));
+  out += fmt::format("rate: {:.2f} GFLOP/s by allowed area{}\n", flops(report) / median / 1e9,
+                     report.verdict ? "" : " (unverified; add --check)");
+  return out;
+}
+
+std::string text(const Verdict& v) {
+  return fmt::format(
+      "check: {} rows, ||O-Oref||/||Oref|| = {:.3e}, max|LSE-ref|/max(1,|ref|) = {:.3e}, the "
+      "larger "
+      "/ eps = {:.3f} (threshold {}) ...... {}",
+      v.rows, v.relative_error, v.lse_error, v.residual, v.threshold,
+      v.passed() ? "PASSED"
+      : v.finite ? "FAILED"
+                 : "FAILED (NaN or infinity)");
+}
+
+json to_json(const RunReport& report) {
+  json j = plan_json(*report.task, *report.choice, *report.rehearsal);
+  j["version"] = 1;
+  j["program"] = fmt::format("dattn {}", kVersion);
+  j["command"] = "run";
+  j["isa"] = report.isa;
+  j["machine"] = report.machine.text();
+  json ranks = json::array();
+  json sent = json::array();
+  for (const RankReport& r : report.ranks) {
+    ranks.push_back({{"host", r.host.name},
+                     {"pid", r.host.pid},
+                     {"cpus", r.host.cpus},
+                     {"threads", r.threads}});
+    sent.push_back(r.runs.front().bytes_sent);
+  }
+  j["rank_table"] = std::move(ranks);
+  j["planned_bytes_sent"] = j["bytes_sent"];
+  j["bytes_sent"] = std::move(sent);
+  j["bytes_sent_total"] = bytes_sent(report);
+  j["run_seconds"] = report.run_seconds();
+  j["seconds"] = median_seconds(report);
+  for (const Phase& phase : kPhases) {
+    const auto values = by_rank(report, phase.of);
+    const Spread s = spread(values);
+    j["phases"][phase.key] = {
+        {"min", s.least}, {"avg", s.mean}, {"max", s.most}, {"by_rank", values}};
+  }
+  j["gflops"] = flops(report) / median_seconds(report) / 1e9;
+  if (report.verdict) {
+    const Verdict& v = *report.verdict;
+    j["check"] = {{"rows", v.rows},           {"relative_error", v.relative_error},
+                  {"lse_error", v.lse_error}, {"residual", v.residual},
+                  {"threshold", v.threshold}, {"passed", v.passed()}};
+  }
+  return j;
+}
+
+std::string to_csv(const RunReport& report) {
+  const Shape& s = report.task->shape;
+  const std::vector<double> seconds = report.run_seconds();
+  const auto mean = [&](double (*figure)(const RunTimes&)) {
+    return spread(by_rank(report, figure)).mean;
+  };
+  // Only the mask can hold a comma.
+  return fmt::format(
+      "strategy,partition,mesh,ranks,threads,isa,dtype,queries,keys,heads,key_heads,value_heads,"
+      "head_dim,value_dim,mask,seconds,seconds_min,seconds_max,forecast_seconds,gflops,"
+      "bytes_sent_total,compute,wait,hidden,check,residual\n"
+      "{},{},{},{},{},{},{},{},{},{},{},{},{},{},\"{}\",{:.9g},{:.9g},{:.9g},{:.9g},{:.6g},{},"
+      "{:.9g},{:.9g},{:.9g},{},{}\n",
+      report.choice->strategy->name, report.choice->problem->partition(),
+      report.choice->problem->mesh().text(), report.ranks.size(), report.ranks.front().threads,
+      report.isa, report.task->type == Type::f4 ? "f4" : "f8", s.queries, s.keys, s.query_heads,
+      s.key_heads, s.value_heads, s.d_qk, s.d_v, report.task->mask_words, median_seconds(report),
+      *std::min_element(seconds.begin(), seconds.end()),
+      *std::max_element(seconds.begin(), seconds.end()), report.rehearsal->forecast_seconds(),
+      flops(report) / median_seconds(report) / 1e9, bytes_sent(report), mean(kPhases[0].of),
+      mean(kPhases[1].of), mean(kPhases[3].of),
+      report.verdict ? (report.verdict->passed() ? "passed" : "failed") : "unchecked",
+      report.verdict ? fmt::format("{:.6g}", report.verdict->residual) : "");
+}
+
+std::string trace_events(const Program& program, const RunTimes& times) {
+  json events = json::array();
+  events.push_back({{"name", "process_name"},
+                    {"ph", "M"},
+                    {"pid", program.rank},
+                    {"args", {{"name", fmt::format("rank {}", program.rank)}}}});
+  constexpr double kMicro = 1e6;
+  for (std::size_t i = 0; i < program.steps.size(); ++i) {
+    const std::string words = dattn::text(program, program.steps[i]);
+    const StepTime& t = times.steps[i];
+    const auto event = [&](const std::string& name, double begin, double end) {
+      events.push_back({{"name", name},
+                        {"ph", "X"},
+                        {"pid", program.rank},
+                        {"tid", 0},
+                        {"ts", begin * kMicro},
+                        {"dur", (end - begin) * kMicro},
+                        {"args", {{"step", i}, {"what", words}}}});
+    };
+    // A step waits first, then works; a collective only waits.
+    if (t.wait > 0) event("wait", t.begin, t.begin + t.wait);
+    event(words.substr(0, words.find(' ')), t.begin + t.wait, t.end);
+  }
+  return events.dump();
+}
+
+std::string trace_file(const std::vector<std::string>& events_of_ranks) {
+  std::string out = "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[";
+  bool first = true;
+  for (const std::string& events : events_of_ranks) {
+    if (events.size() <= 2) continue;  // "[]"
+    out += (first ? "\n" : ",\n") + events.substr(1, events.size() - 2);
+    first = false;
+  }
+  return out + "\n]}\n";
+}
+
+}  // namespace dattn

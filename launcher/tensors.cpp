@@ -1,0 +1,115 @@
+#include "launcher/tensors.hpp"
+
+#include <cmath>
+#include <numbers>
+
+#include "launcher/failure.hpp"
+
+namespace dattn {
+namespace {
+
+/// splitmix64 (Steele, Lea, Flood 2014): a counter turned into 64 well mixed bits.
+std::uint64_t mixed(std::uint64_t x) {
+  x += 0x9e3779b97f4a7c15ULL;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+  return x ^ (x >> 31);
+}
+
+/// Number `i` of stream `stream`, standard normal (Box and Muller).
+double normal(std::uint64_t stream, std::uint64_t i) {
+  const std::uint64_t a = mixed(stream ^ mixed(2 * i));
+  const std::uint64_t b = mixed(stream ^ mixed(2 * i + 1));
+  const double u = (static_cast<double>(a >> 11) + 1) * 0x1p-53;  // (0, 1]: its logarithm exists
+  const double angle = 2 * std::numbers::pi * static_cast<double>(b >> 11) * 0x1p-53;
+  return std::sqrt(-2 * std::log(u)) * std::cos(angle);
+}
+
+std::shared_ptr<const NpyReader> open(const std::string& path) {
+  auto file = std::make_shared<const NpyReader>(path);
+  const auto& shape = file->header().shape;
+  if (shape.size() != 3) {
+    throw Failure(Exit::input, quoted_path(path) + " has " + std::to_string(shape.size()) +
+                                   " dimensions; it must have three, [tokens, heads, dim]");
+  }
+  for (const std::int64_t extent : shape) {
+    if (extent < 1) {
+      throw Failure(Exit::input, quoted_path(path) +
+                                     " is empty; tokens, heads and dim must be "
+                                     "at least 1");
+    }
+  }
+  return file;
+}
+
+void require_equal(const NpyReader& a, const NpyReader& b, std::size_t axis, const char* what) {
+  const auto in_a = a.header().shape[axis];
+  const auto in_b = b.header().shape[axis];
+  if (in_a != in_b) {
+    throw Failure(Exit::input, quoted_path(b.path()) + " has " + std::to_string(in_b) + " " + what +
+                                   " where " + quoted_path(a.path()) + " has " +
+                                   std::to_string(in_a) + "; they must be equal");
+  }
+}
+
+}  // namespace
+
+Source Source::files(const std::string& q, const std::string& k, const std::string& v) {
+  Source source;
+  source.q_ = open(q);
+  source.k_ = open(k);
+  source.v_ = open(v);
+  require_equal(*source.k_, *source.v_, 0, "tokens");
+  require_equal(*source.q_, *source.k_, 2, "numbers a head");
+  const auto& qs = source.q_->header().shape;
+  const auto& ks = source.k_->header().shape;
+  const auto& vs = source.v_->header().shape;
+  source.shape_ = {.queries = qs[0],
+                   .keys = ks[0],
+                   .query_heads = qs[1],
+                   .key_heads = ks[1],
+                   .value_heads = vs[1],
+                   .d_qk = qs[2],
+                   .d_v = vs[2]};
+  for (const auto* file : {source.q_.get(), source.k_.get(), source.v_.get()}) {
+    source.wide_ = source.wide_ || file->header().type == NpyHeader::Type::f8;
+  }
+  if (const auto why = complaint(source.shape_)) {
+    throw Failure(Exit::input,
+                  quoted_path(q) + ", " + quoted_path(k) + ", " + quoted_path(v) + ": " + *why);
+  }
+  return source;
+}
+
+Source Source::random(const Shape& shape, std::int64_t seed) {
+  Source source;
+  source.shape_ = shape;
+  source.seed_ = static_cast<std::uint64_t>(seed);
+  return source;
+}
+
+template <class T>
+void Source::read(Kind kind, const Runs& positions, T* out) const {
+  const Index row = heads_of(kind, shape_) * dim_of(kind, shape_);
+  const Index first = kind == Kind::Q ? shape_.first_query() : 0;
+  const auto& file = kind == Kind::Q ? q_ : kind == Kind::K ? k_ : v_;
+  const std::uint64_t stream = mixed(seed_ * 4 + static_cast<std::uint64_t>(kind));
+  for (const Run& run : positions) {
+    if (file) {
+      file->read_rows<T>(run.first - first, run.count, run.step, out);
+    } else {
+      for (Index i = 0; i < run.count; ++i) {
+        const Index base = (run.at(i) - first) * row;
+        for (Index j = 0; j < row; ++j) {
+          out[i * row + j] = static_cast<T>(normal(stream, static_cast<std::uint64_t>(base + j)));
+        }
+      }
+    }
+    out += run.count * row;
+  }
+}
+
+template void Source::read(Kind, const Runs&, float*) const;
+template void Source::read(Kind, const Runs&, double*) const;
+
+}  // namespace dattn

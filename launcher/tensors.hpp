@@ -1,0 +1,41 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "kernels/shape.hpp"
+#include "launcher/npy.hpp"
+#include "parallel/block.hpp"
+#include "parallel/problem.hpp"
+
+namespace dattn {
+
+/// Where Q, K and V come from: three NumPy files [tokens, heads, dim], or a seed. Every rank reads
+/// or makes only the rows it asks for.
+class Source {
+ public:
+  /// Opens the files; Failure(input) unless they are float tensors of three dimensions that fit
+  /// together.
+  static Source files(const std::string& q, const std::string& k, const std::string& v);
+  /// Standard normal numbers, the same for every number of ranks: a number depends on the seed, the
+  /// tensor and its place alone.
+  static Source random(const Shape& shape, std::int64_t seed);
+
+  const Shape& shape() const { return shape_; }
+  bool from_files() const { return q_ != nullptr; }
+  /// Whether some file holds doubles.
+  bool wide() const { return wide_; }
+
+  /// Fills `out` with all heads of the rows of Q, K or V at these positions, in their order.
+  template <class T>
+  void read(Kind kind, const Runs& positions, T* out) const;
+
+ private:
+  Shape shape_;
+  bool wide_ = false;
+  std::uint64_t seed_ = 0;
+  std::shared_ptr<const NpyReader> q_, k_, v_;
+};
+
+}  // namespace dattn

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <functional>
+#include <new>
+#include <string>
+
+#include "comm/communicator.hpp"
+#include "launcher/failure.hpp"
+#include "parallel/signature.hpp"
+
+namespace dattn {
+
+/// A Failure that all ranks know of; `rank` is the one that has to say it.
+struct JobFailure : Failure {
+  JobFailure(Exit exit, std::string_view what, int rank_in) : Failure(exit, what), rank(rank_in) {}
+  int rank;
+};
+
+/// Collective: runs `part` on every rank, then throws the same JobFailure on all ranks if it failed
+/// on any, the lowest one's. So no rank goes on alone into a step that the others never reach.
+void together(comm::Communicator& world, const std::function<void()>& part);
+
+}  // namespace dattn

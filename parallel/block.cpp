@@ -1,0 +1,80 @@
+#include "parallel/block.hpp"
+
+#include "kernels/check.hpp"
+#include "kernels/partial.hpp"
+
+namespace dattn {
+
+std::string_view name_of(Kind kind) {
+  switch (kind) {
+    case Kind::Q:
+      return "Q";
+    case Kind::K:
+      return "K";
+    case Kind::V:
+      return "V";
+    case Kind::O:
+      return "O";
+  }
+  return "?";
+}
+
+Block intersect(const Block& a, const Block& b) {
+  CHECK(a.kind == b.kind, name_of(a.kind), name_of(b.kind));
+  return {a.kind, intersect(a.heads, b.heads), intersect(a.rows, b.rows)};
+}
+
+bool contains(const Block& outer, const Block& inner) {
+  return outer.kind == inner.kind && outer.heads.contains(inner.heads) &&
+         size(intersect(inner.rows, outer.rows)) == size(inner.rows);
+}
+
+Index dim_of(Kind kind, const Shape& shape) {
+  switch (kind) {
+    case Kind::Q:
+    case Kind::K:
+      return shape.d_qk;
+    case Kind::V:
+      return shape.d_v;
+    case Kind::O:
+      return record_length(shape.d_v);
+  }
+  return 0;
+}
+
+Index heads_of(Kind kind, const Shape& shape) {
+  switch (kind) {
+    case Kind::Q:
+    case Kind::O:
+      return shape.query_heads;
+    case Kind::K:
+      return shape.key_heads;
+    case Kind::V:
+      return shape.value_heads;
+  }
+  return 0;
+}
+
+Index bytes_of(const Block& block, const Shape& shape, Type type) {
+  return block.row_count() * block.heads.size() * dim_of(block.kind, shape) * bytes_of(type);
+}
+
+std::string text(const Block& block) {
+  const auto range = [](Range r) {
+    return r.empty()
+               ? std::string("none")
+               : std::to_string(r.begin) + (r.size() == 1 ? "" : "-" + std::to_string(r.end - 1));
+  };
+  std::string rows;
+  constexpr std::size_t kShown = 3;
+  for (std::size_t i = 0; i < std::min(block.rows.size(), kShown); ++i) {
+    rows += (i == 0 ? "" : ",") + range(block.rows[i]);
+  }
+  if (block.rows.empty()) rows = "none";
+  if (block.rows.size() > kShown) {
+    rows += ",+" + std::to_string(block.rows.size() - kShown) + " more";
+  }
+  return std::string(name_of(block.kind)) + "[heads " + range(block.heads) + ", rows " + rows + "]";
+}
+
+}  // namespace dattn

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <string>
+
+#include "kernels/shape.hpp"
+
+namespace dattn {
+
+/// What a Block is part of. O stands for Partials: (m, l, a) records, kernels/partial.hpp.
+enum class Kind { Q, K, V, O };
+
+std::string_view name_of(Kind kind);
+
+/// A rectangle of a global tensor: some rows (places in shard order, see Partition) of some heads,
+/// with all their numbers. In memory [rows, heads, numbers], rows in the order of `rows`.
+struct Block {
+  Kind kind = Kind::Q;
+  Range heads;
+  Ranges rows;
+
+  Index row_count() const { return size(rows); }
+  bool empty() const { return heads.empty() || rows.empty(); }
+  friend bool operator==(const Block&, const Block&) = default;
+};
+
+/// What both hold; rows in the order of `a`. @pre a.kind == b.kind
+Block intersect(const Block& a, const Block& b);
+/// Whether `outer` holds all of `inner`.
+bool contains(const Block& outer, const Block& inner);
+
+/// Numbers of one (row, head) of this kind.
+Index dim_of(Kind kind, const Shape& shape);
+/// Heads of the whole tensor.
+Index heads_of(Kind kind, const Shape& shape);
+/// Size in memory and on the wire.
+Index bytes_of(const Block& block, const Shape& shape, Type type);
+
+/// E.g. "K[heads 0-3, rows 128-255]".
+std::string text(const Block& block);
+
+}  // namespace dattn

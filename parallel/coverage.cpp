@@ -1,0 +1,192 @@
+#include "parallel/coverage.hpp"
+
+#include <algorithm>
+
+#include "kernels/area.hpp"
+
+namespace dattn {
+namespace {
+
+/// The ranges between neighbouring edges of [first, last).
+class Edges {
+ public:
+  explicit Edges(Range whole) : points_{whole.begin, whole.end} {}
+  void add(Range r) {
+    for (const Index p : {r.begin, r.end}) {
+      if (p > points_[0] && p < points_[1]) points_.push_back(p);
+    }
+  }
+  std::vector<Range> between() {
+    std::sort(points_.begin(), points_.end());
+    points_.erase(std::unique(points_.begin(), points_.end()), points_.end());
+    std::vector<Range> out;
+    for (std::size_t i = 1; i < points_.size(); ++i) out.push_back({points_[i - 1], points_[i]});
+    return out;
+  }
+
+ private:
+  std::vector<Index> points_;
+};
+
+std::string row_text(Range heads, Index row) {
+  return "(h" + std::to_string(heads.begin) + ", row " + std::to_string(row) + ")";
+}
+
+/// Keys of one Attend that reach the rows in question.
+struct Reach {
+  Range keys;
+  int contribution;
+};
+
+/// Checks the rows `rows` of the heads `heads`, over all of which the same contributions lie.
+class RowCheck {
+ public:
+  RowCheck(const Problem& problem, const Program& program,
+           const std::vector<Contribution>& contributions, Range heads, Range rows)
+      : problem_(problem),
+        program_(program),
+        contributions_(contributions),
+        heads_(variants(problem.mask(), heads)),
+        queries_(problem.queries().positions({rows})) {}
+
+  std::optional<Fault> run(std::vector<Reach> reach) const {
+    std::sort(reach.begin(), reach.end(),
+              [](const Reach& a, const Reach& b) { return a.keys < b.keys; });
+    Index covered = 0;
+    const Reach* furthest = nullptr;
+    for (const Reach& next : reach) {
+      if (auto fault = missing({covered, next.keys.begin})) return fault;
+      if (furthest != nullptr) {
+        if (auto fault = twice(intersect(next.keys, {next.keys.begin, covered}), *furthest, next)) {
+          return fault;
+        }
+      }
+      if (furthest == nullptr || next.keys.end > covered) {
+        covered = std::max(covered, next.keys.end);
+        furthest = &next;
+      }
+    }
+    return missing({covered, problem_.keys().tokens()});
+  }
+
+ private:
+  /// Some allowed pair on these key rows, as "pair (h0, q32, k0)".
+  std::optional<std::string> pair_on(Range key_rows) const {
+    if (key_rows.empty()) return std::nullopt;
+    const Runs keys = problem_.keys().positions({key_rows});
+    for (const auto& [head, count] : heads_) {
+      if (const auto pair = allowed_pair(problem_.mask(), head, queries_, keys)) {
+        return "pair (h" + std::to_string(head) + ", q" +
+               std::to_string(pair->query - problem_.shape().first_query()) + ", k" +
+               std::to_string(pair->key) + ")";
+      }
+    }
+    return std::nullopt;
+  }
+
+  std::optional<Fault> missing(Range key_rows) const {
+    const auto pair = pair_on(key_rows);
+    if (!pair) return std::nullopt;
+    return Fault{program_.rank, static_cast<int>(program_.steps.size()),
+                 *pair + " is computed 0 times in what the rank delivers"};
+  }
+
+  std::optional<Fault> twice(Range key_rows, const Reach& first, const Reach& second) const {
+    const auto pair = pair_on(key_rows);
+    if (!pair) return std::nullopt;
+    const Contribution& a = contributions_[static_cast<std::size_t>(first.contribution)];
+    const Contribution& b = contributions_[static_cast<std::size_t>(second.contribution)];
+    return Fault{b.rank, b.step,
+                 *pair + " is computed again; rank " + std::to_string(a.rank) + ", step " +
+                     std::to_string(a.step) + " has it too, and rank " +
+                     std::to_string(program_.rank) + " delivers both"};
+  }
+
+  const Problem& problem_;
+  const Program& program_;
+  const std::vector<Contribution>& contributions_;
+  std::vector<std::pair<Index, Index>> heads_;
+  Runs queries_;
+};
+
+}  // namespace
+
+void append_rects(std::vector<Rect>& rects, const Block& block) {
+  for (const Range rows : block.rows) rects.push_back({block.heads, rows});
+}
+
+std::optional<std::string> misfit(std::vector<Rect> rects, const Block& target, bool whole) {
+  if (target.empty()) return std::nullopt;
+  Edges edges(target.heads);
+  for (const Rect& r : rects) edges.add(r.heads);
+  std::sort(rects.begin(), rects.end(),
+            [](const Rect& a, const Rect& b) { return a.rows < b.rows; });
+  Ranges wanted = target.rows;
+  std::sort(wanted.begin(), wanted.end());
+  for (const Range heads : edges.between()) {
+    auto want = wanted.begin();
+    Index at = want->begin;
+    for (const Rect& r : rects) {
+      if (!r.heads.contains(heads) || r.rows.empty()) continue;
+      if (r.rows.begin < at) return row_text(heads, r.rows.begin) + " is there twice";
+      // Skip to the wanted range that this one starts in; what is passed over stays open.
+      while (want != wanted.end() && r.rows.begin >= want->end) {
+        if (whole && at < want->end) return row_text(heads, at) + " is not there";
+        if (++want == wanted.end()) return row_text(heads, r.rows.begin) + " does not belong";
+        at = want->begin;
+      }
+      if (whole && r.rows.begin > at) return row_text(heads, at) + " is not there";
+      at = r.rows.end;
+      while (want != wanted.end() && at > want->end) {  // neighbouring ranges may come as one
+        const Index end = want->end;
+        if (++want == wanted.end() || want->begin != end) {
+          return row_text(heads, end) + " does not belong";
+        }
+      }
+    }
+    while (whole && want != wanted.end()) {
+      if (at < want->end) return row_text(heads, at) + " is not there";
+      if (++want != wanted.end()) at = std::max(at, want->begin);
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<Fault> check_result(const Problem& problem, const Program& program,
+                                  const std::vector<Cell>& cells,
+                                  std::vector<Contribution>& contributions) {
+  const Block& result = program.delivers;
+  for (const Range whole : result.rows) {
+    Edges heads(result.heads);
+    Edges rows(whole);
+    std::vector<Cell> here;
+    for (const Cell& cell : cells) {
+      const Cell part{intersect(cell.heads, result.heads), intersect(cell.rows, whole),
+                      cell.contribution};
+      if (part.heads.empty() || part.rows.empty()) continue;
+      here.push_back(part);
+      heads.add(part.heads);
+      rows.add(part.rows);
+      contributions[static_cast<std::size_t>(cell.contribution)].used = true;
+    }
+    if (result.heads.empty()) continue;
+    const auto row_parts = rows.between();
+    for (const Range head_part : heads.between()) {
+      for (const Range row_part : row_parts) {
+        std::vector<Reach> reach;
+        for (const Cell& cell : here) {
+          if (!cell.heads.contains(head_part) || !cell.rows.contains(row_part)) continue;
+          for (const Range keys :
+               *contributions[static_cast<std::size_t>(cell.contribution)].key_rows) {
+            reach.push_back({keys, cell.contribution});
+          }
+        }
+        const RowCheck check(problem, program, contributions, head_part, row_part);
+        if (auto fault = check.run(std::move(reach))) return fault;
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace dattn

@@ -1,0 +1,42 @@
+#pragma once
+
+#include "parallel/rehearse.hpp"
+
+namespace dattn {
+
+/// One Attend as it bears on results: who did it, and which keys it added to which rows and heads.
+struct Contribution {
+  int rank = 0;
+  int step = 0;
+  Range heads;
+  const Ranges* query_rows = nullptr;
+  const Ranges* key_rows = nullptr;
+  bool used = false;  ///< it reached some rank's result
+};
+
+/// Part of a Partial: these rows of these heads hold the contribution with this number.
+struct Cell {
+  Range heads;
+  Range rows;
+  int contribution = 0;
+};
+
+/// Some rows of some heads.
+struct Rect {
+  Range heads;
+  Range rows;
+};
+
+void append_rects(std::vector<Rect>& rects, const Block& block);
+
+/// How `rects` fail to lie side by side on `target`, in words; with `whole`, also how they leave a
+/// part of it open. Nothing if they do not fail.
+std::optional<std::string> misfit(std::vector<Rect> rects, const Block& target, bool whole);
+
+/// Checks one rank's result: in every row and head of program.delivers, every allowed key once.
+/// Marks the contributions that it finds used.
+std::optional<Fault> check_result(const Problem& problem, const Program& program,
+                                  const std::vector<Cell>& cells,
+                                  std::vector<Contribution>& contributions);
+
+}  // namespace dattn

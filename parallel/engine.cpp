@@ -1,0 +1,406 @@
+#include "parallel/engine.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+
+#include "kernels/check.hpp"
+#include "kernels/partial.hpp"
+#include "parallel/pairs.hpp"
+
+namespace dattn {
+namespace {
+
+/// Homes begin at multiples of this: whole cache lines and vector registers.
+constexpr std::size_t kAlign = 64;
+
+struct Freed {
+  void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{kAlign}); }
+};
+using Memory = std::unique_ptr<std::byte[], Freed>;
+
+Memory allocate(Index bytes) {
+  const auto size = static_cast<std::size_t>(std::max<Index>(bytes, 1));
+  return Memory(new (std::align_val_t{kAlign}) std::byte[size]);
+}
+
+/// MPI hands over records of the size of its datatype, at no better alignment than their numbers'.
+template <class E>
+void merge_records(const std::byte* in, std::byte* inout, std::int64_t records,
+                   std::int64_t record_bytes) {
+  merge(reinterpret_cast<const E*>(in), reinterpret_cast<E*>(inout), records,
+        record_bytes / static_cast<std::int64_t>(sizeof(E)));
+}
+
+}  // namespace
+
+template <comm::Transport T>
+struct Engine<T>::State {
+  using Clock = std::chrono::steady_clock;
+
+  /// A message that may still be on its way.
+  struct Flight {
+    typename T::Request request;
+    int home;
+    SlotId slot;
+    bool writes;
+    bool counts;  ///< travels between ranks
+    int step;
+  };
+
+  const Problem& problem;
+  const Program& program;
+  T& transport;
+  EngineOptions options;
+  std::vector<Memory> homes;
+  std::vector<const std::byte*> bound;  ///< by home, for inputs: the caller's memory or ours
+  std::vector<Flight> flights;
+  std::vector<T> axes;  ///< one transport for each axis of a mesh of several
+  RunTimes times;
+  Clock::time_point start;
+  int under_way = 0;       ///< flights that count
+  double since = 0;        ///< when under_way last rose from 0
+  double on_the_wire = 0;  ///< seconds in which under_way was not 0
+  int now_at = 0;          ///< step, for messages
+
+  State(const Problem& problem_in, const Program& program_in, T& transport_in,
+        EngineOptions options_in)
+      : problem(problem_in),
+        program(program_in),
+        transport(transport_in),
+        options(std::move(options_in)) {
+    CHECK(transport.size() == problem.ranks() && transport.rank() == program.rank, transport.size(),
+          transport.rank(), problem.ranks(), program.rank);
+    const auto bytes = home_bytes(program, problem);
+    homes.resize(bytes.size());
+    bound.resize(bytes.size(), nullptr);
+    for (std::size_t h = 0; h < bytes.size(); ++h) {
+      if (!is_input(static_cast<int>(h))) homes[h] = allocate(bytes[h]);
+    }
+    if (problem.mesh().axes.size() > 1) {
+      for (int axis = 0; axis < static_cast<int>(problem.mesh().axes.size()); ++axis) {
+        const auto group = problem.mesh().group(program.rank, axis);
+        axes.push_back(transport.split(group.front(), program.rank));
+      }
+    }
+    times.steps.resize(program.steps.size());
+  }
+
+  bool is_input(int home) const {
+    return home == slot(program.q).home || home == slot(program.k).home ||
+           home == slot(program.v).home;
+  }
+  const Slot& slot(SlotId s) const { return program.slots[static_cast<std::size_t>(s)]; }
+  Index bytes(SlotId s) const { return bytes_of(slot(s).block, problem.shape(), problem.type()); }
+
+  const std::byte* memory(SlotId s) const {
+    const auto home = static_cast<std::size_t>(slot(s).home);
+    return bound[home] != nullptr ? bound[home] : homes[home].get();
+  }
+  std::byte* own_memory(SlotId s) { return homes[static_cast<std::size_t>(slot(s).home)].get(); }
+
+  double now() const { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+  // ---- messages --------------------------------------------------------------------------------
+
+  /// Where the rows and heads of `part` lie in slot `s`.
+  template <class Piece, class Byte>
+  std::vector<Piece> strips(SlotId s, const Block& part, Byte* base) const {
+    const Block& whole = slot(s).block;
+    const Index head = dim_of(whole.kind, problem.shape()) * dattn::bytes_of(problem.type());
+    const Index row = head * whole.heads.size();
+    std::vector<Piece> out;
+    for (Range left : part.rows) {
+      while (!left.empty()) {
+        // The piece of `left` that lies in one Range of the slot is one strip.
+        Index before = 0;
+        Range here;
+        for (const Range range : whole.rows) {
+          if (range.contains(left.begin)) {
+            here = intersect(left, range);
+            before += left.begin - range.begin;
+            break;
+          }
+          before += range.size();
+        }
+        CHECK(!here.empty(), text(part), text(whole));
+        out.push_back({base + before * row + (part.heads.begin - whole.heads.begin) * head,
+                       here.size(), part.heads.size() * head, row});
+        left.begin = here.end;
+      }
+    }
+    return out;
+  }
+
+  void depart(typename T::Request request, SlotId s, bool writes, int peer) {
+    const bool counts = peer != program.rank;
+    if (counts && under_way++ == 0) since = now();
+    flights.push_back({std::move(request), slot(s).home, s, writes, counts, now_at});
+  }
+
+  void land(std::size_t i) {
+    if (flights[i].counts && --under_way == 0) on_the_wire += now() - since;
+    flights.erase(flights.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+
+  /// Lets messages move; called between tiles by the thread that runs the engine.
+  void poll() {
+    for (std::size_t i = 0; i < flights.size();) {
+      if (test(flights[i])) {
+        land(i);
+      } else {
+        ++i;
+      }
+    }
+  }
+
+  bool test(Flight& flight) {
+    try {
+      return flight.request.test();
+    } catch (const std::exception& e) {
+      throw std::runtime_error(place(flight.step) + e.what());
+    }
+  }
+
+  std::string place(int step) const {
+    return "step " + std::to_string(step) + " (" +
+           text(program, program.steps[static_cast<std::size_t>(step)]) + "): ";
+  }
+
+  /// Waits for every flight that `conflicts`.
+  template <class Conflicts>
+  void settle(const Conflicts& conflicts) {
+    const double from = now();
+    bool waited = false;
+    for (std::size_t i = 0; i < flights.size();) {
+      if (!conflicts(flights[i])) {
+        ++i;
+        continue;
+      }
+      waited = true;
+      try {
+        flights[i].request.wait();
+      } catch (const std::exception& e) {
+        throw std::runtime_error(place(flights[i].step) + e.what());
+      }
+      land(i);
+    }
+    if (waited) {
+      const double seconds = now() - from;
+      times.wait += seconds;
+      times.steps[static_cast<std::size_t>(now_at)].wait += seconds;
+    }
+  }
+
+  void before_reading(SlotId s) {
+    settle([&](const Flight& f) { return f.home == slot(s).home && f.writes; });
+  }
+  void before_writing(SlotId s) {
+    settle([&](const Flight& f) { return f.home == slot(s).home; });
+  }
+
+  // ---- steps -----------------------------------------------------------------------------------
+
+  void take(const Send& step) {
+    before_reading(step.slot);
+    const auto pieces = strips<comm::ConstStrip>(step.slot, step.block, memory(step.slot));
+    if (step.peer != program.rank) {
+      times.bytes_sent += comm::total(pieces);
+      ++times.messages;
+    }
+    depart(transport.send(pieces, step.peer), step.slot, false, step.peer);
+  }
+
+  void take(const Recv& step) {
+    // Pieces of one slot arrive side by side; whatever else touches the home must be over.
+    settle([&](const Flight& f) {
+      return f.home == slot(step.slot).home && !(f.writes && f.slot == step.slot);
+    });
+    const auto pieces = strips<comm::Strip>(step.slot, step.block, own_memory(step.slot));
+    if (options.checked) {
+      for (const comm::Strip& p : pieces) {
+        for (Index i = 0; i < p.count; ++i) {  // all bits set: a NaN of either width
+          std::memset(p.data + i * p.stride, 0xff, static_cast<std::size_t>(p.length));
+        }
+      }
+    }
+    depart(transport.recv(pieces, step.peer), step.slot, true, step.peer);
+  }
+
+  template <class E>
+  View<E> view(SlotId s, E* data) const {
+    const Block& block = slot(s).block;
+    return {data, block.row_count(), block.heads.size(), dim_of(block.kind, problem.shape())};
+  }
+  template <class E>
+  View<const E> read(SlotId s) const {
+    return view(s, reinterpret_cast<const E*>(memory(s)));
+  }
+  template <class E>
+  View<E> write(SlotId s) {
+    return view(s, reinterpret_cast<E*>(own_memory(s)));
+  }
+
+  template <class E>
+  void attend_as(const Attend& step) {
+    const Block& q = slot(step.q).block;
+    const Block& k = slot(step.k).block;
+    const Range heads = heads_served(program, step, problem.shape());
+    const Range local{heads.begin - q.heads.begin, heads.end - q.heads.begin};
+    const Where where{problem.shape(),
+                      heads,
+                      k.heads,
+                      slot(step.v).block.heads,
+                      problem.queries().positions(q.rows),
+                      problem.keys().positions(k.rows)};
+    const Work work{options.scale, options.threads, [this] { poll(); }, options.tiles};
+    attend(read<E>(step.q).only(local), read<E>(step.k), read<E>(step.v),
+           write<E>(step.out).only(local), where, problem.mask(), work);
+  }
+
+  void take(const Attend& step) {
+    before_reading(step.q);
+    before_reading(step.k);
+    before_reading(step.v);
+    before_writing(step.out);
+    const double from = now();
+    problem.type() == Type::f4 ? attend_as<float>(step) : attend_as<double>(step);
+    times.compute += now() - from;
+  }
+
+  void take(const Merge& step) {
+    before_reading(step.from);
+    before_writing(step.into);
+    const double from = now();
+    const auto as = [&]<class E>(E) {
+      const View<const E> source = read<E>(step.from);
+      merge(source.data, write<E>(step.into).data, source.rows * source.heads, source.dim);
+    };
+    problem.type() == Type::f4 ? as(float{}) : as(double{});
+    times.compute += now() - from;
+  }
+
+  void take(const Reduce& step) {
+    before_writing(step.slot);
+    const Index record = dim_of(Kind::O, problem.shape()) * dattn::bytes_of(problem.type());
+    const Index records = bytes(step.slot) / record;
+    T& group = axes.empty() ? transport : axes[static_cast<std::size_t>(step.axis)];
+    const double from = now();
+    if (group.size() > 1 && records > 0) {
+      const comm::Operation merge_op = problem.type() == Type::f4
+                                           ? comm::operation<merge_records<float>>()
+                                           : comm::operation<merge_records<double>>();
+      try {
+        group.all_reduce({own_memory(step.slot), static_cast<std::size_t>(bytes(step.slot))},
+                         record, merge_op);
+      } catch (const std::exception& e) {
+        throw std::runtime_error(place(now_at) + e.what());
+      }
+      times.bytes_sent += reduce_bytes(records, record, group.size(), group.rank());
+      ++times.messages;
+    }
+    const double seconds = now() - from;
+    times.wait += seconds;
+    times.steps[static_cast<std::size_t>(now_at)].wait += seconds;
+  }
+
+  RunTimes run() {
+    for (const SlotId s : {program.q, program.k, program.v}) {
+      CHECK(memory(s) != nullptr || bytes(s) == 0, "input slot", s, "is neither filled nor bound");
+    }
+    times = {};
+    times.steps.resize(program.steps.size());
+    on_the_wire = 0;
+    start = Clock::now();
+    std::vector<bool> seen(homes.size(), false);
+    for (const Slot& s : program.slots) {  // the first slot of each home, as the rehearsal has it
+      const auto home = static_cast<std::size_t>(s.home);
+      if (s.block.kind == Kind::O && !seen[home]) {
+        const auto id = static_cast<SlotId>(&s - program.slots.data());
+        problem.type() == Type::f4 ? clear(write<float>(id)) : clear(write<double>(id));
+      }
+      seen[home] = true;
+    }
+    for (std::size_t i = 0; i < program.steps.size(); ++i) {
+      now_at = static_cast<int>(i);
+      if (options.progress) options.progress(i);
+      times.steps[i].begin = now();
+      std::visit([this](const auto& step) { this->take(step); }, program.steps[i]);
+      times.steps[i].end = now();
+    }
+    if (!program.steps.empty()) {
+      settle([](const Flight&) { return true; });
+      times.steps.back().end = now();
+    }
+    times.seconds = now();
+    times.hidden = std::max(0.0, on_the_wire - times.wait);
+    return times;
+  }
+};
+
+template <comm::Transport T>
+Engine<T>::Engine(const Problem& problem, const Program& program, T& transport,
+                  EngineOptions options)
+    : state_(std::make_unique<State>(problem, program, transport, std::move(options))) {}
+
+template <comm::Transport T>
+Engine<T>::~Engine() = default;
+
+template <comm::Transport T>
+std::span<std::byte> Engine<T>::input(SlotId slot) {
+  const auto home = static_cast<std::size_t>(state_->slot(slot).home);
+  CHECK(state_->is_input(static_cast<int>(home)), slot);
+  const Index bytes = state_->bytes(slot);
+  if (state_->homes[home] == nullptr) state_->homes[home] = allocate(bytes);
+  state_->bound[home] = nullptr;
+  return {state_->homes[home].get(), static_cast<std::size_t>(bytes)};
+}
+
+template <comm::Transport T>
+void Engine<T>::bind(SlotId slot, std::span<const std::byte> memory) {
+  const int home = state_->slot(slot).home;
+  CHECK(state_->is_input(home), slot);
+  CHECK(static_cast<Index>(memory.size()) == state_->bytes(slot), memory.size(),
+        state_->bytes(slot));
+  state_->bound[static_cast<std::size_t>(home)] = memory.data();
+}
+
+template <comm::Transport T>
+RunTimes Engine<T>::run() {
+  return state_->run();
+}
+
+template <comm::Transport T>
+template <class E>
+void Engine<T>::result(std::span<E> o, std::span<E> lse) const {
+  const Program& program = state_->program;
+  const Shape& shape = state_->problem.shape();
+  CHECK(sizeof(E) == static_cast<std::size_t>(dattn::bytes_of(state_->problem.type())), sizeof(E));
+  const Block& whole = state_->slot(program.out).block;
+  CHECK(program.delivers.heads == whole.heads, text(program.delivers), text(whole));
+  const View<const E> all = state_->template read<E>(program.out);
+  std::size_t done = 0;  // (row, head) records
+  for (const Range rows : program.delivers.rows) {
+    const auto first = place_of(whole.rows, rows.begin);
+    CHECK(first.has_value() && place_of(whole.rows, rows.end - 1) == *first + rows.size() - 1,
+          text(program.delivers), text(whole));
+    const View<const E> part{all.at(*first, 0), rows.size(), all.heads, all.dim};
+    const auto records = static_cast<std::size_t>(rows.size() * all.heads);
+    const auto d_v = static_cast<std::size_t>(shape.d_v);
+    finish(part, o.subspan(done * d_v, records * d_v), lse.subspan(done, records));
+    done += records;
+  }
+  CHECK(done == lse.size() && done * static_cast<std::size_t>(shape.d_v) == o.size(), done,
+        lse.size());
+}
+
+#define DATTN_ENGINE(T)                                                      \
+  template class Engine<T>;                                                  \
+  template void Engine<T>::result(std::span<float>, std::span<float>) const; \
+  template void Engine<T>::result(std::span<double>, std::span<double>) const;
+DATTN_ENGINE(comm::Communicator)
+DATTN_ENGINE(comm::Loopback::Endpoint)
+
+}  // namespace dattn

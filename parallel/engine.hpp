@@ -1,0 +1,73 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "comm/transport.hpp"
+#include "kernels/attend.hpp"
+#include "parallel/plan.hpp"
+
+namespace dattn {
+
+/// When one step of a run began and ended, in seconds since the run began, and how much of that the
+/// rank waited for messages.
+struct StepTime {
+  double begin = 0;
+  double end = 0;
+  double wait = 0;
+};
+
+/// What one rank did in one run.
+struct RunTimes {
+  double seconds = 0;    ///< whole run
+  double compute = 0;    ///< in kernels
+  double wait = 0;       ///< exposed: nothing to do but wait for a message or a collective
+  double hidden = 0;     ///< messages were on their way while the rank did something else
+  Index bytes_sent = 0;  ///< counted from the messages themselves; all-reduces by reduce_bytes
+  Index messages = 0;    ///< sent to other ranks, and collectives
+  std::vector<StepTime> steps;
+};
+
+/// How a run goes, apart from its Program.
+struct EngineOptions {
+  double scale = 1.0;  ///< scores are scale * q.k
+  int threads = 1;
+  const Tiles* tiles = nullptr;                         ///< instruction set; null chooses
+  bool checked = false;                                 ///< fill what waits for a message with NaN
+  std::function<void(std::size_t step)> progress = {};  ///< before each step, may be empty
+};
+
+/// Runs a Program over a transport: allocates the slots once, posts and awaits messages, polls
+/// while kernels work, and times every step. Used by one thread. All ranks construct and run
+/// together. Messages that fail throw std::runtime_error naming the step; no wait is longer than
+/// the transport's deadline.
+template <comm::Transport T>
+class Engine {
+ public:
+  /// `problem`, `program` and `transport` must outlive the engine.
+  Engine(const Problem& problem, const Program& program, T& transport, EngineOptions options);
+  Engine(Engine&&) = delete;
+  ~Engine();
+
+  /// Memory of an input slot (program.q, .k, .v) to be filled before run(); laid out as its Block.
+  std::span<std::byte> input(SlotId slot);
+  /// Uses the caller's memory for an input slot instead; it must outlive the engine, and its size
+  /// be that of the Block.
+  void bind(SlotId slot, std::span<const std::byte> memory);
+
+  /// Computes. May be called again: inputs stay, results start afresh.
+  RunTimes run();
+
+  /// The result of the last run: O [rows, heads, d_v] and LSE [rows, heads] of program.delivers,
+  /// dense. E is float or double, as the Problem's type.
+  template <class E>
+  void result(std::span<E> o, std::span<E> lse) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace dattn

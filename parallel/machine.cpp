@@ -1,0 +1,47 @@
+#include "parallel/machine.hpp"
+
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <stdexcept>
+#include <utility>
+
+namespace dattn {
+
+std::string Machine::text() const {
+  std::array<char, 160> line{};
+  std::snprintf(line.data(), line.size(), "latency=%.3g,bandwidth=%.3g,rate=%.3g,overhead=%.3g",
+                latency, bandwidth, rate, overhead);
+  return line.data();
+}
+
+Machine parse_machine(std::string_view text, Machine base) {
+  const std::array fields{std::pair{"latency", &base.latency},
+                          std::pair{"bandwidth", &base.bandwidth}, std::pair{"rate", &base.rate},
+                          std::pair{"overhead", &base.overhead}};
+  while (!text.empty()) {
+    const std::string_view part = text.substr(0, text.find(','));
+    text.remove_prefix(part.size() + (part.size() < text.size() ? 1 : 0));
+    const std::size_t equals = part.find('=');
+    double* field = nullptr;
+    for (const auto& [name, place] : fields) {
+      if (part.substr(0, equals) == name) field = place;
+    }
+    const std::string_view number = equals == std::string_view::npos ? "" : part.substr(equals + 1);
+    double value = 0;
+    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), value);
+    const bool read = error == std::errc{} && end == number.data() + number.size();
+    const bool zero_is_fine = field == &base.latency || field == &base.overhead;
+    if (field == nullptr || !read || !std::isfinite(value) || value < 0 ||
+        (value == 0 && !zero_is_fine)) {
+      throw std::invalid_argument("'" + std::string(part.substr(0, 40)) +
+                                  "' is none of latency=S, bandwidth=B, rate=F, overhead=S with a "
+                                  "positive number");
+    }
+    *field = value;
+  }
+  return base;
+}
+
+}  // namespace dattn

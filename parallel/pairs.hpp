@@ -1,0 +1,31 @@
+#pragma once
+
+#include <map>
+#include <tuple>
+
+#include "kernels/area.hpp"
+#include "parallel/plan.hpp"
+
+namespace dattn {
+
+/// Counts allowed pairs between Blocks of one Problem, and remembers what makes the next count
+/// cheap: a rank attends the same queries to the keys of every other rank.
+class PairCounter {
+ public:
+  explicit PairCounter(const Problem& problem) : problem_(problem) {}
+
+  /// Allowed pairs, summed over the query heads `heads`, between query rows and key rows.
+  Index count(Range heads, const Ranges& query_rows, const Ranges& key_rows);
+
+  /// Allowed pairs that an Attend of `program` computes.
+  Index count(const Program& program, const Attend& attend);
+
+ private:
+  const Problem& problem_;
+  std::map<std::tuple<Index, Ranges>, RowSpans> rows_;  ///< by (head, query rows)
+};
+
+/// The query heads that an Attend works on: those of q whose key and value heads lie in k and v.
+Range heads_served(const Program& program, const Attend& attend, const Shape& shape);
+
+}  // namespace dattn

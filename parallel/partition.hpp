@@ -1,0 +1,52 @@
+#pragma once
+
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "kernels/mask.hpp"
+
+namespace dattn {
+
+/// Which rank owns which tokens.
+///
+/// A token has a *position* in its sequence, and a *row*: its place when rank 0's tokens are
+/// written down first, then rank 1's, and so on. Blocks are made of rows, so that what a rank owns
+/// is one Range under every partition; masks speak of positions.
+class Partition {
+ public:
+  /// @pre the positions of all ranks are 0 .. tokens-1, each once, if `first` is 0; `first` is
+  /// added to every position.
+  explicit Partition(std::vector<Runs> owned, Index first = 0);
+
+  int ranks() const { return static_cast<int>(offsets_.size()) - 1; }
+  /// All tokens.
+  Index tokens() const { return offsets_.back(); }
+  /// The rows that `rank` owns.
+  Range rows(int rank) const;
+  /// The rank that owns `row`.
+  int owner(Index row) const;
+  /// Positions of these rows, in their order.
+  Runs positions(const Ranges& rows) const;
+  /// Which of the rows of `rank` lie at `positions`, ascending.
+  Ranges rows_at(int rank, const Ranges& positions) const;
+
+ private:
+  std::vector<Runs> owned_;
+  std::vector<Index> offsets_;  ///< first row of each rank, and the end
+};
+
+/// One way to deal tokens to ranks.
+struct PartitionKind {
+  std::string_view name;
+  std::string_view summary;
+  /// The token numbers of each rank. `shape` and `mask` matter to kinds that balance work.
+  std::vector<Runs> (*deal)(Index tokens, int ranks, const Shape& shape, const Mask& mask);
+  /// Whether `deal` looks at the mask; such kinds deal queries, and keys follow them.
+  bool by_area = false;
+};
+
+/// The table of partitions. A new one is one function and one line here.
+std::span<const PartitionKind> partition_kinds();
+
+}  // namespace dattn

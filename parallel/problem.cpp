@@ -1,0 +1,96 @@
+#include "parallel/problem.hpp"
+
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/area.hpp"
+#include "kernels/check.hpp"
+
+namespace dattn {
+namespace {
+
+const PartitionKind& kind_of(std::string_view name) {
+  const auto kinds = partition_kinds();
+  const auto found = std::find_if(kinds.begin(), kinds.end(),
+                                  [&](const PartitionKind& kind) { return kind.name == name; });
+  CHECK(found != kinds.end(), name);
+  return *found;
+}
+
+Partition deal_queries(std::string_view partition, const Shape& shape, const Mask& mask,
+                       int ranks) {
+  return Partition(kind_of(partition).deal(shape.queries, ranks, shape, mask), shape.first_query());
+}
+
+Partition deal_keys(std::string_view partition, const Shape& shape, const Mask& mask, int ranks) {
+  // Area belongs to queries. In self-attention keys stay with the query of their token; other keys
+  // have no such place, and equal pieces of them are as good as any.
+  const bool follow = shape.queries == shape.keys || !kind_of(partition).by_area;
+  return Partition(kind_of(follow ? partition : "contiguous").deal(shape.keys, ranks, shape, mask));
+}
+
+std::vector<Range> group_heads(const Shape& shape, const Mask& mask) {
+  // Heads that share a key head or a value head cannot be cut apart without sending it twice.
+  const Index unit =
+      std::lcm(shape.query_heads / shape.key_heads, shape.query_heads / shape.value_heads);
+  std::vector<Range> groups;
+  std::vector<Index> last;
+  for (Index h = 0; h < shape.query_heads; h += unit) {
+    std::vector<Index> seen;
+    for (Index i = h; i < std::min(h + unit, shape.query_heads); ++i) {
+      seen.push_back(mask.variant(i));
+    }
+    std::sort(seen.begin(), seen.end());
+    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
+    if (groups.empty() || seen != last) {
+      groups.push_back({h, h});
+      last = seen;
+    }
+    groups.back().end = std::min(h + unit, shape.query_heads);
+  }
+  return groups;
+}
+
+}  // namespace
+
+struct Problem::Needs {
+  std::once_flag once;
+  std::vector<std::vector<Ranges>> of;  ///< [rank][group] positions
+};
+
+Problem::Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view partition, Type type)
+    : shape_(shape),
+      mask_(std::move(mask)),
+      mesh_(std::move(mesh)),
+      type_(type),
+      partition_(partition),
+      queries_(deal_queries(partition, shape_, *mask_, mesh_.ranks())),
+      keys_(deal_keys(partition, shape_, *mask_, mesh_.ranks())),
+      head_groups_(group_heads(shape_, *mask_)),
+      needs_(std::make_shared<Needs>()) {}
+
+const Ranges& Problem::keys_needed(int rank, std::size_t group) const {
+  std::call_once(needs_->once, [&] {
+    needs_->of.resize(static_cast<std::size_t>(ranks()));
+    for (int r = 0; r < ranks(); ++r) {
+      const Runs queries = queries_.positions({queries_.rows(r)});
+      for (const Range heads : head_groups_) {
+        std::vector<Range> all;
+        for (const auto& [head, count] : variants(*mask_, heads)) {
+          const Ranges seen = keys_seen(*mask_, head, queries, shape_.keys);
+          all.insert(all.end(), seen.begin(), seen.end());
+        }
+        std::sort(all.begin(), all.end());
+        Ranges joined;
+        for (const Range part : all) {
+          const Index from = joined.empty() ? 0 : joined.back().end;
+          append(joined, {std::max(from, part.begin), part.end});
+        }
+        needs_->of[static_cast<std::size_t>(r)].push_back(std::move(joined));
+      }
+    }
+  });
+  return needs_->of[static_cast<std::size_t>(rank)][group];
+}
+
+}  // namespace dattn

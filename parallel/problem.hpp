@@ -1,0 +1,54 @@
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "kernels/mask.hpp"
+#include "parallel/mesh.hpp"
+#include "parallel/partition.hpp"
+
+namespace dattn {
+
+/// One attention computation and the ranks it is split over: all that a Strategy may look at.
+class Problem {
+ public:
+  /// @pre complaint(shape) is empty; `partition` is one of partition_kinds()
+  Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view partition,
+          Type type = Type::f4);
+
+  const Shape& shape() const { return shape_; }
+  const Mask& mask() const { return *mask_; }
+  const MaskPtr& mask_ptr() const { return mask_; }
+  const Mesh& mesh() const { return mesh_; }
+  int ranks() const { return mesh_.ranks(); }
+  Type type() const { return type_; }
+  const std::string& partition() const { return partition_; }
+  /// Who owns which rows of Q and O, and which of K and V. The same partition where there are as
+  /// many queries as keys.
+  const Partition& queries() const { return queries_; }
+  const Partition& keys() const { return keys_; }
+
+  /// Key positions that any query of `rank` sees with any of the query heads that are served by
+  /// the head group `group` of head_groups(). Found once for all ranks.
+  const Ranges& keys_needed(int rank, std::size_t group) const;
+
+  /// Runs of neighbouring query heads, each as small as K and V can be cut and joined to the next
+  /// where both see the same pairs: what a rank fetches is decided per group.
+  const std::vector<Range>& head_groups() const { return head_groups_; }
+
+ private:
+  struct Needs;
+
+  Shape shape_;
+  MaskPtr mask_;
+  Mesh mesh_;
+  Type type_;
+  std::string partition_;
+  Partition queries_;
+  Partition keys_;
+  std::vector<Range> head_groups_;
+  std::shared_ptr<Needs> needs_;
+};
+
+}  // namespace dattn

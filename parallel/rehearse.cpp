@@ -1,0 +1,639 @@
+#include "parallel/rehearse.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <deque>
+#include <functional>
+#include <numeric>
+#include <queue>
+#include <unordered_map>
+#include <utility>
+
+#include "parallel/coverage.hpp"
+#include "parallel/pairs.hpp"
+
+namespace dattn {
+namespace {
+
+/// A posted Send or Recv.
+struct Message {
+  int rank = 0;
+  int step = 0;
+  bool is_send = false;
+  double posted = 0;
+  bool done = false;
+  double finished = 0;
+};
+
+/// What a slot holds.
+struct Content {
+  bool whole = false;         ///< may be read
+  std::vector<Rect> arrived;  ///< since it was last read
+  std::vector<int> arrivals;  ///< the Recv steps of `arrived`
+  std::vector<Cell> cells;    ///< of a Partial
+};
+
+struct Home {
+  SlotId resident = -1;  ///< the slot whose Block lies here, -1 before the first
+  bool taken = false;    ///< some slot has this home
+  bool input = false;
+  std::vector<int> reading;  ///< messages that read it
+  std::vector<int> writing;  ///< messages that write it
+};
+
+struct Rank {
+  const Program* program = nullptr;
+  std::size_t next = 0;
+  bool queued = false;
+  bool finished = false;
+  bool at_reduce = false;  ///< counted among those that have come to a Reduce
+  bool reduced = false;    ///< that Reduce is done
+  double clock = 0;
+  double out_free = 0;  ///< when its link can send again
+  double in_free = 0;
+  std::vector<Home> homes;
+  std::vector<Content> slots;
+};
+
+/// A message side that waits for its partner: all of one channel are sends, or all are receives.
+using Channel = std::deque<int>;
+
+class Stage {
+ public:
+  Stage(const Problem& problem, const Plan& plan, const Machine& machine)
+      : problem_(problem), plan_(plan), machine_(machine), pairs_(problem) {}
+
+  Rehearsal run() {
+    if (!set()) return std::move(result_);
+    while (!ready_.empty() && !result_.fault) {
+      const int r = ready_.top().second;
+      ready_.pop();
+      ranks_[static_cast<std::size_t>(r)].queued = false;
+      advance(r);
+    }
+    if (!result_.fault) check_all_finished();
+    if (!result_.fault) check_results();
+    for (const Rank& rank : ranks_) result_.seconds.push_back(rank.clock);
+    return std::move(result_);
+  }
+
+ private:
+  bool fault(int rank, std::size_t step, std::string what) {
+    if (!result_.fault) result_.fault = Fault{rank, static_cast<int>(step), std::move(what)};
+    return false;
+  }
+
+  // ---- before the first step -------------------------------------------------------------------
+
+  bool set() {
+    const auto ranks = static_cast<std::size_t>(problem_.ranks());
+    if (plan_.size() != ranks) {
+      return fault(0, 0,
+                   "the plan has " + std::to_string(plan_.size()) + " programs for " +
+                       std::to_string(ranks) + " ranks");
+    }
+    ranks_.resize(ranks);
+    result_.bytes_sent.assign(ranks, 0);
+    result_.pairs.assign(ranks, 0);
+    result_.compute_seconds.assign(ranks, 0);
+    result_.wait_seconds.assign(ranks, 0);
+    for (std::size_t r = 0; r < ranks; ++r) {
+      if (!set_rank(static_cast<int>(r))) return false;
+    }
+    return true;
+  }
+
+  bool set_rank(int r) {
+    const Program& program = plan_[static_cast<std::size_t>(r)];
+    Rank& rank = ranks_[static_cast<std::size_t>(r)];
+    rank.program = &program;
+    if (program.rank != r)
+      return fault(r, 0, "the program says that it is rank " + std::to_string(program.rank) + "'s");
+    const auto slots = static_cast<SlotId>(program.slots.size());
+    for (const SlotId s : {program.q, program.k, program.v, program.out}) {
+      if (s < 0 || s >= slots) return fault(r, 0, "there is no slot " + std::to_string(s));
+    }
+    for (const Slot& slot : program.slots) {
+      if (slot.home < 0 || slot.home >= program.homes) {
+        return fault(r, 0, "there is no home " + std::to_string(slot.home));
+      }
+      if (!within_tensor(slot.block)) {
+        return fault(r, 0, "a slot for " + text(slot.block) + ", which its tensor does not have");
+      }
+    }
+    rank.homes.resize(static_cast<std::size_t>(program.homes));
+    rank.slots.resize(program.slots.size());
+    const auto bytes = home_bytes(program, problem_);
+    result_.memory_bytes.push_back(std::accumulate(bytes.begin(), bytes.end(), Index{0}));
+    for (std::size_t s = 0; s < program.slots.size(); ++s) {
+      Home& home = home_of(rank, static_cast<SlotId>(s));
+      // Partials start over no key, if they are the first in their home.
+      if (!home.taken && program.slots[s].block.kind == Kind::O) {
+        home.resident = static_cast<SlotId>(s);
+        rank.slots[s].whole = true;
+      }
+      home.taken = true;
+    }
+    for (const auto& [s, kind] : {std::pair{program.q, Kind::Q}, std::pair{program.k, Kind::K},
+                                  std::pair{program.v, Kind::V}}) {
+      const Block& block = block_of(rank, s);
+      if (block.kind != kind) {
+        return fault(r, 0, text(block) + " as the input " + std::string(name_of(kind)));
+      }
+      Home& home = home_of(rank, s);
+      home.resident = s;
+      home.input = true;
+      rank.slots[static_cast<std::size_t>(s)].whole = true;
+    }
+    for (const Slot& slot : program.slots) {
+      const Home& home = rank.homes[static_cast<std::size_t>(slot.home)];
+      if (home.input && &slot != &program.slots[static_cast<std::size_t>(home.resident)]) {
+        return fault(r, 0, text(slot.block) + " shares its home with an input");
+      }
+    }
+    const Block& out = program.slots[static_cast<std::size_t>(program.out)].block;
+    if (program.delivers.kind != Kind::O || !contains(out, program.delivers)) {
+      return fault(r, program.steps.size(),
+                   "delivers " + text(program.delivers) + " out of " + text(out));
+    }
+    wake(r, 0);
+    return true;
+  }
+
+  /// Whether the tensor has all of this, each row once.
+  bool within_tensor(const Block& block) const {
+    const bool of_queries = block.kind == Kind::Q || block.kind == Kind::O;
+    const Range all{0, (of_queries ? problem_.queries() : problem_.keys()).tokens()};
+    const Range heads{0, heads_of(block.kind, problem_.shape())};
+    if (block.heads.size() < 0 || !heads.contains(block.heads)) return false;
+    Ranges rows = block.rows;
+    std::sort(rows.begin(), rows.end());
+    Index end = all.begin;
+    for (const Range part : rows) {
+      if (part.empty() || part.begin < end || part.end > all.end) return false;
+      end = part.end;
+    }
+    return true;
+  }
+
+  // ---- taking steps ----------------------------------------------------------------------------
+
+  Home& home_of(Rank& rank, SlotId s) {
+    return rank
+        .homes[static_cast<std::size_t>(rank.program->slots[static_cast<std::size_t>(s)].home)];
+  }
+  Content& content_of(Rank& rank, SlotId s) { return rank.slots[static_cast<std::size_t>(s)]; }
+  const Block& block_of(const Rank& rank, SlotId s) const {
+    return rank.program->slots[static_cast<std::size_t>(s)].block;
+  }
+
+  /// Has rank `r` try its next step when all ranks are at `time` or past it.
+  void wake(int r, double time) {
+    Rank& rank = ranks_[static_cast<std::size_t>(r)];
+    if (rank.queued || rank.finished) return;
+    rank.queued = true;
+    ready_.emplace(std::max(time, rank.clock), r);
+  }
+
+  void advance(int r) {
+    Rank& rank = ranks_[static_cast<std::size_t>(r)];
+    const auto& steps = rank.program->steps;
+    while (rank.next < steps.size() && !result_.fault) {
+      const bool taken =
+          std::visit([&](const auto& step) { return take(r, rank, step); }, steps[rank.next]);
+      if (!taken) return;
+      ++rank.next;
+      // Ranks are taken in the order of their clocks, so that messages find the links as they will.
+      if (!ready_.empty() && ready_.top().first < rank.clock) return wake(r, rank.clock);
+    }
+    if (result_.fault) return;
+    for (Home& home : rank.homes) {
+      if (!settled(r, rank, home.reading) || !settled(r, rank, home.writing)) return;
+    }
+    rank.finished = true;
+  }
+
+  /// Whether these messages are done; if so they are forgotten, and the clock has waited for them.
+  bool settled(int r, Rank& rank, std::vector<int>& messages) {
+    for (const int m : messages) {
+      if (!messages_[static_cast<std::size_t>(m)].done) return false;
+    }
+    for (const int m : messages) {
+      const double finished = messages_[static_cast<std::size_t>(m)].finished;
+      result_.wait_seconds[static_cast<std::size_t>(r)] += std::max(0.0, finished - rank.clock);
+      rank.clock = std::max(rank.clock, finished);
+      free_.push_back(m);
+    }
+    messages.clear();
+    return true;
+  }
+
+  /// Whether `s` may be read now. Faults where it never may.
+  bool readable(int r, Rank& rank, SlotId s) {
+    Home& home = home_of(rank, s);
+    if (!settled(r, rank, home.writing)) return false;
+    Content& content = content_of(rank, s);
+    const Block& block = block_of(rank, s);
+    if (block.empty()) return true;
+    if (home.resident != s) {
+      return fault(r, rank.next, "reads " + text(block) + ", which is not in its home");
+    }
+    if (!content.arrived.empty()) {
+      if (auto why = misfit(content.arrived, block, !content.whole)) {
+        return fault(r, rank.next, "reads " + text(block) + ", of which " + *why);
+      }
+      content.arrived.clear();
+      content.arrivals.clear();
+      content.whole = true;
+    }
+    if (!content.whole) {
+      return fault(r, rank.next, "reads " + text(block) + " before it is filled");
+    }
+    return true;
+  }
+
+  /// Whether `s` may be written now by a kernel or, with `message`, by one more message.
+  bool writable(int r, Rank& rank, SlotId s, bool message) {
+    Home& home = home_of(rank, s);
+    if (home.input) return fault(r, rank.next, "writes into an input");
+    if (!settled(r, rank, home.reading)) return false;
+    if (message && home.resident == s) return true;  // pieces of one slot arrive side by side
+    return settled(r, rank, home.writing);
+  }
+
+  bool known(int r, const Rank& rank, SlotId s) {
+    if (s >= 0 && s < static_cast<SlotId>(rank.program->slots.size())) return true;
+    return fault(r, rank.next, "there is no slot " + std::to_string(s));
+  }
+
+  int post(int r, const Rank& rank, bool is_send) {
+    const Message message{r, static_cast<int>(rank.next), is_send, rank.clock, false, 0};
+    if (free_.empty()) {
+      messages_.push_back(message);
+      return static_cast<int>(messages_.size()) - 1;
+    }
+    const int m = free_.back();
+    free_.pop_back();
+    messages_[static_cast<std::size_t>(m)] = message;
+    return m;
+  }
+
+  template <class Transfer>
+  bool addressed(int r, const Rank& rank, const Transfer& t) {
+    if (!known(r, rank, t.slot)) return false;
+    if (t.peer < 0 || t.peer >= problem_.ranks()) {
+      return fault(r, rank.next, "there is no rank " + std::to_string(t.peer));
+    }
+    if (t.block.empty() || !contains(block_of(rank, t.slot), t.block)) {
+      return fault(r, rank.next, text(t.block) + " is no part of " + text(block_of(rank, t.slot)));
+    }
+    return true;
+  }
+
+  bool take(int r, Rank& rank, const Send& step) {
+    if (!addressed(r, rank, step) || !readable(r, rank, step.slot)) return false;
+    rank.clock += machine_.overhead;
+    const int m = post(r, rank, true);
+    home_of(rank, step.slot).reading.push_back(m);
+    meet(r, step.peer, m);
+    return !result_.fault;
+  }
+
+  bool take(int r, Rank& rank, const Recv& step) {
+    if (!addressed(r, rank, step) || !writable(r, rank, step.slot, true)) return false;
+    Home& home = home_of(rank, step.slot);
+    Content& content = content_of(rank, step.slot);
+    if (home.resident != step.slot || content.arrived.empty()) {
+      if (home.resident >= 0) unread(rank, home.resident);
+      // A Partial keeps what the messages leave alone; all else is void until messages fill it.
+      const bool keeps = home.resident == step.slot && block_of(rank, step.slot).kind == Kind::O;
+      home.resident = step.slot;
+      if (!keeps) content = {};
+    }
+    append_rects(content.arrived, step.block);
+    content.arrivals.push_back(static_cast<int>(rank.next));
+    rank.clock += machine_.overhead;
+    const int m = post(r, rank, false);
+    home.writing.push_back(m);
+    meet(step.peer, r, m);
+    return !result_.fault;
+  }
+
+  /// Notes messages into `s` that nobody has read when it is overwritten or left.
+  void unread(Rank& rank, SlotId s) {
+    Content& content = content_of(rank, s);
+    for (const int step : content.arrivals) result_.dead.emplace_back(rank.program->rank, step);
+    content.arrivals.clear();
+  }
+
+  bool take(int r, Rank& rank, const Attend& step) {
+    for (const SlotId s : {step.q, step.k, step.v, step.out}) {
+      if (!known(r, rank, s)) return false;
+    }
+    const Block& q = block_of(rank, step.q);
+    const Block& k = block_of(rank, step.k);
+    const Block& v = block_of(rank, step.v);
+    const Block& out = block_of(rank, step.out);
+    if (q.kind != Kind::Q || k.kind != Kind::K || v.kind != Kind::V || out.kind != Kind::O) {
+      return fault(r, rank.next,
+                   "attends with " + text(q) + ", " + text(k) + ", " + text(v) + ", " + text(out) +
+                       " where Q, K, V, O are due");
+    }
+    if (out.rows != q.rows || out.heads != q.heads || k.rows != v.rows) {
+      return fault(r, rank.next,
+                   "attends with rows or heads that differ: " + text(q) + " into " + text(out) +
+                       ", " + text(k) + " beside " + text(v));
+    }
+    if (!readable(r, rank, step.q) || !readable(r, rank, step.k) || !readable(r, rank, step.v) ||
+        !readable(r, rank, step.out) || !writable(r, rank, step.out, false)) {
+      return false;
+    }
+    const Range heads = heads_served(*rank.program, step, problem_.shape());
+    if (heads.empty()) {
+      return fault(r, rank.next,
+                   text(k) + " and " + text(v) + " serve no query head of " + text(q));
+    }
+    const Index pairs = pairs_.count(*rank.program, step);
+    const double seconds =
+        static_cast<double>(pairs) * problem_.shape().flops_per_pair() / machine_.rate;
+    rank.clock += seconds + machine_.overhead;
+    result_.compute_seconds[static_cast<std::size_t>(r)] += seconds;
+    result_.pairs[static_cast<std::size_t>(r)] += pairs;
+    const int number = static_cast<int>(contributions_.size());
+    contributions_.push_back({r, static_cast<int>(rank.next), heads, &q.rows, &k.rows});
+    for (const Range rows : q.rows) {
+      content_of(rank, step.out).cells.push_back({heads, rows, number});
+    }
+    return true;
+  }
+
+  bool take(int r, Rank& rank, const Merge& step) {
+    if (!known(r, rank, step.from) || !known(r, rank, step.into)) return false;
+    const Block& from = block_of(rank, step.from);
+    const Block& into = block_of(rank, step.into);
+    if (from.kind != Kind::O || from != into || step.from == step.into) {
+      return fault(r, rank.next, "merges " + text(from) + " into " + text(into));
+    }
+    if (!readable(r, rank, step.from) || !readable(r, rank, step.into) ||
+        !writable(r, rank, step.into, false)) {
+      return false;
+    }
+    rank.clock += machine_.overhead;
+    const auto& cells = content_of(rank, step.from).cells;
+    auto& target = content_of(rank, step.into).cells;
+    target.insert(target.end(), cells.begin(), cells.end());
+    return true;
+  }
+
+  bool take(int r, Rank& rank, const Reduce& step) {
+    if (!known(r, rank, step.slot)) return false;
+    if (step.axis < 0 || step.axis >= static_cast<int>(problem_.mesh().axes.size()) ||
+        block_of(rank, step.slot).kind != Kind::O) {
+      return fault(r, rank.next,
+                   "reduces " + text(block_of(rank, step.slot)) + " along axis " +
+                       std::to_string(step.axis));
+    }
+    if (!rank.reduced && !rank.at_reduce) {
+      if (!readable(r, rank, step.slot) || !writable(r, rank, step.slot, false)) return false;
+      rank.at_reduce = true;
+      const std::vector<int> group = problem_.mesh().group(r, step.axis);
+      int& arrived = reduces_[{group.front(), step.axis}];
+      if (++arrived == static_cast<int>(group.size())) {
+        arrived = 0;
+        reduce(group, step.axis);
+      }
+    }
+    return std::exchange(rank.reduced, false);
+  }
+
+  /// All of `group` stand at a Reduce along `axis`.
+  void reduce(const std::vector<int>& group, int axis) {
+    std::vector<Cell> cells;
+    double start = 0;
+    const Block* block = nullptr;
+    for (const int member : group) {
+      Rank& rank = ranks_[static_cast<std::size_t>(member)];
+      const auto& step = std::get<Reduce>(rank.program->steps[rank.next]);
+      if (block != nullptr && (*block != block_of(rank, step.slot) || step.axis != axis)) {
+        fault(member, rank.next,
+              "reduces " + text(block_of(rank, step.slot)) + " where rank " +
+                  std::to_string(group.front()) + " reduces " + text(*block));
+        return;
+      }
+      block = &block_of(rank, step.slot);
+      const auto& own = content_of(rank, step.slot).cells;
+      cells.insert(cells.end(), own.begin(), own.end());
+      start = std::max(start, rank.clock);
+    }
+    const Index records = block->row_count() * block->heads.size();
+    const Index record = dim_of(Kind::O, problem_.shape()) * bytes_of(problem_.type());
+    const auto members = static_cast<Index>(group.size());
+    for (Index i = 0; i < members; ++i) {
+      const int member = group[static_cast<std::size_t>(i)];
+      Rank& rank = ranks_[static_cast<std::size_t>(member)];
+      const auto& step = std::get<Reduce>(rank.program->steps[rank.next]);
+      content_of(rank, step.slot).cells = cells;
+      const Index bytes = reduce_bytes(records, record, members, i);
+      const double seconds =
+          2 * std::ceil(std::log2(static_cast<double>(members))) * machine_.latency +
+          static_cast<double>(bytes) / machine_.bandwidth;
+      result_.wait_seconds[static_cast<std::size_t>(member)] += start + seconds - rank.clock;
+      rank.clock = start + seconds;
+      result_.bytes_sent[static_cast<std::size_t>(member)] += bytes;
+      ++result_.messages;
+      rank.at_reduce = false;
+      rank.reduced = true;
+      wake(member, rank.clock);
+    }
+  }
+
+  // ---- messages --------------------------------------------------------------------------------
+
+  /// Message `m` of the channel from `from` to `to` meets the oldest of the other side, or waits.
+  void meet(int from, int to, int m) {
+    const auto key = static_cast<std::uint64_t>(from) * static_cast<std::uint64_t>(ranks_.size()) +
+                     static_cast<std::uint64_t>(to);
+    Channel& waiting = channels_[key];
+    const bool is_send = messages_[static_cast<std::size_t>(m)].is_send;
+    if (waiting.empty() ||
+        messages_[static_cast<std::size_t>(waiting.front())].is_send == is_send) {
+      waiting.push_back(m);
+      return;
+    }
+    const int other = waiting.front();
+    waiting.pop_front();
+    if (waiting.empty()) channels_.erase(key);
+    transfer(is_send ? m : other, is_send ? other : m);
+  }
+
+  void transfer(int sent, int received) {
+    Message& s = messages_[static_cast<std::size_t>(sent)];
+    Message& r = messages_[static_cast<std::size_t>(received)];
+    Rank& from = ranks_[static_cast<std::size_t>(s.rank)];
+    Rank& to = ranks_[static_cast<std::size_t>(r.rank)];
+    const auto& send = std::get<Send>(from.program->steps[static_cast<std::size_t>(s.step)]);
+    const auto& recv = std::get<Recv>(to.program->steps[static_cast<std::size_t>(r.step)]);
+    if (send.block != recv.block) {
+      fault(r.rank, static_cast<std::size_t>(r.step),
+            "expects " + text(recv.block) + " from rank " + std::to_string(s.rank) +
+                ", whose step " + std::to_string(s.step) + " sends " + text(send.block));
+      return;
+    }
+    if (recv.block.kind == Kind::O) move_cells(from, send, to, recv);
+    const double start = std::max({s.posted, r.posted, from.out_free, to.in_free});
+    const Index bytes = wire_bytes(*from.program, send, problem_);
+    double finished = std::max(s.posted, r.posted);
+    if (bytes > 0) {
+      const double wire = static_cast<double>(bytes) / machine_.bandwidth;
+      from.out_free = to.in_free = start + wire;
+      finished = start + machine_.latency + wire;
+      result_.bytes_sent[static_cast<std::size_t>(s.rank)] += bytes;
+      result_.links[{s.rank, r.rank}] += bytes;
+      ++result_.messages;
+    }
+    for (Message* m : {&s, &r}) {
+      m->done = true;
+      m->finished = finished;
+      wake(m->rank, finished);
+    }
+  }
+
+  void move_cells(Rank& from, const Send& send, Rank& to, const Recv& recv) {
+    std::vector<Rect> rects;
+    append_rects(rects, recv.block);
+    const std::vector<Cell> source = content_of(from, send.slot).cells;
+    auto& target = content_of(to, recv.slot).cells;
+    for (const Rect& r : rects) take_out(target, r);
+    for (const Cell& cell : source) {
+      for (const Rect& r : rects) {
+        const Cell part{intersect(cell.heads, r.heads), intersect(cell.rows, r.rows),
+                        cell.contribution};
+        if (!part.heads.empty() && !part.rows.empty()) target.push_back(part);
+      }
+    }
+  }
+
+  /// Leaves of `cells` what lies outside `rect`.
+  static void take_out(std::vector<Cell>& cells, const Rect& rect) {
+    std::vector<Cell> left;
+    for (const Cell& c : cells) {
+      const Range heads = intersect(c.heads, rect.heads);
+      const Range rows = intersect(c.rows, rect.rows);
+      if (heads.empty() || rows.empty()) {
+        left.push_back(c);
+        continue;
+      }
+      for (const Rect& part :
+           {Rect{{c.heads.begin, heads.begin}, c.rows}, Rect{{heads.end, c.heads.end}, c.rows},
+            Rect{heads, {c.rows.begin, rows.begin}}, Rect{heads, {rows.end, c.rows.end}}}) {
+        if (!part.heads.empty() && !part.rows.empty()) {
+          left.push_back({part.heads, part.rows, c.contribution});
+        }
+      }
+    }
+    cells = std::move(left);
+  }
+
+  // ---- at the end ------------------------------------------------------------------------------
+
+  void check_all_finished() {
+    // Name a message that never meets its partner, where there is one, rather than who waits.
+    const Message* alone = nullptr;
+    for (const auto& [key, waiting] : channels_) {
+      const Message& m = messages_[static_cast<std::size_t>(waiting.front())];
+      if (alone == nullptr || std::pair(m.rank, m.step) < std::pair(alone->rank, alone->step)) {
+        alone = &m;
+      }
+    }
+    if (alone != nullptr) {
+      const Rank& rank = ranks_[static_cast<std::size_t>(alone->rank)];
+      const auto step = static_cast<std::size_t>(alone->step);
+      fault(alone->rank, step,
+            "'" + dattn::text(*rank.program, rank.program->steps[step]) +
+                "' never meets its partner" + standing(rank));
+      return;
+    }
+    for (std::size_t r = 0; r < ranks_.size(); ++r) {
+      const Rank& rank = ranks_[r];
+      if (!rank.finished) {
+        fault(static_cast<int>(r), rank.next, "waits for ever" + standing(rank));
+        return;
+      }
+    }
+  }
+
+  static std::string standing(const Rank& rank) {
+    if (rank.next >= rank.program->steps.size()) return "; the rank waits at its end";
+    return "; the rank stands at step " + std::to_string(rank.next) + ", '" +
+           dattn::text(*rank.program, rank.program->steps[rank.next]) + "'";
+  }
+
+  void check_results() {
+    std::vector<Rect> delivered;
+    for (Rank& rank : ranks_) {
+      append_rects(delivered, rank.program->delivers);
+      rank.next = rank.program->steps.size();
+      if (!rank.program->delivers.empty() &&
+          !readable(rank.program->rank, rank, rank.program->out)) {
+        return;
+      }
+    }
+    Ranges rows;
+    append(rows, {0, problem_.queries().tokens()});
+    const Block whole{Kind::O, {0, problem_.shape().query_heads}, rows};
+    if (auto why = misfit(delivered, whole, true)) {
+      fault(0, plan_.front().steps.size(), "of what all ranks deliver together " + *why);
+      return;
+    }
+    for (Rank& rank : ranks_) {
+      const auto& cells = content_of(rank, rank.program->out).cells;
+      if (auto found = check_result(problem_, *rank.program, cells, contributions_)) {
+        result_.fault = std::move(found);
+        return;
+      }
+      for (std::size_t s = 0; s < rank.slots.size(); ++s) unread(rank, static_cast<SlotId>(s));
+    }
+    for (const Contribution& c : contributions_) {
+      if (!c.used) result_.dead.emplace_back(c.rank, c.step);
+    }
+    std::sort(result_.dead.begin(), result_.dead.end());
+  }
+
+  const Problem& problem_;
+  const Plan& plan_;
+  const Machine& machine_;
+  PairCounter pairs_;
+  Rehearsal result_;
+  std::vector<Rank> ranks_;
+  using Turn = std::pair<double, int>;  ///< (time, rank)
+  std::priority_queue<Turn, std::vector<Turn>, std::greater<>> ready_;
+  std::vector<Message> messages_;
+  std::vector<int> free_;  ///< messages that are done and forgotten
+  std::unordered_map<std::uint64_t, Channel> channels_;
+  std::map<std::pair<int, int>, int> reduces_;  ///< (first member, axis) -> how many have come
+  std::vector<Contribution> contributions_;
+};
+
+}  // namespace
+
+std::string Fault::text() const {
+  return "rank " + std::to_string(rank) + ", step " + std::to_string(step) + ": " + what;
+}
+
+Index Rehearsal::bytes_sent_total() const {
+  return std::accumulate(bytes_sent.begin(), bytes_sent.end(), Index{0});
+}
+
+Index Rehearsal::pairs_total() const {
+  return std::accumulate(pairs.begin(), pairs.end(), Index{0});
+}
+
+double Rehearsal::forecast_seconds() const {
+  return seconds.empty() ? 0.0 : *std::max_element(seconds.begin(), seconds.end());
+}
+
+Rehearsal rehearse(const Problem& problem, const Plan& plan, const Machine& machine) {
+  return Stage(problem, plan, machine).run();
+}
+
+}  // namespace dattn

@@ -1,0 +1,43 @@
+#include "parallel/strategies.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include "parallel/strategies/gather.hpp"
+#include "parallel/strategies/local.hpp"
+#include "parallel/strategies/ring.hpp"
+#include "parallel/strategies/tree.hpp"
+#include "parallel/strategies/ulysses.hpp"
+#include "parallel/strategies/usp.hpp"
+
+namespace dattn {
+
+std::span<const Strategy> strategies() {
+  static const std::array table{local_strategy(),   ring_strategy(), gather_strategy(),
+                                ulysses_strategy(), usp_strategy(),  tree_strategy()};
+  return table;
+}
+
+const Strategy* find_strategy(std::string_view name) {
+  const auto table = strategies();
+  const auto found =
+      std::find_if(table.begin(), table.end(), [&](const Strategy& s) { return s.name == name; });
+  return found == table.end() ? nullptr : &*found;
+}
+
+Plan make_plan(const Strategy& strategy, const Problem& problem) {
+  Plan plan;
+  for (int rank = 0; rank < problem.ranks(); ++rank) {
+    plan.push_back(strategy.program(problem, rank));
+  }
+  return plan;
+}
+
+std::optional<std::string> refuses_other_than_a_line(const Problem& problem) {
+  if (problem.mesh().axes.size() == 1) return std::nullopt;
+  return "takes its ranks on one axis: leave --mesh out, not '" + problem.mesh().text() + "'";
+}
+
+Mesh line_mesh(int ranks, const Shape&) { return line(ranks); }
+
+}  // namespace dattn

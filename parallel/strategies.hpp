@@ -1,0 +1,41 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "parallel/plan.hpp"
+
+namespace dattn {
+
+/// A way to split attention over ranks: a pure function from (Problem, rank) to a Program.
+struct Strategy {
+  std::string_view name;
+  std::string_view summary;    ///< one sentence
+  std::string_view requires_;  ///< what it needs, one clause
+  /// The axes of its mesh, outermost first; one axis where it does not care.
+  std::string_view axes;
+  /// Pure. @pre refuses(problem) is empty
+  Program (*program)(const Problem& problem, int rank);
+  /// Why it cannot run this, with the fix, if it cannot.
+  std::optional<std::string> (*refuses)(const Problem& problem);
+  /// The mesh for this many ranks where the user names none.
+  Mesh (*mesh)(int ranks, const Shape& shape);
+};
+
+/// The table of strategies. A new one is one file in strategies/ and one line here.
+std::span<const Strategy> strategies();
+
+/// The strategy of this name, or null.
+const Strategy* find_strategy(std::string_view name);
+
+/// All ranks' Programs. @pre strategy.refuses(problem) is empty
+Plan make_plan(const Strategy& strategy, const Problem& problem);
+
+/// For strategies that take any number of ranks on one axis.
+std::optional<std::string> refuses_other_than_a_line(const Problem& problem);
+Mesh line_mesh(int ranks, const Shape& shape);
+
+}  // namespace dattn

@@ -1,0 +1,31 @@
+// Direct exchange without redundant bytes, as the group-cast of MagiAttention: what moves is what
+// the mask can see, from the owner to the reader, in as many stages as there are owners.
+#include "parallel/strategies/gather.hpp"
+
+#include "parallel/moves.hpp"
+
+namespace dattn {
+namespace {
+
+Program program(const Problem& problem, int rank) {
+  Writer me(problem, rank);
+  const auto [q, k, v] = inputs(me);
+  const Block mine = owned(problem, Kind::O, rank);
+  const SlotId out = me.slot(mine);
+  pull(me, q, k, v, out);
+  return std::move(me).finish(q, k, v, out, mine);
+}
+
+}  // namespace
+
+Strategy gather_strategy() {
+  return {"gather",
+          "each rank fetches just the keys its mask can see from their owners, in stages",
+          "any ranks, any heads, any partition",
+          "ranks",
+          program,
+          refuses_other_than_a_line,
+          line_mesh};
+}
+
+}  // namespace dattn

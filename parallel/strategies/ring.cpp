@@ -1,0 +1,33 @@
+// Ring attention (Liu, Zaharia, Abbeel 2023). With the zigzag or the striped partition it is the
+// balanced causal ring of the same name; the program does not differ, the mask decides which tiles
+// exist.
+#include "parallel/strategies/ring.hpp"
+
+#include "parallel/moves.hpp"
+
+namespace dattn {
+namespace {
+
+Program program(const Problem& problem, int rank) {
+  Writer me(problem, rank);
+  const auto [q, k, v] = inputs(me);
+  const Block mine = owned(problem, Kind::O, rank);
+  const SlotId out = me.slot(mine);
+  circulate(me, problem.mesh().group(rank, 0), q, k, v, out,
+            [&](Kind kind, int member) { return owned(problem, kind, member); });
+  return std::move(me).finish(q, k, v, out, mine);
+}
+
+}  // namespace
+
+Strategy ring_strategy() {
+  return {"ring",
+          "keys and values go once around the ring of all ranks while each rank attends",
+          "any ranks, any heads, any partition",
+          "ranks",
+          program,
+          refuses_other_than_a_line,
+          line_mesh};
+}
+
+}  // namespace dattn

@@ -1,0 +1,36 @@
+// Tree attention (Shyam et al. 2024) with its three all-reduces fused to one by the merge of
+// (m, l, a) records: for few queries against many keys, as in decoding.
+#include "parallel/strategies/tree.hpp"
+
+#include "parallel/moves.hpp"
+
+namespace dattn {
+namespace {
+
+Program program(const Problem& problem, int rank) {
+  Writer me(problem, rank);
+  Ranges rows;
+  append(rows, {0, problem.queries().tokens()});
+  const Range heads{0, problem.shape().query_heads};
+  const SlotId q = me.slot({Kind::Q, heads, rows});
+  const SlotId k = me.slot(owned(problem, Kind::K, rank));
+  const SlotId v = me.slot(owned(problem, Kind::V, rank));
+  const SlotId out = me.slot({Kind::O, heads, rows});
+  me.attend(q, k, v, out);
+  if (problem.ranks() > 1) me.reduce(out, 0);
+  return std::move(me).finish(q, k, v, out, owned(problem, Kind::O, rank));
+}
+
+}  // namespace
+
+Strategy tree_strategy() {
+  return {"tree",
+          "every rank attends all queries to its share of the keys, one all-reduce merges",
+          "all queries on every rank, so few of them; any ranks, any heads, any partition",
+          "ranks",
+          program,
+          refuses_other_than_a_line,
+          line_mesh};
+}
+
+}  // namespace dattn

@@ -1,0 +1,380 @@
+"""Runs the dattn command on files and lets NumPy judge what comes out.
+
+    end_to_end.py [--only TEXT] small|large DATTN MPIRUN...
+
+small covers strategies, partitions, masks, rank counts, head counts, dtypes and reports; large is
+one problem of 8192 tokens. --only runs the cases whose line holds TEXT. MPIRUN... is mpirun with
+its options; the test adds -np.
+"""
+
+import concurrent.futures
+import csv
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import sys
+import tempfile
+import threading
+
+import numpy
+
+import jobs
+import oracle
+
+# The bounds. float32: what kernels/README.md promises; float64 sums in the oracle's own precision.
+BOUND = {"f4": 1e-6, "f8": 1e-13}
+
+STRATEGIES = ("ring", "gather", "ulysses", "usp", "tree")
+PARTITIONS = ("contiguous", "zigzag", "striped", "balanced")
+RANKS = (2, 3, 4, 5, 7, 8)
+MASKS = (
+    "full",
+    "causal",
+    "window:100,7",
+    "documents:300,9,700",
+    "documents:300,9,700+causal",
+    "prefix:50",
+    "window:64,0/sink:4",
+    "causal@0-3;window:32,0@4-5",
+    "sink:4",
+    "documents:300,9,700+window:0,40",
+    "documents:300,9,700+sink:4",  # rows past the first document see nothing
+    "full@0;causal@1;window:5,5@2-3;prefix:900@4;documents:1,1007,1@5",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Which Q, K and V: their shapes, their type, and the seed of the numbers."""
+
+    queries: int = 1009
+    keys: int = 1009
+    heads: int = 6
+    key_heads: int = 2
+    value_heads: int = 2
+    d_qk: int = 64
+    d_v: int = 48
+    stored: str = "f4"
+
+    def arrays(self):
+        random = numpy.random.default_rng([self.queries, self.keys, self.d_qk])
+        shapes = (
+            (self.queries, self.heads, self.d_qk),
+            (self.keys, self.key_heads, self.d_qk),
+            (self.keys, self.value_heads, self.d_v),
+        )
+        return [random.standard_normal(s).astype("<" + self.stored) for s in shapes]
+
+    def name(self):
+        return "_".join(str(field) for field in dataclasses.astuple(self))
+
+
+BASE = Inputs()
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    strategy: str
+    ranks: int  # 1 runs without mpirun
+    mask: str = "full"
+    partition: str = "auto"
+    inputs: Inputs = BASE
+    mesh: str = ""
+    dtype: str = "auto"
+    scale: float | None = None
+    threads: int = 1
+    twice: bool = False  # the second run must give the same bytes
+
+    def text(self):
+        i = self.inputs
+        return (
+            f"P={self.ranks} {self.strategy} {self.mesh} {self.partition} '{self.mask}' "
+            f"queries {i.queries} keys {i.keys} heads {i.heads}:{i.key_heads}:{i.value_heads} "
+            f"{i.stored}->{self.dtype} scale {self.scale} threads {self.threads}"
+        )
+
+    def computes_in(self):
+        if self.dtype != "auto":
+            return self.dtype
+        return "f8" if self.inputs.stored == "f8" else "f4"
+
+
+def small_cases():
+    cases = []
+    # Every mask and every partition with every strategy, each pair at several rank counts.
+    for s, strategy in enumerate(STRATEGIES):
+        for m, mask in enumerate(MASKS):
+            ranks = RANKS[(s + m + m // 4) % len(RANKS)]
+            cases.append(Case(strategy, ranks, mask, PARTITIONS[m % len(PARTITIONS)]))
+    for mask in MASKS:
+        cases.append(Case("local", 1, mask))
+    # Lengths that nothing divides, one token, fewer tokens than ranks, any mask.
+    lengths = ((1, 5), (2, 3), (6, 7), (7, 8), (31, 7), (101, 4))
+    for s, strategy in enumerate(STRATEGIES):
+        for n, (tokens, ranks) in enumerate(lengths):
+            mask = ("full", "causal", "window:3,1", "prefix:2")[(s + n) % 4]
+            short = dataclasses.replace(BASE, queries=tokens, keys=tokens)
+            cases.append(Case(strategy, ranks, mask, PARTITIONS[(s + n) % 4], short))
+    cases.append(Case("local", 1, "causal", inputs=dataclasses.replace(BASE, queries=1, keys=1)))
+    # Fewer queries than keys, and more: rows that no key stands before see nothing.
+    decode = dataclasses.replace(BASE, queries=3)
+    over = dataclasses.replace(BASE, queries=40, keys=23)
+    for strategy, ranks, mask in (
+        ("tree", 2, "full"),
+        ("tree", 5, "causal"),
+        ("tree", 8, "window:700,0"),
+        ("ring", 4, "causal"),
+        ("gather", 3, "window:64,0/sink:4"),
+        ("ulysses", 7, "causal"),
+        ("usp", 4, "prefix:1008"),
+        ("auto", 3, "causal"),
+    ):
+        cases.append(Case(strategy, ranks, mask, inputs=decode))
+    for strategy, ranks in (("ring", 5), ("gather", 2), ("ulysses", 3), ("usp", 4), ("tree", 7)):
+        cases.append(Case(strategy, ranks, "causal", inputs=over))
+    cases.append(Case("local", 1, "documents:3,20", inputs=over))
+    # Key and value heads that differ.
+    uneven = dataclasses.replace(BASE, queries=211, keys=211, key_heads=2, value_heads=3)
+    for s, strategy in enumerate(STRATEGIES):
+        cases.append(Case(strategy, RANKS[-1 - s], "causal", inputs=uneven))
+    # Element types.
+    half = dataclasses.replace(BASE, stored="f2")
+    wide = dataclasses.replace(BASE, queries=211, keys=211, stored="f8")
+    narrow = dataclasses.replace(wide, stored="f4")
+    for s, strategy in enumerate(STRATEGIES):
+        cases.append(Case(strategy, RANKS[s], "causal", "zigzag", wide))
+    cases += [
+        Case("ring", 3, "causal", inputs=half),
+        Case("tree", 2, "full", inputs=half),
+        Case("ulysses", 4, "causal", inputs=narrow, dtype="f8"),
+        Case("gather", 5, "window:20,20", inputs=narrow, dtype="f8"),
+        Case("ring", 2, "causal", inputs=wide, dtype="f4"),
+        Case("local", 1, "prefix:9", inputs=wide),
+    ]
+    # The scale.
+    for strategy, ranks, scale in (
+        ("ring", 3, 0.03125),
+        ("ulysses", 2, -0.2),
+        ("gather", 4, 0.0),
+        ("tree", 5, 1e-3),
+        ("local", 1, 0.25),
+    ):
+        cases.append(Case(strategy, ranks, "causal", scale=scale))
+    # Meshes of usp; heads are six, so 1x6 has no ring and 6x1 no exchange.
+    for mesh in ("2x3", "3x2", "1x6", "6x1"):
+        cases.append(Case("usp", 6, "causal", "zigzag", mesh=mesh))
+    # The same bytes on every run.
+    for ranks in (2, 5):
+        for threads in (1, 2):
+            for strategy in ("ring", "tree", "gather"):
+                cases.append(
+                    Case(strategy, ranks, "causal", "balanced", threads=threads, twice=True)
+                )
+    return cases
+
+
+class Trouble(Exception):
+    """What one case got wrong."""
+
+
+def require(condition, complaint):
+    if not condition:
+        raise Trouble(complaint)
+
+
+class Bench:
+    """Runs cases in a scratch folder and judges them."""
+
+    def __init__(self, start, scratch):
+        self.start = start
+        self.scratch = scratch
+        self.lock = threading.Lock()
+
+    @functools.lru_cache(maxsize=4)
+    def arrays(self, inputs):
+        return inputs.arrays()
+
+    def files(self, inputs):
+        """Paths of Q, K and V, written at first use."""
+        paths = [self.scratch / f"{inputs.name()}_{kind}.npy" for kind in "qkv"]
+        with self.lock:
+            if not paths[0].exists():
+                for path, array in zip(paths, self.arrays(inputs)):
+                    numpy.save(path, array)
+        return paths
+
+    @functools.lru_cache(maxsize=4)
+    def expected_cached(self, inputs, mask, scale):
+        q, k, v = self.arrays(inputs)
+        table = oracle.allowed(mask, inputs.queries, inputs.keys, inputs.heads)
+        return oracle.attention(q, k, v, table, scale)
+
+    def expected(self, case):
+        scale = 1 / math.sqrt(case.inputs.d_qk) if case.scale is None else case.scale
+        with self.lock:
+            return self.expected_cached(case.inputs, case.mask, scale)
+
+    def problem_words(self, case):
+        words = []
+        for name, path in zip(("--q", "--k", "--v"), self.files(case.inputs)):
+            words += [name, str(path)]
+        words += ["--mask", case.mask, "--strategy", case.strategy]
+        words += ["--partition", case.partition, "--dtype", case.dtype]
+        # Times that nobody measured make the choice of `auto` the same in run and plan.
+        words += ["--machine", "latency=1e-5,bandwidth=1e9,rate=1e10,overhead=1e-6"]
+        words += ["--mesh", case.mesh] if case.mesh else []
+        words += ["--scale", repr(case.scale)] if case.scale is not None else []
+        return words
+
+    def run(self, case):
+        """Runs once, in a folder of its own, and judges. Returns the errors and the output bytes."""
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            return self.run_in(case, pathlib.Path(folder))
+
+    def run_in(self, case, folder):
+        words = ["run", *self.problem_words(case), "--threads", str(case.threads), "--check"]
+        outputs = {"--out": "o.npy", "--lse": "l.npy", "--json": "r.json", "--csv": "r.csv"}
+        outputs["--trace"] = "t.json"
+        for option, name in outputs.items():
+            words += [option, str(folder / name)]
+        done = self.start.run(words, case.ranks if case.ranks > 1 else 0)
+        require(done.returncode == 0, f"exit code {done.returncode}: {done.stderr.strip()}")
+        require("...... PASSED" in done.stdout, "--check does not say PASSED:\n" + done.stdout)
+        left = sorted(path.name for path in folder.iterdir())
+        require(left == sorted(outputs.values()), f"files left behind: {left}")
+        o = numpy.load(folder / "o.npy")
+        lse = numpy.load(folder / "l.npy")
+        i = case.inputs
+        element = numpy.dtype("<" + case.computes_in())
+        require(o.shape == (i.queries, i.heads, i.d_v), f"O has shape {o.shape}")
+        require(lse.shape == (i.queries, i.heads), f"LSE has shape {lse.shape}")
+        require(o.dtype == element and lse.dtype == element, f"dtypes {o.dtype}, {lse.dtype}")
+        found = oracle.errors(o, lse, *self.expected(case))
+        bound = BOUND[case.computes_in()]
+        require(max(found) <= bound, "errors of O %.3g and LSE %.3g" % found + f", bound {bound}")
+        self.judge_reports(case, folder)
+        return found, (folder / "o.npy").read_bytes(), (folder / "l.npy").read_bytes()
+
+    def judge_reports(self, case, folder):
+        report = json.loads((folder / "r.json").read_text())
+        require(report["ranks"] == case.ranks, f"report of {report['ranks']} ranks")
+        require(report["check"]["passed"] is True, "the report says that the check failed")
+        sent = report["bytes_sent"]
+        require(len(sent) == case.ranks, f"bytes_sent has {len(sent)} entries")
+        require(report["planned_bytes_sent"] == sent, f"sent {sent}, planned otherwise")
+        words = ["plan", *self.problem_words(case), "--ranks", str(case.ranks), "--json", "-"]
+        done = self.start.run(words)
+        require(done.returncode == 0, f"plan: exit code {done.returncode}: {done.stderr.strip()}")
+        plan = json.loads(done.stdout)
+        for field in ("bytes_sent", "strategy", "partition", "mesh", "pairs_total", "messages"):
+            require(plan[field] == report[field], f"{field}: {plan[field]} != {report[field]}")
+        i = case.inputs
+        triples = int(oracle.allowed(case.mask, i.queries, i.keys, i.heads).sum())
+        require(plan["pairs_total"] == triples, f"{plan['pairs_total']} pairs, not {triples}")
+        trace = json.loads((folder / "t.json").read_text())
+        pids = {event["pid"] for event in trace["traceEvents"]}
+        require(pids == set(range(case.ranks)), f"the trace has the pids {sorted(pids)}")
+        with open(folder / "r.csv", newline="") as file:
+            rows = list(csv.reader(file))
+        require(len(rows) == 2 and len(rows[0]) == len(rows[1]), f"the CSV is {rows}")
+        named = dict(zip(*rows))
+        require(named["check"] == "passed", f"the CSV says check {named['check']}")
+        require(named["mask"] == case.mask, f"the CSV says mask {named['mask']}")
+
+    def judge(self, case):
+        """None, or what is wrong with this case."""
+        try:
+            first = self.run(case)
+            if case.twice:
+                require(self.run(case)[1:] == first[1:], "a second run gave other bytes")
+        except Trouble as trouble:
+            return str(trouble)
+        except (OSError, ValueError, KeyError) as error:  # unreadable outputs
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def error_does_not_grow(self, strategy):
+        """None, or what is wrong with the error at P = 8 beside the error at P = 1."""
+        try:
+            one = self.run(Case(strategy, 1, "causal"))[0][0]
+            eight = self.run(Case(strategy, 8, "causal"))[0][0]
+            require(eight <= 1.5 * one, f"error of O {eight:.3g} at P = 8, {one:.3g} at P = 1")
+        except Trouble as trouble:
+            return str(trouble)
+        return None
+
+
+def small(start, scratch, only):
+    bench = Bench(start, scratch)
+    work = [(case.text(), functools.partial(bench.judge, case)) for case in small_cases()]
+    for strategy in STRATEGIES:
+        text = f"{strategy}: the error at P = 8 is about that at P = 1"
+        work.append((text, functools.partial(bench.error_does_not_grow, strategy)))
+    work = [(text, judge) for text, judge in work if only in text]
+    failures = 0
+    # Two at a time, because much of a start is waiting.
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        for (text, _), complaint in zip(work, pool.map(lambda item: item[1](), work)):
+            failures += complaint is not None
+            print("ok   " if complaint is None else "FAIL ", text, flush=True)
+            if complaint is not None:
+                print("     ", complaint, flush=True)
+    print(f"{len(work)} cases, {failures} failures")
+    return failures
+
+
+def large(start, scratch, only):
+    """8192 causal tokens, 32 heads over 8; NumPy computes a sample of rows, all heads."""
+    inputs = Inputs(8192, 8192, 32, 8, 8, 128, 128)
+    q, k, v = inputs.arrays()
+    paths = [scratch / f"{kind}.npy" for kind in "qkv"]
+    for path, array in zip(paths, (q, k, v)):
+        numpy.save(path, array)
+    rows = numpy.unique([0, 1, 2047, 2048, 8190, 8191, *range(37, 8192, 173)])
+    keys = numpy.arange(inputs.keys)
+    mask = numpy.broadcast_to(keys[None, None, :] <= rows[None, :, None], (32, len(rows), 8192))
+    want = oracle.attention(q[rows], k, v, mask, 1 / math.sqrt(inputs.d_qk))
+    del q, k, v
+    failures = 0
+    found = {}
+    for ranks in (1, 4):
+        words = ["run", "--mask", "causal", "--strategy", "ring", "--partition", "zigzag"]
+        words += ["--threads", "1", "--out", str(scratch / "o.npy"), "--lse", str(scratch / "l.npy")]
+        for name, path in zip(("--q", "--k", "--v"), paths):
+            words += [name, str(path)]
+        done = start.run(words, ranks if ranks > 1 else 0, timeout=200)
+        if done.returncode != 0:
+            print(f"FAIL  P={ranks}: exit code {done.returncode}: {done.stderr.strip()}")
+            failures += 1
+            continue
+        o = numpy.load(scratch / "o.npy", mmap_mode="r")[rows]
+        lse = numpy.load(scratch / "l.npy", mmap_mode="r")[rows]
+        found[ranks] = oracle.errors(o, lse, *want)
+        good = max(found[ranks]) <= BOUND["f4"]
+        failures += not good
+        print("ok   " if good else "FAIL ", f"P={ranks}: errors of O %.3g, LSE %.3g" % found[ranks])
+        for line in done.stdout.splitlines():
+            if line.startswith(("plan:", "time:", "rate:")):
+                print("      " + line)
+    if len(found) == 2 and found[4][0] > 1.5 * found[1][0]:
+        print("FAIL  the error at P = 4 is more than 1.5 times that at P = 1")
+        failures += 1
+    return failures
+
+
+def main(arguments):
+    only = ""
+    if arguments[:1] == ["--only"]:
+        only, arguments = arguments[1], arguments[2:]
+    if len(arguments) < 3 or arguments[0] not in ("small", "large"):
+        sys.exit(__doc__)
+    start = jobs.Starter(arguments[1], arguments[2:])
+    with tempfile.TemporaryDirectory() as scratch:
+        suite = {"small": small, "large": large}[arguments[0]]
+        sys.exit(1 if suite(start, pathlib.Path(scratch), only) else 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

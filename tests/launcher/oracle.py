@@ -1,0 +1,84 @@
+"""Attention and its masks in NumPy, from the definitions that `dattn list` prints, in float64.
+
+Written without a look at the kernels: a mask here is a boolean matrix, attention is the textbook.
+Query row i stands at position i + keys - queries; query head h reads key head h * key_heads //
+heads, and value head likewise.
+"""
+
+import numpy
+
+
+def allowed(words, queries, keys, heads):
+    """Boolean [heads, queries, keys]: the pairs that the mask `words` allows."""
+    q = numpy.arange(keys - queries, keys)[:, None]
+    k = numpy.arange(keys)[None, :]
+    table = numpy.zeros((heads, queries, keys), bool)
+    for entry in words.split(";"):
+        words_of_entry, at, which = entry.partition("@")
+        first, _, last = which.partition("-") if at else ("0", "-", str(heads - 1))
+        table[int(first) : int(last or first) + 1] = union(words_of_entry, q, k)
+    return table
+
+
+def union(words, q, k):
+    return numpy.logical_or.reduce([intersection(part, q, k) for part in words.split("/")])
+
+
+def intersection(words, q, k):
+    return numpy.logical_and.reduce([primitive(part, q, k) for part in words.split("+")])
+
+
+def primitive(words, q, k):
+    name, _, text = words.partition(":")
+    numbers = [int(n) for n in text.split(",")] if text else []
+    true = numpy.ones((q.shape[0], k.shape[1]), bool)
+    if name == "full":
+        return true
+    if name == "causal":
+        return (k <= q) & true
+    if name == "window":
+        return (k >= q - numbers[0]) & (k <= q + numbers[1])
+    if name == "prefix":
+        return (k <= q) | ((k < numbers[0]) & true)
+    if name == "sink":
+        return (k < numbers[0]) & true
+    if name == "documents":
+        edges = numpy.cumsum(numbers)
+        document = lambda p: numpy.searchsorted(edges, p, side="right")
+        return (document(q) == document(k)) & (q >= 0)
+    raise ValueError(words)
+
+
+def attention(q, k, v, mask, scale):
+    """O [queries, heads, value dim] and LSE [queries, heads]; `mask` is [heads, queries, keys]."""
+    queries, heads, _ = q.shape
+    q, k, v = (x.astype(numpy.float64) for x in (q, k, v))
+    o = numpy.zeros((queries, heads, v.shape[2]))
+    lse = numpy.full((queries, heads), -numpy.inf)
+    for h in range(heads):
+        scores = scale * (q[:, h] @ k[:, h * k.shape[1] // heads].T)
+        scores[~mask[h]] = -numpy.inf
+        top = scores.max(axis=1)
+        some = numpy.isfinite(top)  # rows that see a key
+        weights = numpy.exp(scores[some] - top[some, None])
+        total = weights.sum(axis=1)
+        o[some, h] = weights @ v[:, h * v.shape[1] // heads] / total[:, None]
+        lse[some, h] = top[some] + numpy.log(total)
+    return o, lse
+
+
+def errors(o, lse, want_o, want_lse):
+    """Relative Frobenius error of O, largest error of LSE; infinite where the empty rows differ.
+
+    The error of LSE is absolute up to |LSE| = 8 and relative beyond, where float32 has steps of 1e-6.
+    """
+    empty = numpy.isneginf(want_lse)
+    if (numpy.isneginf(lse) != empty).any() or (o[empty] != 0).any():
+        return numpy.inf, numpy.inf
+    norm = numpy.linalg.norm(want_o) or 1.0
+    o_error = numpy.linalg.norm(o.astype(numpy.float64) - want_o) / norm
+    want = want_lse[~empty]
+    distance = numpy.abs(lse[~empty].astype(numpy.float64) - want)
+    lse_error = (distance / numpy.maximum(1, numpy.abs(want) / 8)).max(initial=0)
+    # A NaN compares false with every bound, so it must not pass as small.
+    return tuple(numpy.inf if numpy.isnan(e) else float(e) for e in (o_error, lse_error))

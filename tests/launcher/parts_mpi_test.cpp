@@ -1,0 +1,157 @@
+// The parts of `dattn run` that need ranks but no files: verdicts, shared failures, generated
+// inputs.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "launcher/options.hpp"
+#include "launcher/report.hpp"
+#include "launcher/together.hpp"
+#include "launcher/verify.hpp"
+#include "parallel/engine.hpp"
+#include "tests/mpi_main.hpp"
+
+namespace dattn {
+namespace {
+
+const Shape kShape{37, 37, 4, 2, 2, 8, 5};
+
+/// A ring's result on this rank, as `dattn run` has it before the check.
+struct Computed {
+  Problem problem;
+  Source source = Source::random(kShape, 3);
+  Block delivers;
+  std::vector<float> o, lse;
+  double scale = 0.25;
+
+  explicit Computed(const char* mask)
+      : problem(kShape, parse_mask(mask, kShape), line(comm::world().size()), "striped") {
+    const Program program = find_strategy("ring")->program(problem, comm::world().rank());
+    Engine<comm::Communicator> engine(problem, program, comm::world(), {.scale = scale});
+    const auto load = [&](Kind kind, SlotId slot, const Partition& tokens) {
+      const Block& block = program.slots[static_cast<std::size_t>(slot)].block;
+      source.read(kind, tokens.positions(block.rows),
+                  reinterpret_cast<float*>(engine.input(slot).data()));
+    };
+    load(Kind::Q, program.q, problem.queries());
+    load(Kind::K, program.k, problem.keys());
+    load(Kind::V, program.v, problem.keys());
+    engine.run();
+    delivers = program.delivers;
+    lse.resize(static_cast<std::size_t>(delivers.row_count() * kShape.query_heads));
+    o.resize(lse.size() * static_cast<std::size_t>(kShape.d_v));
+    engine.result(std::span(o), std::span(lse));
+  }
+
+  Verdict verdict() {
+    return verify<float>(comm::world(), problem, delivers, source, scale, o, lse);
+  }
+};
+
+TEST(Verify, PassesWhatIsRight) {
+  Computed computed("window:3,0+causal");
+  const Verdict verdict = computed.verdict();
+  EXPECT_TRUE(verdict.passed()) << text(verdict);
+  EXPECT_EQ(verdict.rows, kShape.queries);
+  EXPECT_NE(text(verdict).find("...... PASSED"), std::string::npos);
+}
+
+TEST(Verify, FailsOneWrongNumberOnOneRank) {
+  Computed computed("causal");
+  const bool last = comm::world().rank() == comm::world().size() - 1;
+  if (last) computed.o.back() += 1e-3F;
+  const Verdict verdict = computed.verdict();
+  EXPECT_FALSE(verdict.passed()) << text(verdict);
+  EXPECT_NE(text(verdict).find("FAILED"), std::string::npos);
+}
+
+TEST(Verify, FailsAWrongLse) {
+  Computed computed("causal");
+  if (comm::world().rank() == 0) computed.lse.front() += 1e-4F;
+  EXPECT_FALSE(computed.verdict().passed());
+}
+
+TEST(Verify, FailsNanAndMissingEmptyRows) {
+  Computed computed("causal");
+  if (comm::world().rank() == 0) computed.o.front() = std::nanf("");
+  EXPECT_FALSE(computed.verdict().passed());
+  Computed empty("sink:0");  // no row has a key
+  EXPECT_TRUE(empty.verdict().passed());
+  if (comm::world().rank() == 0) empty.lse.front() = 0;
+  EXPECT_FALSE(empty.verdict().passed());
+}
+
+TEST(Together, AllRanksLearnOfTheLowestFailure) {
+  comm::Communicator& all = comm::world();
+  EXPECT_NO_THROW(together(all, [] {}));
+  const int guilty = all.size() - 1;
+  try {
+    together(all, [&] {
+      if (all.rank() == guilty) throw Failure(Exit::input, "'x.npy' is missing");
+    });
+    FAIL();
+  } catch (const JobFailure& e) {
+    EXPECT_EQ(e.rank, guilty);
+    EXPECT_EQ(e.code, Exit::input);
+    EXPECT_STREQ(e.what(), "'x.npy' is missing");
+  }
+  try {
+    together(all, [] { throw std::bad_alloc(); });
+    FAIL();
+  } catch (const JobFailure& e) {
+    EXPECT_EQ(e.rank, 0);
+    EXPECT_EQ(e.code, Exit::memory);
+  }
+}
+
+TEST(Source, GeneratedRowsDependOnTheirPlaceAlone) {
+  const Source source = Source::random(kShape, 5);
+  const Index row = kShape.key_heads * kShape.d_qk;
+  std::vector<float> all(static_cast<std::size_t>(kShape.keys * row));
+  source.read(Kind::K, {{0, kShape.keys, 1}}, all.data());
+  std::vector<float> some(static_cast<std::size_t>(3 * row));
+  source.read(Kind::K, {{4, 2, 7}, {30, 1, 1}}, some.data());
+  for (const auto& [at, position] : {std::pair<Index, Index>{0, 4}, {1, 11}, {2, 30}}) {
+    for (Index i = 0; i < row; ++i) {
+      EXPECT_EQ(some[static_cast<std::size_t>(at * row + i)],
+                all[static_cast<std::size_t>(position * row + i)]);
+    }
+  }
+  double sum = 0;
+  double squares = 0;
+  for (const float x : all) {
+    sum += static_cast<double>(x);
+    squares += static_cast<double>(x) * static_cast<double>(x);
+  }
+  const auto n = static_cast<double>(all.size());
+  EXPECT_NEAR(sum / n, 0, 0.2);  // 592 numbers: mean within 5 sigma, variance likewise
+  EXPECT_NEAR(squares / n, 1, 0.3);
+  std::vector<float> values(static_cast<std::size_t>(kShape.value_heads * kShape.d_v));
+  source.read(Kind::V, {{0, 1, 1}}, values.data());
+  EXPECT_NE(values.front(), all.front());
+}
+
+TEST(Options, TextOutputsNeedNoFile) {
+  using Words = std::vector<std::string>;
+  EXPECT_EQ(with_default_files({"--json"}), (Words{"--json", "-"}));
+  EXPECT_EQ(with_default_files({"--json", "--check"}), (Words{"--json", "-", "--check"}));
+  EXPECT_EQ(with_default_files({"--json", "f", "--csv"}), (Words{"--json", "f", "--csv", "-"}));
+  EXPECT_EQ(with_default_files({"--out", "f"}), (Words{"--out", "f"}));
+}
+
+TEST(Report, RanksComeThroughTheirText) {
+  RankReport rank;
+  rank.host = {"a", 7, "0-3", 4, 1024};
+  rank.threads = 2;
+  rank.runs.push_back({1.5, 1.25, 0.125, 0.25, 99, 3, {}});
+  const RankReport same = decoded(encoded(rank));
+  EXPECT_EQ(same.host.name, "a");
+  EXPECT_EQ(same.host.cpus, "0-3");
+  EXPECT_EQ(same.runs.front().bytes_sent, 99);
+  EXPECT_EQ(same.runs.front().wait, 0.125);
+  EXPECT_EQ(in_bytes(1023), "1023 B");
+  EXPECT_EQ(in_bytes(1536), "1.5 KiB");
+}
+
+}  // namespace
+}  // namespace dattn

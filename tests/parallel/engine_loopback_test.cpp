@@ -1,0 +1,202 @@
+// The engine over threads: random delays, rendezvous and eager sends. Run under ThreadSanitizer
+// too.
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "parallel/moves.hpp"
+#include "tests/parallel/engine_cases.hpp"
+
+namespace dattn::testing {
+namespace {
+
+struct Mode {
+  const char* name;
+  bool rendezvous;
+  int delay;
+};
+
+/// One thread a rank; an exception in one fails the job, so that none hangs.
+template <class Body>
+void on_all_ranks(int ranks, const Mode& mode, std::uint64_t seed, const Body& body) {
+  comm::Loopback job(
+      ranks,
+      {.seed = seed, .max_delay_polls = mode.delay, .rendezvous = mode.rendezvous, .deadline = 60});
+  std::vector<std::string> errors(static_cast<std::size_t>(ranks));
+  {
+    std::vector<std::jthread> threads;
+    for (int r = 0; r < ranks; ++r) {
+      threads.emplace_back([&, r] {
+        try {
+          body(job.at(r));
+        } catch (const std::exception& e) {
+          errors[static_cast<std::size_t>(r)] = e.what();
+          job.fail(e.what());
+        }
+      });
+    }
+  }
+  for (const std::string& e : errors) EXPECT_EQ(e, "");
+}
+
+class EngineOverLoopback : public ::testing::TestWithParam<Mode> {};
+
+TEST_P(EngineOverLoopback, AgreesWithTheReference) {
+  for (const int ranks : {1, 2, 3, 4, 5}) {
+    for (const EngineCase& c : engine_cases(ranks)) {
+      const Tensors<float> tensors(c.shape, 7);
+      const MaskPtr mask = parse_mask(c.mask, c.shape);
+      for (const Strategy& strategy : strategies()) {
+        for (const PartitionKind& partition : partition_kinds()) {
+          const Problem problem(c.shape, mask, strategy.mesh(ranks, c.shape), partition.name);
+          if (strategy.refuses(problem)) continue;
+          const Plan plan = make_plan(strategy, problem);
+          const Rehearsal rehearsal = rehearse(problem, plan);
+          ASSERT_FALSE(rehearsal.fault) << rehearsal.fault->text();
+          std::vector<Outcome> outcomes(static_cast<std::size_t>(ranks));
+          on_all_ranks(ranks, GetParam(), 11, [&](comm::Loopback::Endpoint& end) {
+            outcomes[static_cast<std::size_t>(end.rank())] =
+                run_and_judge(problem, strategy, end, tensors, {.checked = true});
+          });
+          const std::string name = name_of_case(problem, strategy);
+          double error = 0;
+          double reference = 0;
+          for (std::size_t r = 0; r < outcomes.size(); ++r) {
+            error += outcomes[r].error;
+            reference += outcomes[r].reference;
+            EXPECT_LE(outcomes[r].lse_error, 1e-6) << name;
+            EXPECT_TRUE(outcomes[r].rows_without_keys_are_empty) << name;
+            EXPECT_EQ(outcomes[r].times.bytes_sent, rehearsal.bytes_sent[r]) << name;
+          }
+          EXPECT_LE(std::sqrt(error), 1e-6 * std::sqrt(reference)) << name;
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Modes, EngineOverLoopback,
+                         ::testing::Values(Mode{"eager", false, 0}, Mode{"delayed", false, 5},
+                                           Mode{"rendezvous", true, 3}),
+                         [](const auto& mode) { return mode.param.name; });
+
+/// LightSeq's help in small: rank 0 has no work in the second half of a causal ring of 3, so it
+/// gets rank 2's queries, attends them to its own keys and returns the Partial, which rank 2
+/// merges.
+Program helped(const Problem& problem, int rank) {
+  Writer me(problem, rank);
+  const Inputs in = inputs(me);
+  const SlotId q = in.q, k = in.k, v = in.v;  // lambdas cannot capture bindings everywhere
+  const Block mine = owned(problem, Kind::O, rank);
+  const SlotId out = me.slot(mine);
+  const auto fetch = [&](int owner) {
+    const SlotId key = me.slot(owned(problem, Kind::K, owner));
+    const SlotId value = me.slot(owned(problem, Kind::V, owner));
+    me.recv(key, me.block(key), owner);
+    me.recv(value, me.block(value), owner);
+    return std::pair(key, value);
+  };
+  const auto give = [&](int reader) {
+    me.send(k, me.block(k), reader);
+    me.send(v, me.block(v), reader);
+  };
+  if (rank == 0) {
+    give(1);
+    const SlotId guest = me.slot(owned(problem, Kind::Q, 2));
+    const SlotId found = me.slot(owned(problem, Kind::O, 2));
+    me.recv(guest, me.block(guest), 2);
+    me.attend(q, k, v, out);
+    me.attend(guest, k, v, found);
+    me.send(found, me.block(found), 2);
+  } else if (rank == 1) {
+    const auto [key, value] = fetch(0);
+    give(2);
+    me.attend(q, k, v, out);
+    me.attend(q, key, value, out);
+  } else {
+    me.send(q, me.block(q), 0);
+    const auto [key, value] = fetch(1);
+    me.attend(q, k, v, out);
+    me.attend(q, key, value, out);
+    const SlotId back = me.slot(mine);
+    me.recv(back, mine, 0);
+    me.merge(back, out);
+  }
+  return std::move(me).finish(q, k, v, out, mine);
+}
+
+TEST(Engine, MergesWhatAHelperReturns) {
+  const Strategy strategy{.name = "helped",
+                          .summary = "",
+                          .requires_ = "",
+                          .axes = "ranks",
+                          .program = helped,
+                          .refuses = refuses_other_than_a_line,
+                          .mesh = line_mesh};
+  const Shape shape{47, 47, 4, 2, 2, 8, 5};
+  const Problem problem(shape, parse_mask("causal", shape), line(3), "contiguous");
+  const Rehearsal rehearsal = rehearse(problem, make_plan(strategy, problem));
+  ASSERT_FALSE(rehearsal.fault) << rehearsal.fault->text();
+  const Tensors<float> tensors(shape, 3);
+  on_all_ranks(3, {"rendezvous", true, 4}, 5, [&](comm::Loopback::Endpoint& end) {
+    const Outcome outcome = run_and_judge(problem, strategy, end, tensors, {.checked = true});
+    EXPECT_LE(std::sqrt(outcome.error), 1e-6 * std::sqrt(outcome.reference));
+    EXPECT_LE(outcome.lse_error, 1e-6);
+  });
+}
+
+TEST(Engine, DoubleIsExactToDoubleRounding) {
+  const Shape shape{59, 59, 6, 2, 3, 8, 5};
+  const Tensors<double> tensors(shape, 9);
+  for (const Strategy& strategy : strategies()) {
+    const Problem problem(shape, parse_mask("causal", shape), strategy.mesh(3, shape), "striped",
+                          Type::f8);
+    if (strategy.refuses(problem)) continue;
+    on_all_ranks(3, {"delayed", false, 2}, 5, [&](comm::Loopback::Endpoint& end) {
+      const Outcome outcome = run_and_judge(problem, strategy, end, tensors, {.checked = true});
+      EXPECT_LE(std::sqrt(outcome.error), 1e-14 * std::sqrt(outcome.reference)) << strategy.name;
+      EXPECT_LE(outcome.lse_error, 1e-13) << strategy.name;
+    });
+  }
+}
+
+TEST(Engine, SaysWhichStepWaitedTooLong) {
+  const Shape shape{16, 16, 2, 1, 1, 4, 4};
+  const Problem problem(shape, parse_mask("full", shape), line(2), "contiguous");
+  comm::Loopback job(2, {.rendezvous = true, .deadline = 0.05});
+  const Program program = find_strategy("ring")->program(problem, 0);
+  Engine<comm::Loopback::Endpoint> engine(problem, program, job.at(0), {});
+  std::memset(engine.input(program.q).data(), 0, engine.input(program.q).size());
+  std::memset(engine.input(program.k).data(), 0, engine.input(program.k).size());
+  std::memset(engine.input(program.v).data(), 0, engine.input(program.v).size());
+  try {
+    engine.run();  // rank 1 never comes
+    FAIL();
+  } catch (const std::exception& e) {
+    EXPECT_NE(std::string(e.what()).find("step 0 (recv"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("1"), std::string::npos) << e.what();
+  }
+}
+
+TEST(Engine, UsesTheCallersMemory) {
+  const Shape shape{5, 5, 1, 1, 1, 2, 1};
+  const Problem problem(shape, parse_mask("full", shape), line(1), "contiguous");
+  const Program program = find_strategy("local")->program(problem, 0);
+  comm::Loopback job(1);
+  Engine<comm::Loopback::Endpoint> engine(problem, program, job.at(0), {});
+  const std::vector<float> q(10, 0.0F);  // all scores equal: O is the mean of V
+  const std::vector<float> k(10, 1.0F);
+  const std::vector<float> v{1, 2, 3, 4, 5};
+  engine.bind(program.q, std::as_bytes(std::span(q)));
+  engine.bind(program.k, std::as_bytes(std::span(k)));
+  engine.bind(program.v, std::as_bytes(std::span(v)));
+  engine.run();
+  std::vector<float> o(5);
+  std::vector<float> lse(5);
+  engine.result(std::span(o), std::span(lse));
+  EXPECT_FLOAT_EQ(o[3], 3.0F);
+  EXPECT_FLOAT_EQ(lse[0], std::log(5.0F));
+}
+
+}  // namespace
+}  // namespace dattn::testing
