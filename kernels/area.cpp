@@ -56,6 +56,11 @@ struct Band {
 
 /// The same positions in the fewest bands; their order is lost.
 std::vector<Band> bands_of(const Runs& runs) {
+  if (runs.size() == 1 && runs.front().count > 0) {  // by far the most frequent
+    const Run& run = runs.front();
+    if (run.step == 1) return {{run.first, run.count, run.count, 1}};
+    if (run.count > 1) return {{run.first, 1, run.step, run.count}};
+  }
   Runs sorted;
   for (const Run& run : runs) {
     if (run.count > 0) sorted.push_back({run.first, run.count, run.count == 1 ? 1 : run.step});

@@ -41,6 +41,11 @@ std::optional<std::string> complaint(const Shape& s) {
   for (const auto& [name, extent] : extents) {
     if (extent < 1) return std::string(name) + " must be at least 1, not " + std::to_string(extent);
   }
+  constexpr Index kMostHeads = 65536;  // far beyond any model; plans list heads one by one
+  if (s.query_heads > kMostHeads) {
+    return std::to_string(s.query_heads) + " query heads; at most " + std::to_string(kMostHeads) +
+           " are taken";
+  }
   for (const auto& [name, heads] :
        {std::pair{"key", s.key_heads}, std::pair{"value", s.value_heads}}) {
     if (s.query_heads % heads != 0) {

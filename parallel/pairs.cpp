@@ -5,31 +5,32 @@
 namespace dattn {
 
 Index PairCounter::count(Range heads, const Ranges& query_rows, const Ranges& key_rows) {
-  const Mask& mask = problem_.mask();
-  const Runs keys = problem_.keys().positions(key_rows);
   Index sum = 0;
-  if (dense(keys)) {
-    const Runs queries = problem_.queries().positions(query_rows);
-    for (const auto& [head, times] : variants(mask, heads)) {
-      sum += times * area(mask, head, queries, keys);
+  for (const auto& [head, times] : variants(problem_.mask(), heads)) {
+    Last& last = last_[problem_.mask().variant(head)];
+    if (last.query_rows != query_rows || last.key_rows != key_rows) {
+      last = {query_rows, key_rows, count(head, query_rows, key_rows)};
     }
-    return sum;
-  }
-  const Index step = std::max_element(keys.begin(), keys.end(), [](const Run& a, const Run& b) {
-                       return a.step < b.step;
-                     })->step;
-  for (const auto& [head, times] : variants(mask, heads)) {
-    auto found = rows_.find({head, query_rows});
-    if (found == rows_.end()) {
-      found = rows_
-                  .emplace(std::tuple(head, query_rows),
-                           RowSpans(mask, head, problem_.queries().positions(query_rows),
-                                    {0, problem_.shape().keys}, step))
-                  .first;
-    }
-    sum += times * found->second.area(keys);
+    sum += times * last.pairs;
   }
   return sum;
+}
+
+Index PairCounter::count(Index head, const Ranges& query_rows, const Ranges& key_rows) {
+  const Mask& mask = problem_.mask();
+  const Runs keys = problem_.keys().positions(key_rows);
+  if (dense(keys)) return area(mask, head, problem_.queries().positions(query_rows), keys);
+  const std::tuple key(mask.variant(head), query_rows);
+  auto found = rows_.find(key);
+  if (found == rows_.end()) {
+    const Index step = std::max_element(keys.begin(), keys.end(), [](const Run& a, const Run& b) {
+                         return a.step < b.step;
+                       })->step;
+    const RowSpans rows(mask, head, problem_.queries().positions(query_rows),
+                        {0, problem_.shape().keys}, step);
+    found = rows_.emplace(key, rows).first;
+  }
+  return found->second.area(keys);
 }
 
 Index PairCounter::count(const Program& program, const Attend& attend) {

@@ -21,8 +21,17 @@ class PairCounter {
   Index count(const Program& program, const Attend& attend);
 
  private:
+  /// Allowed pairs of one head.
+  Index count(Index head, const Ranges& query_rows, const Ranges& key_rows);
+
+  /// The last answer: ranks that differ in their heads only ask for it one after the other.
+  struct Last {
+    Ranges query_rows, key_rows;
+    Index pairs = 0;
+  };
   const Problem& problem_;
-  std::map<std::tuple<Index, Ranges>, RowSpans> rows_;  ///< by (head, query rows)
+  std::map<Index, Last> last_;                          ///< by variant of the mask
+  std::map<std::tuple<Index, Ranges>, RowSpans> rows_;  ///< by (variant, query rows)
 };
 
 /// The query heads that an Attend works on: those of q whose key and value heads lie in k and v.

@@ -80,7 +80,9 @@ std::vector<Runs> deal_blocks(const std::vector<Index>& area, Index tokens, int 
 /// Blocks of rows dealt out by allowed area, finer until the most loaded rank is near the mean.
 std::vector<Runs> balanced(Index tokens, int ranks, const Shape& shape, const Mask& mask) {
   constexpr double kNear = 1.01;
-  constexpr Index kFinest = 64;  // blocks a rank: finer ones cost more in tiles than they even out
+  // Blocks a rank, and rows a block: finer ones cost more in tiles than they even out.
+  constexpr Index kFinest = 64;
+  constexpr Index kFewestRows = 8;
   std::vector<Runs> best;
   double best_peak = 0;
   const auto kinds = variants(mask, {0, shape.query_heads});
@@ -115,7 +117,7 @@ std::vector<Runs> balanced(Index tokens, int ranks, const Shape& shape, const Ma
       best = std::move(owned);
       best_peak = ratio;
     }
-    if (best_peak <= kNear || blocks == tokens) break;
+    if (best_peak <= kNear || tokens < 2 * blocks * kFewestRows) break;
   }
   return best;
 }

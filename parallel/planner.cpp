@@ -1,7 +1,7 @@
 #include "parallel/planner.hpp"
 
 #include <algorithm>
-#include <numeric>
+#include <cmath>
 #include <stdexcept>
 
 #include "parallel/pairs.hpp"
@@ -26,37 +26,79 @@ Mesh mesh_of(const Strategy& strategy, const std::vector<int>& extents) {
   return mesh;
 }
 
-/// Seconds that a few ranks' own programs take if all that can overlap does: a lower bound that
-/// needs no rehearsal.
-double estimate(const Choice& choice, const Machine& machine) {
+/// What a choice costs. Times that differ by less than a forecast can tell count as equal; then the
+/// one that sends less is better.
+struct Cost {
+  double seconds = 0;
+  Index bytes = 0;
+
+  std::pair<long, Index> key() const {
+    constexpr double kSteps = 500;  // of 0.2 percent
+    return {std::lround(kSteps * std::log(std::max(seconds, 1e-12))), bytes};
+  }
+};
+
+/// Cost of one rank's program if its peers keep pace with it.
+Cost walk(const Problem& problem, const Program& program, PairCounter& pairs,
+          const Machine& machine) {
+  std::vector<double> arrives(static_cast<std::size_t>(program.homes), 0);
+  double clock = 0;
+  double out_free = 0;
+  double in_free = 0;
+  Index bytes = 0;
+  const auto arrival = [&](SlotId s) -> double& {
+    return arrives[static_cast<std::size_t>(program.slots[static_cast<std::size_t>(s)].home)];
+  };
+  const auto wire = [&](const Block& block) {
+    return static_cast<double>(bytes_of(block, problem.shape(), problem.type())) /
+           machine.bandwidth;
+  };
+  for (const Step& step : program.steps) {
+    if (const auto* attend = std::get_if<Attend>(&step)) {
+      clock = std::max({clock, arrival(attend->q), arrival(attend->k), arrival(attend->v)});
+      clock += static_cast<double>(pairs.count(program, *attend)) *
+               problem.shape().flops_per_pair() / machine.rate;
+    } else if (const auto* send = std::get_if<Send>(&step)) {
+      clock = std::max(clock, arrival(send->slot));
+      if (send->peer != program.rank) out_free = std::max(out_free, clock) + wire(send->block);
+      bytes += wire_bytes(program, *send, problem);
+    } else if (const auto* recv = std::get_if<Recv>(&step)) {
+      if (recv->peer != program.rank) in_free = std::max(in_free, clock) + wire(recv->block);
+      arrival(recv->slot) = std::max(arrival(recv->slot), in_free + machine.latency);
+    } else if (const auto* reduce = std::get_if<Reduce>(&step)) {
+      const Block& block = program.slots[static_cast<std::size_t>(reduce->slot)].block;
+      clock += 2 * wire(block);
+      bytes += 2 * bytes_of(block, problem.shape(), problem.type());
+    }
+    clock += machine.overhead;
+  }
+  return {std::max({clock, out_free, in_free}), bytes};
+}
+
+/// The slowest of a few ranks by walk(): what a rehearsal would say, nearly, for much less.
+Cost estimate(const Choice& choice, const Machine& machine) {
   const Problem& problem = *choice.problem;
   PairCounter pairs(problem);
-  double slowest = 0;
+  Cost whole;
+  // First and last ranks of equal parts: the last rank of all is where uneven cuts of tokens or
+  // heads leave most.
   for (int i = 0; i < kFewRanks; ++i) {
-    const int rank = static_cast<int>(even_part(problem.ranks(), kFewRanks, i).begin);
-    const Program program = choice.strategy->program(problem, rank);
-    double compute = 0;
-    double wire = 0;
-    for (const Step& step : program.steps) {
-      if (const auto* attend = std::get_if<Attend>(&step)) {
-        compute += static_cast<double>(pairs.count(program, *attend)) *
-                   problem.shape().flops_per_pair() / machine.rate;
-      } else if (const auto* send = std::get_if<Send>(&step)) {
-        wire += static_cast<double>(wire_bytes(program, *send, problem)) / machine.bandwidth;
-      } else if (const auto* reduce = std::get_if<Reduce>(&step)) {
-        const Block& block = program.slots[static_cast<std::size_t>(reduce->slot)].block;
-        wire += 2 * static_cast<double>(bytes_of(block, problem.shape(), problem.type())) /
-                machine.bandwidth;
-      }
-    }
-    slowest = std::max(slowest, std::max(compute, wire) +
-                                    machine.overhead * static_cast<double>(program.steps.size()));
+    const Range part = even_part(problem.ranks(), kFewRanks / 2, i / 2);
+    const int rank = static_cast<int>(i % 2 == 0 ? part.begin : part.end - 1);
+    const Cost one = walk(problem, choice.strategy->program(problem, rank), pairs, machine);
+    whole.seconds = std::max(whole.seconds, one.seconds);
+    whole.bytes += one.bytes;
   }
-  return slowest;
+  return whole;
 }
 
 std::vector<Choice> candidates(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type,
                                std::string& refusals) {
+  std::vector<Problem> dealt;  // one a partition; dealing tokens out can be the longest part
+  for (const PartitionKind& partition : partition_kinds()) {
+    if (wish.partition != "auto" && wish.partition != partition.name) continue;
+    dealt.emplace_back(shape, mask, line(wish.ranks), partition.name, type);
+  }
   std::vector<Choice> out;
   for (const Strategy& strategy : strategies()) {
     if (wish.strategy != "auto" && wish.strategy != strategy.name) continue;
@@ -66,10 +108,8 @@ std::vector<Choice> candidates(const Wish& wish, const Shape& shape, const MaskP
                  " ranks, but there are " + std::to_string(wish.ranks);
       continue;
     }
-    for (const PartitionKind& partition : partition_kinds()) {
-      if (wish.partition != "auto" && wish.partition != partition.name) continue;
-      Choice choice{&strategy,
-                    std::make_shared<const Problem>(shape, mask, mesh, partition.name, type)};
+    for (const Problem& problem : dealt) {
+      Choice choice{&strategy, std::make_shared<const Problem>(problem.on(mesh))};
       if (const auto refusal = strategy.refuses(*choice.problem)) {
         refusals = std::string(strategy.name) + " " + *refusal;
         break;  // no partition changes what ranks and mesh a strategy takes
@@ -89,21 +129,23 @@ Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type ty
   if (all.empty()) throw std::invalid_argument(refusals);
   if (all.size() == 1) return all.front();
   if (wish.ranks > kFewRanks) {
-    std::vector<std::pair<double, std::size_t>> order;
-    for (std::size_t i = 0; i < all.size(); ++i) order.emplace_back(estimate(all[i], machine), i);
+    std::vector<std::pair<std::pair<long, Index>, std::size_t>> order;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      order.emplace_back(estimate(all[i], machine).key(), i);
+    }
     std::sort(order.begin(), order.end());
     order.resize(std::min(order.size(), kFinalists));
     std::vector<Choice> finalists;
-    for (const auto& [seconds, i] : order) finalists.push_back(all[i]);
+    for (const auto& [cost, i] : order) finalists.push_back(all[i]);
     all = std::move(finalists);
   }
   const Choice* best = nullptr;
-  std::pair<double, Index> best_cost;
+  std::pair<long, Index> best_cost;
   for (const Choice& choice : all) {
     const Rehearsal r =
         rehearse(*choice.problem, make_plan(*choice.strategy, *choice.problem), machine);
     if (r.fault) continue;  // whoever runs the choice rehearses it too, and reports
-    const std::pair cost{r.forecast_seconds(), r.bytes_sent_total()};
+    const auto cost = Cost{r.forecast_seconds(), r.bytes_sent_total()}.key();
     if (best == nullptr || cost < best_cost) {
       best = &choice;
       best_cost = cost;

@@ -69,6 +69,13 @@ Problem::Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view p
       head_groups_(group_heads(shape_, *mask_)),
       needs_(std::make_shared<Needs>()) {}
 
+Problem Problem::on(Mesh mesh) const {
+  CHECK(mesh.ranks() == ranks(), mesh.text(), ranks());
+  Problem other = *this;
+  other.mesh_ = std::move(mesh);
+  return other;
+}
+
 const Ranges& Problem::keys_needed(int rank, std::size_t group) const {
   std::call_once(needs_->once, [&] {
     needs_->of.resize(static_cast<std::size_t>(ranks()));

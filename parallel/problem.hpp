@@ -17,6 +17,9 @@ class Problem {
   Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view partition,
           Type type = Type::f4);
 
+  /// The same problem on another mesh of as many ranks; who owns what stays.
+  Problem on(Mesh mesh) const;
+
   const Shape& shape() const { return shape_; }
   const Mask& mask() const { return *mask_; }
   const MaskPtr& mask_ptr() const { return mask_; }

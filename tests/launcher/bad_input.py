@@ -155,6 +155,7 @@ def q_file_cases():
     ]
 
 
+# fmt: off
 def cases():
     run = "run --tokens 31 "
     plan = "plan --ranks 4 --tokens 31 "
@@ -228,7 +229,7 @@ def cases():
         "sink:x", "causal+", "+causal", "causal++full", "causal/", "(causal", "causal)", "()",
         "causal@0-3", "causal@0-3;full@5-7", "causal@4-7;full@0-3", "causal@0-8", "causal@0-3;full@3-7",
         "causal@7-0", "causal@a", "causal@0-7;", ";", "@0-7", "causal\nfull",
-    ):  # fmt: skip
+    ):
         add(f"mask {word!r}", f"{plan}--mask {word}", USAGE, "--mask")
     add("mask of deep parentheses", f"{plan}--mask {'(' * 50000}full{')' * 50000}", USAGE, "--mask")
     add("mask at run", run + "--mask windw:3,4", USAGE, "--mask.*windw")
@@ -301,7 +302,7 @@ def cases():
         ("--warmup", "0", "1"),
         ("--out", "O.npy", "P.npy"),
         ("--head-dim", "8", "16"),
-    ):  # fmt: skip
+    ):
         common = "run --threads 1 " + ("" if field == "--tokens" else "--tokens 31 ")
         name = {"--tokens": "queries", "--head-dim": "head dim", "--scale": "scale", "--dtype": "dtype"}
         says = f"rank 1.*{name.get(field, field)}.*where rank 0.*same arguments"
@@ -309,6 +310,7 @@ def cases():
     add("one rank checks", many, USAGE, "rank 1.*--check", ranks=2, other=many + "--check")
     add("one rank has an output", many, USAGE, "rank 1.*--out", ranks=2, other=many + "--out O.npy")
     return table
+# fmt: on
 
 
 def split(words):
@@ -563,6 +565,24 @@ def interrupted_alone(start, folder):
     return None
 
 
+def interrupted_while_writing(start, folder):
+    """The temporary goes with the process that is told to end."""
+    words = "run --tokens 8K --heads 64 --head-dim 1 --value-dim 128 --mask window:0,0 --out O.npy"
+    for _ in range(3):  # the moment is short: try again when the file was complete before the signal
+        process = start.start(start.line(words.split()), ONE_THREAD, cwd=folder.path)
+        writing = lambda: any(folder.path.glob("O.npy.tmp.*"))
+        jobs.wait_for(lambda: writing() or process.poll() is not None, 60)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+        if process.returncode == 0:
+            (folder.path / "O.npy").unlink()
+            continue
+        if changed := folder.changes():
+            return f"it left {changed}"
+        return None if process.returncode == INTERRUPTED else f"{process.returncode}: {said}"
+    return "three times the file was complete before the signal came"
+
+
 def stopped_rank(start, folder):
     """A rank that stands still: the others give up after --timeout, and say at what."""
     strike = lambda process, pids: os.kill(pids[1], signal.SIGSTOP)
@@ -585,6 +605,7 @@ SPECIAL = (
     killed_rank,
     terminated_mpirun,
     interrupted_alone,
+    interrupted_while_writing,
     stopped_rank,
 )
 
