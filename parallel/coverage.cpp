@@ -32,6 +32,27 @@ std::string row_text(Range heads, Index row) {
   return "(h" + std::to_string(heads.begin) + ", row " + std::to_string(row) + ")";
 }
 
+/// Leaves of `cells` what lies outside `rect`.
+void take_out(std::vector<Cell>& cells, const Rect& rect) {
+  std::vector<Cell> left;
+  for (const Cell& c : cells) {
+    const Range heads = intersect(c.heads, rect.heads);
+    const Range rows = intersect(c.rows, rect.rows);
+    if (heads.empty() || rows.empty()) {
+      left.push_back(c);
+      continue;
+    }
+    for (const Rect& part :
+         {Rect{{c.heads.begin, heads.begin}, c.rows}, Rect{{heads.end, c.heads.end}, c.rows},
+          Rect{heads, {c.rows.begin, rows.begin}}, Rect{heads, {rows.end, c.rows.end}}}) {
+      if (!part.heads.empty() && !part.rows.empty()) {
+        left.push_back({part.heads, part.rows, c.contribution});
+      }
+    }
+  }
+  cells = std::move(left);
+}
+
 /// Keys of one Attend that reach the rows in question.
 struct Reach {
   Range keys;
@@ -113,6 +134,20 @@ class RowCheck {
 
 void append_rects(std::vector<Rect>& rects, const Block& block) {
   for (const Range rows : block.rows) rects.push_back({block.heads, rows});
+}
+
+// `source` is a copy: a rank may send to itself.
+void move_cells(std::vector<Cell> source, const Block& block, std::vector<Cell>& target) {
+  std::vector<Rect> rects;
+  append_rects(rects, block);
+  for (const Rect& r : rects) take_out(target, r);
+  for (const Cell& cell : source) {
+    for (const Rect& r : rects) {
+      const Cell part{intersect(cell.heads, r.heads), intersect(cell.rows, r.rows),
+                      cell.contribution};
+      if (!part.heads.empty() && !part.rows.empty()) target.push_back(part);
+    }
+  }
 }
 
 std::optional<std::string> misfit(std::vector<Rect> rects, const Block& target, bool whole) {

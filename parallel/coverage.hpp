@@ -29,6 +29,9 @@ struct Rect {
 
 void append_rects(std::vector<Rect>& rects, const Block& block);
 
+/// A message: what `source` holds of `block` replaces what `target` holds of it.
+void move_cells(std::vector<Cell> source, const Block& block, std::vector<Cell>& target);
+
 /// How `rects` fail to lie side by side on `target`, in words; with `whole`, also how they leave a
 /// part of it open. Nothing if they do not fail.
 std::optional<std::string> misfit(std::vector<Rect> rects, const Block& target, bool whole);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <deque>
 #include <functional>
 #include <numeric>
 #include <queue>
@@ -10,6 +9,7 @@
 #include <utility>
 
 #include "parallel/coverage.hpp"
+#include "parallel/inspect.hpp"
 #include "parallel/pairs.hpp"
 
 namespace dattn {
@@ -34,9 +34,8 @@ struct Content {
 };
 
 struct Home {
-  SlotId resident = -1;  ///< the slot whose Block lies here, -1 before the first
-  bool taken = false;    ///< some slot has this home
-  bool input = false;
+  SlotId resident = -1;      ///< the slot whose Block lies here, -1 before the first
+  bool taken = false;        ///< some slot has this home
   std::vector<int> reading;  ///< messages that read it
   std::vector<int> writing;  ///< messages that write it
 };
@@ -56,7 +55,7 @@ struct Rank {
 };
 
 /// A message side that waits for its partner: all of one channel are sends, or all are receives.
-using Channel = std::deque<int>;
+using Channel = boost::container::small_vector<int, 4>;
 
 class Stage {
  public:
@@ -105,22 +104,12 @@ class Stage {
 
   bool set_rank(int r) {
     const Program& program = plan_[static_cast<std::size_t>(r)];
+    if (auto found = inspect(problem_, program, r)) {
+      result_.fault = std::move(found);
+      return false;
+    }
     Rank& rank = ranks_[static_cast<std::size_t>(r)];
     rank.program = &program;
-    if (program.rank != r)
-      return fault(r, 0, "the program says that it is rank " + std::to_string(program.rank) + "'s");
-    const auto slots = static_cast<SlotId>(program.slots.size());
-    for (const SlotId s : {program.q, program.k, program.v, program.out}) {
-      if (s < 0 || s >= slots) return fault(r, 0, "there is no slot " + std::to_string(s));
-    }
-    for (const Slot& slot : program.slots) {
-      if (slot.home < 0 || slot.home >= program.homes) {
-        return fault(r, 0, "there is no home " + std::to_string(slot.home));
-      }
-      if (!within_tensor(slot.block)) {
-        return fault(r, 0, "a slot for " + text(slot.block) + ", which its tensor does not have");
-      }
-    }
     rank.homes.resize(static_cast<std::size_t>(program.homes));
     rank.slots.resize(program.slots.size());
     const auto bytes = home_bytes(program, problem_);
@@ -134,45 +123,11 @@ class Stage {
       }
       home.taken = true;
     }
-    for (const auto& [s, kind] : {std::pair{program.q, Kind::Q}, std::pair{program.k, Kind::K},
-                                  std::pair{program.v, Kind::V}}) {
-      const Block& block = block_of(rank, s);
-      if (block.kind != kind) {
-        return fault(r, 0, text(block) + " as the input " + std::string(name_of(kind)));
-      }
-      Home& home = home_of(rank, s);
-      home.resident = s;
-      home.input = true;
-      rank.slots[static_cast<std::size_t>(s)].whole = true;
-    }
-    for (const Slot& slot : program.slots) {
-      const Home& home = rank.homes[static_cast<std::size_t>(slot.home)];
-      if (home.input && &slot != &program.slots[static_cast<std::size_t>(home.resident)]) {
-        return fault(r, 0, text(slot.block) + " shares its home with an input");
-      }
-    }
-    const Block& out = program.slots[static_cast<std::size_t>(program.out)].block;
-    if (program.delivers.kind != Kind::O || !contains(out, program.delivers)) {
-      return fault(r, program.steps.size(),
-                   "delivers " + text(program.delivers) + " out of " + text(out));
+    for (const SlotId s : {program.q, program.k, program.v}) {
+      home_of(rank, s).resident = s;
+      content_of(rank, s).whole = true;
     }
     wake(r, 0);
-    return true;
-  }
-
-  /// Whether the tensor has all of this, each row once.
-  bool within_tensor(const Block& block) const {
-    const bool of_queries = block.kind == Kind::Q || block.kind == Kind::O;
-    const Range all{0, (of_queries ? problem_.queries() : problem_.keys()).tokens()};
-    const Range heads{0, heads_of(block.kind, problem_.shape())};
-    if (block.heads.size() < 0 || !heads.contains(block.heads)) return false;
-    Ranges rows = block.rows;
-    std::sort(rows.begin(), rows.end());
-    Index end = all.begin;
-    for (const Range part : rows) {
-      if (part.empty() || part.begin < end || part.end > all.end) return false;
-      end = part.end;
-    }
     return true;
   }
 
@@ -255,15 +210,9 @@ class Stage {
   /// Whether `s` may be written now by a kernel or, with `message`, by one more message.
   bool writable(int r, Rank& rank, SlotId s, bool message) {
     Home& home = home_of(rank, s);
-    if (home.input) return fault(r, rank.next, "writes into an input");
     if (!settled(r, rank, home.reading)) return false;
     if (message && home.resident == s) return true;  // pieces of one slot arrive side by side
     return settled(r, rank, home.writing);
-  }
-
-  bool known(int r, const Rank& rank, SlotId s) {
-    if (s >= 0 && s < static_cast<SlotId>(rank.program->slots.size())) return true;
-    return fault(r, rank.next, "there is no slot " + std::to_string(s));
   }
 
   int post(int r, const Rank& rank, bool is_send) {
@@ -278,20 +227,8 @@ class Stage {
     return m;
   }
 
-  template <class Transfer>
-  bool addressed(int r, const Rank& rank, const Transfer& t) {
-    if (!known(r, rank, t.slot)) return false;
-    if (t.peer < 0 || t.peer >= problem_.ranks()) {
-      return fault(r, rank.next, "there is no rank " + std::to_string(t.peer));
-    }
-    if (t.block.empty() || !contains(block_of(rank, t.slot), t.block)) {
-      return fault(r, rank.next, text(t.block) + " is no part of " + text(block_of(rank, t.slot)));
-    }
-    return true;
-  }
-
   bool take(int r, Rank& rank, const Send& step) {
-    if (!addressed(r, rank, step) || !readable(r, rank, step.slot)) return false;
+    if (!readable(r, rank, step.slot)) return false;
     rank.clock += machine_.overhead;
     const int m = post(r, rank, true);
     home_of(rank, step.slot).reading.push_back(m);
@@ -300,7 +237,7 @@ class Stage {
   }
 
   bool take(int r, Rank& rank, const Recv& step) {
-    if (!addressed(r, rank, step) || !writable(r, rank, step.slot, true)) return false;
+    if (!writable(r, rank, step.slot, true)) return false;
     Home& home = home_of(rank, step.slot);
     Content& content = content_of(rank, step.slot);
     if (home.resident != step.slot || content.arrived.empty()) {
@@ -327,32 +264,11 @@ class Stage {
   }
 
   bool take(int r, Rank& rank, const Attend& step) {
-    for (const SlotId s : {step.q, step.k, step.v, step.out}) {
-      if (!known(r, rank, s)) return false;
-    }
-    const Block& q = block_of(rank, step.q);
-    const Block& k = block_of(rank, step.k);
-    const Block& v = block_of(rank, step.v);
-    const Block& out = block_of(rank, step.out);
-    if (q.kind != Kind::Q || k.kind != Kind::K || v.kind != Kind::V || out.kind != Kind::O) {
-      return fault(r, rank.next,
-                   "attends with " + text(q) + ", " + text(k) + ", " + text(v) + ", " + text(out) +
-                       " where Q, K, V, O are due");
-    }
-    if (out.rows != q.rows || out.heads != q.heads || k.rows != v.rows) {
-      return fault(r, rank.next,
-                   "attends with rows or heads that differ: " + text(q) + " into " + text(out) +
-                       ", " + text(k) + " beside " + text(v));
-    }
     if (!readable(r, rank, step.q) || !readable(r, rank, step.k) || !readable(r, rank, step.v) ||
         !readable(r, rank, step.out) || !writable(r, rank, step.out, false)) {
       return false;
     }
     const Range heads = heads_served(*rank.program, step, problem_.shape());
-    if (heads.empty()) {
-      return fault(r, rank.next,
-                   text(k) + " and " + text(v) + " serve no query head of " + text(q));
-    }
     const Index pairs = pairs_.count(*rank.program, step);
     const double seconds =
         static_cast<double>(pairs) * problem_.shape().flops_per_pair() / machine_.rate;
@@ -360,20 +276,16 @@ class Stage {
     result_.compute_seconds[static_cast<std::size_t>(r)] += seconds;
     result_.pairs[static_cast<std::size_t>(r)] += pairs;
     const int number = static_cast<int>(contributions_.size());
-    contributions_.push_back({r, static_cast<int>(rank.next), heads, &q.rows, &k.rows});
-    for (const Range rows : q.rows) {
+    const Ranges& query_rows = block_of(rank, step.q).rows;
+    contributions_.push_back(
+        {r, static_cast<int>(rank.next), heads, &query_rows, &block_of(rank, step.k).rows});
+    for (const Range rows : query_rows) {
       content_of(rank, step.out).cells.push_back({heads, rows, number});
     }
     return true;
   }
 
   bool take(int r, Rank& rank, const Merge& step) {
-    if (!known(r, rank, step.from) || !known(r, rank, step.into)) return false;
-    const Block& from = block_of(rank, step.from);
-    const Block& into = block_of(rank, step.into);
-    if (from.kind != Kind::O || from != into || step.from == step.into) {
-      return fault(r, rank.next, "merges " + text(from) + " into " + text(into));
-    }
     if (!readable(r, rank, step.from) || !readable(r, rank, step.into) ||
         !writable(r, rank, step.into, false)) {
       return false;
@@ -386,13 +298,6 @@ class Stage {
   }
 
   bool take(int r, Rank& rank, const Reduce& step) {
-    if (!known(r, rank, step.slot)) return false;
-    if (step.axis < 0 || step.axis >= static_cast<int>(problem_.mesh().axes.size()) ||
-        block_of(rank, step.slot).kind != Kind::O) {
-      return fault(r, rank.next,
-                   "reduces " + text(block_of(rank, step.slot)) + " along axis " +
-                       std::to_string(step.axis));
-    }
     if (!rank.reduced && !rank.at_reduce) {
       if (!readable(r, rank, step.slot) || !writable(r, rank, step.slot, false)) return false;
       rank.at_reduce = true;
@@ -461,7 +366,7 @@ class Stage {
       return;
     }
     const int other = waiting.front();
-    waiting.pop_front();
+    waiting.erase(waiting.begin());  // there are few: a rank posts no further than it may write
     if (waiting.empty()) channels_.erase(key);
     transfer(is_send ? m : other, is_send ? other : m);
   }
@@ -479,7 +384,9 @@ class Stage {
                 ", whose step " + std::to_string(s.step) + " sends " + text(send.block));
       return;
     }
-    if (recv.block.kind == Kind::O) move_cells(from, send, to, recv);
+    if (recv.block.kind == Kind::O) {
+      move_cells(content_of(from, send.slot).cells, recv.block, content_of(to, recv.slot).cells);
+    }
     const double start = std::max({s.posted, r.posted, from.out_free, to.in_free});
     const Index bytes = wire_bytes(*from.program, send, problem_);
     double finished = std::max(s.posted, r.posted);
@@ -496,42 +403,6 @@ class Stage {
       m->finished = finished;
       wake(m->rank, finished);
     }
-  }
-
-  void move_cells(Rank& from, const Send& send, Rank& to, const Recv& recv) {
-    std::vector<Rect> rects;
-    append_rects(rects, recv.block);
-    const std::vector<Cell> source = content_of(from, send.slot).cells;
-    auto& target = content_of(to, recv.slot).cells;
-    for (const Rect& r : rects) take_out(target, r);
-    for (const Cell& cell : source) {
-      for (const Rect& r : rects) {
-        const Cell part{intersect(cell.heads, r.heads), intersect(cell.rows, r.rows),
-                        cell.contribution};
-        if (!part.heads.empty() && !part.rows.empty()) target.push_back(part);
-      }
-    }
-  }
-
-  /// Leaves of `cells` what lies outside `rect`.
-  static void take_out(std::vector<Cell>& cells, const Rect& rect) {
-    std::vector<Cell> left;
-    for (const Cell& c : cells) {
-      const Range heads = intersect(c.heads, rect.heads);
-      const Range rows = intersect(c.rows, rect.rows);
-      if (heads.empty() || rows.empty()) {
-        left.push_back(c);
-        continue;
-      }
-      for (const Rect& part :
-           {Rect{{c.heads.begin, heads.begin}, c.rows}, Rect{{heads.end, c.heads.end}, c.rows},
-            Rect{heads, {c.rows.begin, rows.begin}}, Rect{heads, {rows.end, c.rows.end}}}) {
-        if (!part.heads.empty() && !part.rows.empty()) {
-          left.push_back({part.heads, part.rows, c.contribution});
-        }
-      }
-    }
-    cells = std::move(left);
   }
 
   // ---- at the end ------------------------------------------------------------------------------

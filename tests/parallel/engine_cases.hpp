@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
@@ -38,7 +37,7 @@ struct Outcome {
   double lse_error = 0;  ///< largest absolute
   bool rows_without_keys_are_empty = true;
   RunTimes times;
-  std::vector<unsigned char> bits;  ///< of O and LSE
+  std::vector<std::byte> bits;  ///< of O and LSE
 };
 
 /// Runs this rank's part of `problem` over `transport`, twice, and judges it by the reference.
@@ -70,9 +69,10 @@ Outcome run_and_judge(const Problem& problem, const Strategy& strategy, Transpor
   for (int time = 0; time < 2; ++time) {  // the second run must not see the first
     outcome.times = engine.run();
     engine.result(std::span<T>(o), std::span<T>(lse));
-    std::vector<unsigned char> bits(o.size() * sizeof(T) + lse.size() * sizeof(T));
-    std::memcpy(bits.data(), o.data(), o.size() * sizeof(T));
-    std::memcpy(bits.data() + o.size() * sizeof(T), lse.data(), lse.size() * sizeof(T));
+    std::vector<std::byte> bits;
+    for (const auto part : {std::as_bytes(std::span(o)), std::as_bytes(std::span(lse))}) {
+      bits.insert(bits.end(), part.begin(), part.end());
+    }
     if (time == 1 && bits != outcome.bits) outcome.lse_error = 1e9;  // not the same bits
     outcome.bits = std::move(bits);
   }

@@ -2,6 +2,7 @@
 // too.
 #include <gtest/gtest.h>
 
+#include <cstring>
 #include <thread>
 
 #include "parallel/moves.hpp"

@@ -1,0 +1,182 @@
+#include "parallel/inspect.hpp"
+
+#include <algorithm>
+
+#include "parallel/pairs.hpp"
+
+namespace dattn {
+namespace {
+
+class Inspector {
+ public:
+  Inspector(const Problem& problem, const Program& program, int rank)
+      : problem_(problem), program_(program), rank_(rank) {}
+
+  std::optional<Fault> run() {
+    if (!slots_stand() || !inputs_stand() || !delivers()) return fault_;
+    for (; step_ < program_.steps.size(); ++step_) {
+      if (!std::visit([this](const auto& step) { return stands(step); }, program_.steps[step_])) {
+        break;
+      }
+    }
+    return fault_;
+  }
+
+ private:
+  bool fault(std::string what) {
+    fault_ = Fault{rank_, static_cast<int>(step_), std::move(what)};
+    return false;
+  }
+
+  const Block& block(SlotId s) const { return program_.slots[static_cast<std::size_t>(s)].block; }
+  int home(SlotId s) const { return program_.slots[static_cast<std::size_t>(s)].home; }
+  bool is_input(int home_in) const {
+    return home_in == home(program_.q) || home_in == home(program_.k) ||
+           home_in == home(program_.v);
+  }
+
+  bool known(SlotId s) {
+    if (s >= 0 && s < static_cast<SlotId>(program_.slots.size())) return true;
+    return fault("there is no slot " + std::to_string(s));
+  }
+
+  /// Whether the tensor has all of this, each row once.
+  bool within_tensor(const Block& part) const {
+    const bool of_queries = part.kind == Kind::Q || part.kind == Kind::O;
+    const Index tokens = (of_queries ? problem_.queries() : problem_.keys()).tokens();
+    const Range heads{0, heads_of(part.kind, problem_.shape())};
+    if (part.heads.size() < 0 || !heads.contains(part.heads)) return false;
+    Ranges rows = part.rows;
+    std::sort(rows.begin(), rows.end());
+    Index end = 0;
+    for (const Range r : rows) {
+      if (r.empty() || r.begin < end || r.end > tokens) return false;
+      end = r.end;
+    }
+    return true;
+  }
+
+  bool slots_stand() {
+    if (program_.rank != rank_) {
+      return fault("the program says that it is rank " + std::to_string(program_.rank) + "'s");
+    }
+    for (const SlotId s : {program_.q, program_.k, program_.v, program_.out}) {
+      if (!known(s)) return false;
+    }
+    for (const Slot& slot : program_.slots) {
+      if (slot.home < 0 || slot.home >= program_.homes) {
+        return fault("there is no home " + std::to_string(slot.home));
+      }
+      if (!within_tensor(slot.block)) {
+        return fault("a slot for " + text(slot.block) + ", which its tensor does not have");
+      }
+    }
+    return true;
+  }
+
+  bool inputs_stand() {
+    for (const auto& [s, kind] : {std::pair{program_.q, Kind::Q}, std::pair{program_.k, Kind::K},
+                                  std::pair{program_.v, Kind::V}}) {
+      if (block(s).kind != kind) {
+        return fault(text(block(s)) + " as the input " + std::string(name_of(kind)));
+      }
+      // Queries may be replicated (few of them, against many keys); keys and values have one owner.
+      const Range own = problem_.keys().rows(rank_);
+      for (const Range rows : block(s).rows) {
+        if (kind != Kind::Q && !own.contains(rows)) {
+          return fault("starts with " + text(block(s)) + ", which is not its own");
+        }
+      }
+    }
+    for (std::size_t s = 0; s < program_.slots.size(); ++s) {
+      const auto id = static_cast<SlotId>(s);
+      if (is_input(home(id)) && id != program_.q && id != program_.k && id != program_.v) {
+        return fault(text(block(id)) + " shares its home with an input");
+      }
+    }
+    if (home(program_.q) == home(program_.k) || home(program_.k) == home(program_.v) ||
+        home(program_.q) == home(program_.v)) {
+      return fault("two inputs share a home");
+    }
+    return true;
+  }
+
+  bool delivers() {
+    if (program_.delivers.kind == Kind::O && contains(block(program_.out), program_.delivers)) {
+      return true;
+    }
+    step_ = program_.steps.size();
+    return fault("delivers " + text(program_.delivers) + " out of " + text(block(program_.out)));
+  }
+
+  bool writable(SlotId s) { return !is_input(home(s)) || fault("writes into an input"); }
+
+  template <class Transfer>
+  bool addressed(const Transfer& t) {
+    if (!known(t.slot)) return false;
+    if (t.peer < 0 || t.peer >= problem_.ranks()) {
+      return fault("there is no rank " + std::to_string(t.peer));
+    }
+    if (t.block.empty() || !contains(block(t.slot), t.block)) {
+      return fault(text(t.block) + " is no part of " + text(block(t.slot)));
+    }
+    return true;
+  }
+
+  bool stands(const Send& step) { return addressed(step); }
+  bool stands(const Recv& step) { return addressed(step) && writable(step.slot); }
+
+  bool stands(const Attend& step) {
+    if (!known(step.q) || !known(step.k) || !known(step.v) || !known(step.out)) return false;
+    const Block& q = block(step.q);
+    const Block& k = block(step.k);
+    const Block& v = block(step.v);
+    const Block& out = block(step.out);
+    if (q.kind != Kind::Q || k.kind != Kind::K || v.kind != Kind::V || out.kind != Kind::O) {
+      return fault("attends with " + text(q) + ", " + text(k) + ", " + text(v) + ", " + text(out) +
+                   " where Q, K, V, O are due");
+    }
+    if (out.rows != q.rows || out.heads != q.heads || k.rows != v.rows) {
+      return fault("attends with rows or heads that differ: " + text(q) + " into " + text(out) +
+                   ", " + text(k) + " beside " + text(v));
+    }
+    if (heads_served(program_, step, problem_.shape()).empty()) {
+      return fault(text(k) + " and " + text(v) + " serve no query head of " + text(q));
+    }
+    return writable(step.out);
+  }
+
+  bool stands(const Merge& step) {
+    if (!known(step.from) || !known(step.into)) return false;
+    const Block& from = block(step.from);
+    const Block& into = block(step.into);
+    if (from.kind != Kind::O || from != into || step.from == step.into) {
+      return fault("merges " + text(from) + " into " + text(into));
+    }
+    return writable(step.into);
+  }
+
+  bool stands(const Reduce& step) {
+    if (!known(step.slot)) return false;
+    if (step.axis < 0 || step.axis >= static_cast<int>(problem_.mesh().axes.size()) ||
+        block(step.slot).kind != Kind::O) {
+      return fault("reduces " + text(block(step.slot)) + " along axis " +
+                   std::to_string(step.axis));
+    }
+    return writable(step.slot);
+  }
+
+  const Problem& problem_;
+  const Program& program_;
+  const int rank_;
+  std::size_t step_ = 0;
+  std::optional<Fault> fault_;
+};
+
+}  // namespace
+
+std::optional<Fault> inspect(const Problem& problem, const Program& program, int rank) {
+  return Inspector(problem, program, rank).run();
+}
+
+}  // namespace dattn

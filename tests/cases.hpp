@@ -1,0 +1,120 @@
+// The table of cases: shapes x masks x partitions x strategies x ranks. Plan tests, MPI tests and
+// benches all read it; a new strategy, partition or mask enters by its own table, a new kind of
+// shape by a line here.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "parallel/strategies.hpp"
+
+namespace dattn {
+
+/// One computation and one way to split it.
+struct Case {
+  Shape shape;
+  std::string mask;  ///< words for parse_mask
+  std::string_view partition;
+  std::string_view strategy;
+  Mesh mesh;
+  Type type = Type::f4;
+
+  int ranks() const { return mesh.ranks(); }
+  Problem problem() const { return {shape, parse_mask(mask, shape), mesh, partition, type}; }
+  const Strategy& how() const { return *find_strategy(strategy); }
+
+  /// E.g. "ring zigzag causal, 2x3 ranks, 13x13 tokens, heads 6:2:2, dims 4:4".
+  std::string text() const {
+    const auto s = [](Index i) { return std::to_string(i); };
+    return std::string(strategy) + " " + std::string(partition) + " " + mask + ", " + mesh.text() +
+           " ranks, " + s(shape.queries) + "x" + s(shape.keys) + " tokens, heads " +
+           s(shape.query_heads) + ":" + s(shape.key_heads) + ":" + s(shape.value_heads) +
+           ", dims " + s(shape.d_qk) + ":" + s(shape.d_v);
+  }
+};
+
+/// Query, key and value heads: MHA, GQA, MQA, keys other than values, more of them than most
+/// ranks, a single one.
+struct Heads {
+  Index query, key, value;
+};
+inline const std::vector<Heads>& head_counts() {
+  static const std::vector<Heads> all{{4, 4, 4}, {6, 2, 2}, {5, 1, 1}, {6, 3, 2},
+                                      {8, 1, 4}, {1, 1, 1}, {12, 4, 4}};
+  return all;
+}
+
+/// Queries and keys of interest to `ranks` ranks: one token, fewer than ranks, as many, a prime,
+/// what nothing divides evenly; fewer queries than keys (decoding) and more.
+struct Lengths {
+  Index queries, keys;
+};
+inline std::vector<Lengths> lengths(int ranks) {
+  std::vector<Lengths> all{{1, 1}, {ranks, ranks}, {37, 37}, {4 * ranks + 3, 4 * ranks + 3}};
+  all.insert(all.end(), {{3, 29}, {1, ranks + 1}, {23, 9}});
+  if (ranks > 1) all.push_back({ranks - 1, ranks - 1});
+  return all;
+}
+
+/// The masks for a shape: each kind alone, the usual compositions, and, given two heads or more, a
+/// table of heads.
+inline std::vector<std::string> masks(const Shape& shape) {
+  const auto s = [](Index i) { return std::to_string(i); };
+  const Index n = shape.keys;
+  const std::string documents =  // uneven; the last one may be of length 0
+      "documents:" + s(n / 2) + "," + s(n / 2 == n ? 0 : 1) + "," +
+      s(n - n / 2 - (n / 2 == n ? 0 : 1));
+  std::vector<std::string> all{
+      "full",     "causal", "window:3,0",        "window:2,2", documents, documents + "+causal",
+      "prefix:3", "sink:2", "window:3,0/sink:1", "window:0,0"};
+  const Index heads = shape.query_heads;
+  if (heads > 1) {
+    const std::string rest = "@" + s(heads / 2) + "-" + s(heads - 1);
+    all.push_back("causal@0-" + s(heads / 2 - 1) + ";window:1,0" + rest);
+    all.push_back("window:2,0/sink:1@0-" + s(heads / 2 - 1) + ";full" + rest);
+  }
+  return all;
+}
+
+inline Shape shape_of(Lengths l, Heads h, Index d_qk = 4, Index d_v = 4) {
+  return {l.queries, l.keys, h.query, h.key, h.value, d_qk, d_v};
+}
+
+/// All that this many ranks can run: every strategy x partition x mask, each with every
+/// `stride`-th of the shapes (lengths x heads), another one for each combination, so that every
+/// shape meets every strategy. `stride` 1 is the full product.
+inline std::vector<Case> cases(int ranks, std::size_t stride) {
+  std::vector<Shape> shapes;
+  for (const Lengths l : lengths(ranks)) {
+    for (const Heads h : head_counts()) shapes.push_back(shape_of(l, h, 4, 6));
+  }
+  const std::size_t most = masks(shape_of({9, 9}, {2, 2, 2})).size();
+  std::vector<Case> all;
+  std::size_t turn = static_cast<std::size_t>(ranks);
+  for (const Strategy& strategy : strategies()) {
+    for (const PartitionKind& partition : partition_kinds()) {
+      for (std::size_t m = 0; m < most; ++m) {
+        for (std::size_t i = turn++ % stride; i < shapes.size(); i += stride) {
+          const auto specs = masks(shapes[i]);
+          Case c{
+              shapes[i],     specs[m % specs.size()],         partition.name,
+              strategy.name, strategy.mesh(ranks, shapes[i]), turn % 3 == 0 ? Type::f8 : Type::f4};
+          if (!strategy.refuses(c.problem())) all.push_back(std::move(c));
+        }
+      }
+    }
+  }
+  return all;
+}
+
+/// Meshes of two axes with this many ranks, for strategies that take one.
+inline std::vector<Mesh> meshes(int ranks) {
+  std::vector<Mesh> all;
+  for (int outer = 1; outer <= ranks; ++outer) {
+    if (ranks % outer == 0) all.push_back({{{"ring", outer}, {"heads", ranks / outer}}});
+  }
+  return all;
+}
+
+}  // namespace dattn
