@@ -180,6 +180,9 @@ class Words {
     text_.remove_prefix(word.size());
     const std::size_t colon = word.find(':');
     const std::string_view name = word.substr(0, colon);
+    if (colon != std::string_view::npos && colon + 1 == word.size()) {
+      fail("there is nothing behind the ':' of " + shown(word));
+    }
     std::string known;
     for (const MaskKind& kind : mask_kinds()) {
       if (kind.name == name) {

@@ -22,8 +22,8 @@ Exit list_command(const std::vector<std::string>& arguments) {
   }
   text += fmt::format("\nPartitions (--partition; auto picks by forecast)\n");
   for (const PartitionKind& p : partition_kinds()) {
-    text += fmt::format("  {:<20} {}\n  {:<20} requires nothing: any ranks, any length\n", p.name, p.summary,
-               "");
+    text += fmt::format("  {:<20} {}\n  {:<20} requires nothing: any ranks, any length\n", p.name,
+                        p.summary, "");
   }
   text += fmt::format("\nMasks (--mask)\n");
   for (const MaskKind& m : mask_kinds()) {

@@ -50,8 +50,8 @@ void hold_standard_descriptors() {
 constexpr std::string_view kInterrupted =
     "[rank 0] dattn: interrupted; unfinished output files are removed, run it again for a result\n";
 
-/// SIGINT and SIGTERM. Under mpirun it says nothing: mpirun also sends SIGTERM to those who are left
-/// when another rank has failed, and that rank's line is the one that counts.
+/// SIGINT and SIGTERM. Under mpirun it says nothing: mpirun also sends SIGTERM to those who are
+/// left when another rank has failed, and that rank's line is the one that counts.
 void interrupted(int) {
   dattn::remove_temporaries();
   if (std::getenv("OMPI_COMM_WORLD_RANK") == nullptr) {

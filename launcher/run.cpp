@@ -87,9 +87,10 @@ RunOptions read_options(const po::variables_map& values) {
     if (*tensor == "-") throw Failure(Exit::usage, "--out and --lse want a file, not '-'");
   }
   if ((options.json == "-") + (options.csv == "-") + (options.trace == "-") > 1) {
-    throw Failure(Exit::usage,
-                  "only one of --json, --csv and --trace can go to standard output; give the others "
-                  "a file");
+    throw Failure(
+        Exit::usage,
+        "only one of --json, --csv and --trace can go to standard output; give the others "
+        "a file");
   }
   const std::string inputs[] = {path("q"), path("k"), path("v")};
   const std::string outputs[] = {options.out, options.lse, options.json, options.csv,
@@ -209,8 +210,7 @@ class Progress {
 template <class T>
 std::optional<OutputFile> write_tensor(Communicator& world, const std::string& path,
                                        const Problem& problem, const Block& delivers,
-                                       std::vector<std::int64_t> shape,
-                                       std::span<const T> values) {
+                                       std::vector<std::int64_t> shape, std::span<const T> values) {
   if (path.empty()) return {};
   const std::string header =
       npy_header(sizeof(T) == 4 ? NpyHeader::Type::f4 : NpyHeader::Type::f8, shape);
@@ -271,10 +271,10 @@ class Job {
     const Task& task = options_.task;
     own_.host = this_host();
     own_.threads = choose_threads(options_, own_.host, world_);
-    report_.machine = machine_of(
-        task.machine, describes_all(task.machine)
-                          ? Machine{}
-                          : calibrate(world_, task.shape, task.type, own_.threads));
+    report_.machine =
+        machine_of(task.machine, describes_all(task.machine)
+                                     ? Machine{}
+                                     : calibrate(world_, task.shape, task.type, own_.threads));
     report_.isa = chosen_tiles().name;
     const auto hosts = world_.gather(encoded(own_));
     std::string chosen;  // strategy, partition

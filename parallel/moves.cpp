@@ -65,6 +65,16 @@ Inputs inputs(Writer& me) {
   return {q, k, me.slot(owned(me.problem(), Kind::V, me.rank()))};
 }
 
+Program by_token(const Problem& problem, int rank,
+                 const std::function<void(Writer&, const Inputs&, SlotId out)>& attend) {
+  Writer me(problem, rank);
+  const Inputs in = inputs(me);
+  const Block mine = owned(problem, Kind::O, rank);
+  const SlotId out = me.slot(mine);
+  attend(me, in, out);
+  return std::move(me).finish(in.q, in.k, in.v, out, mine);
+}
+
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
                const std::function<Block(Kind, int member)>& held) {
   const int members = static_cast<int>(ring.size());

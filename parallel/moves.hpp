@@ -38,11 +38,16 @@ class Writer {
 /// What `rank` owns of a tensor: all heads of its rows.
 Block owned(const Problem& problem, Kind kind, int rank);
 
-/// Q (k_, v_) slots of a rank's own shards.
+/// The slots of a rank's own shards.
 struct Inputs {
   SlotId q, k, v;
 };
 Inputs inputs(Writer& me);
+
+/// The program of a rank that keeps its queries and delivers what it owns: `attend` gets the slots
+/// of its shards and of its Partial.
+Program by_token(const Problem& problem, int rank,
+                 const std::function<void(Writer&, const Inputs&, SlotId out)>& attend);
 
 /// Sends K and V around the ring `ring` (ranks, in order): what member i starts with, in `k` and
 /// `v`, visits i+1, i+2, ... `held(i)` gives the Block that member i starts with, per kind. While

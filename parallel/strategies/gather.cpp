@@ -8,12 +8,9 @@ namespace dattn {
 namespace {
 
 Program program(const Problem& problem, int rank) {
-  Writer me(problem, rank);
-  const auto [q, k, v] = inputs(me);
-  const Block mine = owned(problem, Kind::O, rank);
-  const SlotId out = me.slot(mine);
-  pull(me, q, k, v, out);
-  return std::move(me).finish(q, k, v, out, mine);
+  return by_token(problem, rank, [](Writer& me, const Inputs& in, SlotId out) {
+    pull(me, in.q, in.k, in.v, out);
+  });
 }
 
 }  // namespace

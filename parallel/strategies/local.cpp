@@ -6,12 +6,9 @@ namespace dattn {
 namespace {
 
 Program program(const Problem& problem, int rank) {
-  Writer me(problem, rank);
-  const auto [q, k, v] = inputs(me);
-  const Block mine = owned(problem, Kind::O, rank);
-  const SlotId out = me.slot(mine);
-  me.attend(q, k, v, out);
-  return std::move(me).finish(q, k, v, out, mine);
+  return by_token(problem, rank, [](Writer& me, const Inputs& in, SlotId out) {
+    me.attend(in.q, in.k, in.v, out);
+  });
 }
 
 std::optional<std::string> refuses(const Problem& problem) {

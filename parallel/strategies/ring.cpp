@@ -9,13 +9,10 @@ namespace dattn {
 namespace {
 
 Program program(const Problem& problem, int rank) {
-  Writer me(problem, rank);
-  const auto [q, k, v] = inputs(me);
-  const Block mine = owned(problem, Kind::O, rank);
-  const SlotId out = me.slot(mine);
-  circulate(me, problem.mesh().group(rank, 0), q, k, v, out,
-            [&](Kind kind, int member) { return owned(problem, kind, member); });
-  return std::move(me).finish(q, k, v, out, mine);
+  return by_token(problem, rank, [&](Writer& me, const Inputs& in, SlotId out) {
+    circulate(me, problem.mesh().group(rank, 0), in.q, in.k, in.v, out,
+              [&](Kind kind, int member) { return owned(problem, kind, member); });
+  });
 }
 
 }  // namespace

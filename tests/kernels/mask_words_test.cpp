@@ -59,7 +59,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"window:3,", "'' is not a count"},                                            //
         Refused{"window:3,0,1", "two sides"},                                                 //
         Refused{"window:-1,0", "'-1' is not a count"},                                        //
-        Refused{"window:+1,0", "'' is not a count"},                                          //
+        Refused{"window:+1,0", "nothing behind the ':' of 'window:'"},                        //
+        Refused{"full:", "nothing behind the ':' of 'full:'"},                                //
         Refused{"window:1.5,0", "'1.5' is not a count"},                                      //
         Refused{"window:0x10,0", "'0x10' is not a count"},                                    //
         Refused{"window:1 ,0", "'1 ' is not a count"},                                        //

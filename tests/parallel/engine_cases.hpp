@@ -9,6 +9,7 @@
 #include "parallel/engine.hpp"
 #include "parallel/rehearse.hpp"
 #include "parallel/strategies.hpp"
+#include "tests/cases.hpp"
 
 namespace dattn::testing {
 
@@ -104,41 +105,33 @@ Outcome run_and_judge(const Problem& problem, const Strategy& strategy, Transpor
   return outcome;
 }
 
-/// Words for a failing case.
-inline std::string name_of_case(const Problem& p, const Strategy& strategy) {
-  const Shape& s = p.shape();
-  return std::string(strategy.name) + " " + p.partition() + " mesh " + p.mesh().text() + " " +
-         p.mask().spec() + ", " + std::to_string(s.queries) + " queries, " +
-         std::to_string(s.keys) + " keys, heads " + std::to_string(s.query_heads) + ":" +
-         std::to_string(s.key_heads) + ":" + std::to_string(s.value_heads);
-}
-
-struct EngineCase {
-  Shape shape;
-  const char* mask;
-};
-
-/// Shapes with their masks: GQA, MQA, uneven heads, separate K and V heads, d_qk != d_v, lengths 1,
-/// primes and what nothing divides, fewer and more queries than keys, rows without any key.
-inline std::vector<EngineCase> engine_cases(int ranks) {
-  const auto shape = [](Index queries, Index keys, Index heads, Index key_heads,
-                        Index value_heads) {
-    return Shape{queries, keys, heads, key_heads, value_heads, 8, 5};
-  };
-  return {
-      {shape(101, 101, 6, 2, 2), "causal"},
-      {shape(101, 101, 6, 2, 3), "full"},
-      {shape(97, 97, 4, 4, 4), "window:11,3"},
-      {shape(103, 103, 5, 1, 1), "documents:40,0,3,60+causal"},
-      {shape(67, 67, 4, 2, 2), "prefix:13"},
-      {shape(89, 89, 4, 2, 2), "window:9,0/sink:4"},
-      {shape(71, 71, 6, 2, 2), "causal@0-1;window:4,2@2-3;sink:3@4-5"},
-      {shape(1, 1, 3, 1, 1), "causal"},
-      {shape(std::max(1, ranks - 1), std::max(1, ranks - 1), 2, 1, 1), "causal"},
-      {shape(3, 131, 8, 2, 2), "causal"},
-      {shape(53, 29, 4, 2, 2), "causal"},
-      {shape(61, 61, 4, 2, 2), "window:0,0+sink:7"},
-  };
+/// Runs a case on this rank and tells where the result leaves its bounds; `sum` adds a number over
+/// all ranks (collective). Nothing where all is well.
+template <class T, class Transport, class Sum>
+std::string trouble_with(const Case& c, Transport& transport, bool checked, const Sum& sum) {
+  const Problem problem = c.problem();
+  const Tensors<T> tensors(c.shape, 21);
+  const Outcome mine =
+      run_and_judge(problem, c.how(), transport, tensors, EngineOptions{.checked = checked});
+  const double error = std::sqrt(sum(mine.error));
+  const double reference = std::sqrt(sum(mine.reference));
+  const bool narrow = sizeof(T) == 4;
+  std::string trouble;
+  if (!(error <= (narrow ? 1e-6 : 1e-14) * reference)) {
+    trouble += " O is off by " + std::to_string(error / reference);
+  }
+  if (!(mine.lse_error <= (narrow ? 1e-6 : 1e-13))) {
+    trouble += " LSE is off by " + std::to_string(mine.lse_error);
+  }
+  if (!mine.rows_without_keys_are_empty) trouble += " a row without keys is not empty";
+  const Rehearsal rehearsal = rehearse(problem, make_plan(c.how(), problem));
+  const Index planned =
+      rehearsal.fault ? -1 : rehearsal.bytes_sent[static_cast<std::size_t>(transport.rank())];
+  if (mine.times.bytes_sent != planned) {
+    trouble += " sent " + std::to_string(mine.times.bytes_sent) + " bytes, planned " +
+               std::to_string(planned);
+  }
+  return trouble.empty() ? trouble : c.text() + ":" + trouble;
 }
 
 }  // namespace dattn::testing

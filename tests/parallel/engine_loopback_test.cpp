@@ -40,38 +40,23 @@ void on_all_ranks(int ranks, const Mode& mode, std::uint64_t seed, const Body& b
   for (const std::string& e : errors) EXPECT_EQ(e, "");
 }
 
+/// Every so-manyth shape of the table for each strategy, partition and mask.
+constexpr std::size_t kEveryShape = 53;
+
 class EngineOverLoopback : public ::testing::TestWithParam<Mode> {};
 
 TEST_P(EngineOverLoopback, AgreesWithTheReference) {
   for (const int ranks : {1, 2, 3, 4, 5}) {
-    for (const EngineCase& c : engine_cases(ranks)) {
-      const Tensors<float> tensors(c.shape, 7);
-      const MaskPtr mask = parse_mask(c.mask, c.shape);
-      for (const Strategy& strategy : strategies()) {
-        for (const PartitionKind& partition : partition_kinds()) {
-          const Problem problem(c.shape, mask, strategy.mesh(ranks, c.shape), partition.name);
-          if (strategy.refuses(problem)) continue;
-          const Plan plan = make_plan(strategy, problem);
-          const Rehearsal rehearsal = rehearse(problem, plan);
-          ASSERT_FALSE(rehearsal.fault) << rehearsal.fault->text();
-          std::vector<Outcome> outcomes(static_cast<std::size_t>(ranks));
-          on_all_ranks(ranks, GetParam(), 11, [&](comm::Loopback::Endpoint& end) {
-            outcomes[static_cast<std::size_t>(end.rank())] =
-                run_and_judge(problem, strategy, end, tensors, {.checked = true});
-          });
-          const std::string name = name_of_case(problem, strategy);
-          double error = 0;
-          double reference = 0;
-          for (std::size_t r = 0; r < outcomes.size(); ++r) {
-            error += outcomes[r].error;
-            reference += outcomes[r].reference;
-            EXPECT_LE(outcomes[r].lse_error, 1e-6) << name;
-            EXPECT_TRUE(outcomes[r].rows_without_keys_are_empty) << name;
-            EXPECT_EQ(outcomes[r].times.bytes_sent, rehearsal.bytes_sent[r]) << name;
-          }
-          EXPECT_LE(std::sqrt(error), 1e-6 * std::sqrt(reference)) << name;
-        }
-      }
+    for (const Case& c : cases(ranks, kEveryShape)) {
+      std::vector<std::string> troubles(static_cast<std::size_t>(ranks));
+      on_all_ranks(ranks, GetParam(), 11, [&](comm::Loopback::Endpoint& end) {
+        // Threads share no sum; each rank's own rows must be within the bounds.
+        const auto own = [](double x) { return x; };
+        troubles[static_cast<std::size_t>(end.rank())] =
+            c.type == Type::f4 ? trouble_with<float>(c, end, true, own)
+                               : trouble_with<double>(c, end, true, own);
+      });
+      for (const std::string& trouble : troubles) ASSERT_EQ(trouble, "");
     }
   }
 }
