@@ -158,11 +158,14 @@ int choose_threads(const RunOptions& options, const Host& host, Communicator& wo
 }
 
 /// Refuses a plan that does not fit into the memory of a host, before anything is allocated.
-void require_memory(const std::vector<RankReport>& ranks, const Rehearsal& rehearsal) {
+void require_memory(const std::vector<RankReport>& ranks, const Problem& problem, const Plan& plan,
+                    const Rehearsal& rehearsal) {
   std::map<std::string, std::pair<Index, Index>> hosts;  // needed, available
   for (std::size_t r = 0; r < ranks.size(); ++r) {
     auto& [needed, available] = hosts[ranks[r].host.name];
-    needed += rehearsal.memory_bytes[r];
+    // O and LSE leave the plan's Partial for arrays of their own, one number a record shorter.
+    const Block& result = plan[r].delivers;
+    needed += rehearsal.memory_bytes[r] + bytes_of(result, problem.shape(), problem.type());
     available = ranks[r].host.available_bytes;
   }
   for (const auto& [name, need] : hosts) {
@@ -288,7 +291,7 @@ class Job {
         throw Failure(Exit::internal, "the plan is refused: " + rehearsal_.fault->text());
       }
       for (const std::string& text : hosts) report_.ranks.push_back(decoded(text));
-      require_memory(report_.ranks, rehearsal_);
+      require_memory(report_.ranks, *choice_.problem, plan, rehearsal_);
     });
     world_.broadcast(chosen, 0);
     if (!leads()) {
