@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <sstream>
 
 #include "comm/error.hpp"
 #include "comm/session.hpp"
@@ -46,7 +47,8 @@ po::options_description run_options() {
       ("warmup", po::value<Count>()->default_value({0}), "runs before those")                     //
       ("check", "compare with the double reference: all rows of a small problem, else a sample")  //
       ("timeout", po::value<Positive>()->default_value({300}),
-       "seconds that a rank waits for a message before it ends the job");
+       "seconds that a rank waits for others before it ends the job; never less than 20 times the "
+       "forecast");
   po::options_description output("Output");
   output.add_options()                                                                         //
       ("out", po::value<std::string>(), "write O, [tokens, heads, value dim], as NumPy file")  //
@@ -280,11 +282,10 @@ class Job {
                                      : calibrate(world_, task.shape, task.type, own_.threads));
     report_.isa = chosen_tiles().name;
     const auto hosts = world_.gather(encoded(own_));
-    std::string chosen;  // strategy, partition
+    std::string chosen;  // strategy, partition, forecast
     together(world_, [&] {
       if (!leads()) return;
       choice_ = choose_for(task, world_.size(), report_.machine);
-      chosen = fmt::format("{} {}", choice_.strategy->name, choice_.problem->partition());
       const Plan plan = make_plan(*choice_.strategy, *choice_.problem);
       rehearsal_ = rehearse(*choice_.problem, plan, report_.machine);
       if (rehearsal_.fault) {
@@ -292,14 +293,19 @@ class Job {
       }
       for (const std::string& text : hosts) report_.ranks.push_back(decoded(text));
       require_memory(report_.ranks, *choice_.problem, plan, rehearsal_);
+      chosen = fmt::format("{} {} {:a}", choice_.strategy->name, choice_.problem->partition(),
+                           rehearsal_.forecast_seconds());
     });
     world_.broadcast(chosen, 0);
-    if (!leads()) {
-      Task same = task;
-      same.wish.strategy = chosen.substr(0, chosen.find(' '));
-      same.wish.partition = chosen.substr(chosen.find(' ') + 1);
-      choice_ = choose_for(same, world_.size(), report_.machine);
-    }
+    std::istringstream words(chosen);
+    std::string forecast;
+    Task same = task;
+    words >> same.wish.strategy >> same.wish.partition >> forecast;
+    if (!leads()) choice_ = choose_for(same, world_.size(), report_.machine);
+    // A rank with less work than its neighbours waits for them, and not in vain.
+    constexpr double kPatience = 20;
+    world_.set_deadline(
+        std::max(options_.timeout, kPatience * std::strtod(forecast.c_str(), nullptr)));
     program_ = choice_.strategy->program(*choice_.problem, world_.rank());
     report_.task = &task;
     report_.choice = &choice_;
@@ -440,8 +446,10 @@ Exit run_command(const std::vector<std::string>& given) {
   } catch (const std::exception& e) {
     // This rank alone knows; whoever waits for it must not wait for ever.
     complain(e.what());
-    comm::Session::abort(static_cast<int>(
-        dynamic_cast<const comm::Timeout*>(&e) != nullptr ? Exit::timeout : Exit::internal));
+    const auto* step = dynamic_cast<const StepFailure*>(&e);
+    const bool late =
+        dynamic_cast<const comm::Timeout*>(&e) != nullptr || (step != nullptr && step->timed_out);
+    comm::Session::abort(static_cast<int>(late ? Exit::timeout : Exit::internal));
   }
 }
 

@@ -6,6 +6,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "comm/error.hpp"
 #include "kernels/check.hpp"
 #include "kernels/partial.hpp"
 #include "parallel/pairs.hpp"
@@ -157,16 +158,24 @@ struct Engine<T>::State {
   }
 
   bool test(Flight& flight) {
-    try {
-      return flight.request.test();
-    } catch (const std::exception& e) {
-      throw std::runtime_error(place(flight.step) + e.what());
-    }
+    return named(flight.step, [&] { return flight.request.test(); });
   }
 
   std::string place(int step) const {
     return "step " + std::to_string(step) + " (" +
            text(program, program.steps[static_cast<std::size_t>(step)]) + "): ";
+  }
+
+  /// Does what may fail on behalf of `step`, and has the failure name it.
+  template <class F>
+  auto named(int step, const F& f) {
+    try {
+      return f();
+    } catch (const comm::Timeout& e) {
+      throw StepFailure(place(step) + e.what(), true);
+    } catch (const std::exception& e) {
+      throw StepFailure(place(step) + e.what(), false);
+    }
   }
 
   /// Waits for every flight that `conflicts`.
@@ -180,11 +189,7 @@ struct Engine<T>::State {
         continue;
       }
       waited = true;
-      try {
-        flights[i].request.wait();
-      } catch (const std::exception& e) {
-        throw std::runtime_error(place(flights[i].step) + e.what());
-      }
+      named(flights[i].step, [&] { flights[i].request.wait(); });
       land(i);
     }
     if (waited) {
@@ -292,12 +297,10 @@ struct Engine<T>::State {
       const comm::Operation merge_op = problem.type() == Type::f4
                                            ? comm::operation<merge_records<float>>()
                                            : comm::operation<merge_records<double>>();
-      try {
+      named(now_at, [&] {
         group.all_reduce({own_memory(step.slot), static_cast<std::size_t>(bytes(step.slot))},
                          record, merge_op);
-      } catch (const std::exception& e) {
-        throw std::runtime_error(place(now_at) + e.what());
-      }
+      });
       times.bytes_sent += reduce_bytes(records, record, group.size(), group.rank());
       ++times.messages;
     }

@@ -3,6 +3,8 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "comm/transport.hpp"
@@ -28,6 +30,13 @@ struct RunTimes {
   Index bytes_sent = 0;  ///< counted from the messages themselves; all-reduces by reduce_bytes
   Index messages = 0;    ///< sent to other ranks, and collectives
   std::vector<StepTime> steps;
+};
+
+/// A message or a collective of a step failed; what() names the step, the peer and the bytes.
+struct StepFailure : std::runtime_error {
+  StepFailure(const std::string& what, bool timed_out_in)
+      : std::runtime_error(what), timed_out(timed_out_in) {}
+  bool timed_out;  ///< it did not come within the transport's deadline
 };
 
 /// How a run goes, apart from its Program.

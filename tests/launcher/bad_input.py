@@ -584,9 +584,11 @@ def interrupted_while_writing(start, folder):
 
 
 def stopped_rank(start, folder):
-    """A rank that stands still: the others give up after --timeout, and say at what."""
+    """A rank that stands still: the others give up after --timeout, and say at what. Short runs, many
+    of them: --timeout is never less than 20 times a run's forecast."""
     strike = lambda process, pids: os.kill(pids[1], signal.SIGSTOP)
-    code, said, trouble = stopped_job(start, folder, 2, strike, LONG.replace("96K", "24K") + " --repeat 1000 --timeout 3", 40)
+    words = LONG.replace("96K", "1K") + " --repeat 1000000 --timeout 3"
+    code, said, trouble = stopped_job(start, folder, 2, strike, words, 40)
     if trouble:
         return trouble
     if code != TIMEOUT or not re.search(r"\[rank 0\] dattn run: .*not complete after 3 s", said):

@@ -158,7 +158,8 @@ TEST(Engine, SaysWhichStepWaitedTooLong) {
   try {
     engine.run();  // rank 1 never comes
     FAIL();
-  } catch (const std::exception& e) {
+  } catch (const StepFailure& e) {
+    EXPECT_TRUE(e.timed_out);
     EXPECT_NE(std::string(e.what()).find("step 0 (recv"), std::string::npos) << e.what();
     EXPECT_NE(std::string(e.what()).find("1"), std::string::npos) << e.what();
   }
