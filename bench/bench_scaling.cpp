@@ -38,7 +38,7 @@ class Bench {
   Bench(const Task& task, const Choice& choice, Communicator& ranks, int threads)
       : choice_(choice),
         program_(choice.strategy->program(*choice.problem, ranks.rank())),
-        engine_(*choice_.problem, program_, ranks, {.scale = task.scale, .threads = threads}) {
+        engine_(*choice_.problem, program_, ranks, {.score = {.scale = task.scale}, .threads = threads}) {
     for (const auto& [kind, slot] : {std::pair{Kind::Q, program_.q}, std::pair{Kind::K, program_.k},
                                      std::pair{Kind::V, program_.v}}) {
       const Partition& tokens =
@@ -118,7 +118,7 @@ int bench(int argc, char** argv) {
                                       {"d", task.shape.d_qk},
                                       {"dv", task.shape.d_v},
                                       {"mask", task.mask_words},
-                                      {"isa", chosen_tiles().name},
+                                      {"isa", chosen_isa().name},
                                       {"seconds_one_rank", median(ones)},
                                       {"seconds", median(all)},
                                       {"ratio_to_ideal", median(ratios)},
@@ -136,7 +136,7 @@ int bench(int argc, char** argv) {
         "of {}), exposed wait {:.1f} %, forecast / measured {:.2f}, {:.1f} GFLOP/s\n",
         choice.strategy->name, choice.problem->partition(), world.size(), threads, task.shape.keys,
         task.shape.query_heads, task.shape.key_heads, task.shape.d_qk, task.shape.d_v,
-        task.mask_words, chosen_tiles().name, median(ones), median(all), median(ratios),
+        task.mask_words, chosen_isa().name, median(ones), median(all), median(ratios),
         *std::min_element(ratios.begin(), ratios.end()),
         *std::max_element(ratios.begin(), ratios.end()), repeats, 100 * median(waits),
         forecast / median(all), flops / median(all) / 1e9);

@@ -2,307 +2,461 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <cmath>
-#include <exception>
 #include <limits>
+#include <numbers>
 
+#include "kernels/area.hpp"
 #include "kernels/check.hpp"
+#include "kernels/decode.hpp"
+#include "kernels/panel.hpp"
 #include "kernels/partial.hpp"
 
 namespace dattn {
 namespace {
 
-constexpr Index kQ = kTileQueries;
-constexpr Index kK = kTileKeys;
-constexpr float kLargest = std::numeric_limits<float>::max();
-constexpr float kNone = -std::numeric_limits<float>::infinity();
+/// Query lanes that go through the keys together: a tile of keys is fetched once for all of them.
+constexpr Index kLanes = 128;
+/// Units of work that a block is cut into at least, where it is large enough: what many threads
+/// need. Not the number of threads, so that the bits of a result do not depend on it.
+constexpr Index kUnits = 64;
+/// Tiles of keys of a unit, at least: what a part of the keys costs to merge must not count.
+constexpr Index kTilesOfPart = 4;
+/// Bytes of packed keys and values that exist at a time, beside those of a single head.
+constexpr Index kPackBytes = Index{256} << 20;
 
 template <class T>
-void check_views(View<const T> q, View<const T> k, View<const T> v, View<T> out, const Where& where,
-                 int threads) {
-  const Shape& shape = where.shape;
-  CHECK(q.rows == size(where.queries) && out.rows == q.rows, q.rows, out.rows);
-  CHECK(k.rows == size(where.keys) && v.rows == k.rows, k.rows, v.rows);
-  CHECK(q.heads == where.query_heads.size() && out.heads == q.heads, q.heads, out.heads);
-  CHECK(k.heads == where.key_heads.size() && v.heads == where.value_heads.size(), k.heads, v.heads);
-  CHECK(q.dim == shape.d_qk && k.dim == shape.d_qk && v.dim == shape.d_v, q.dim, k.dim, v.dim);
-  CHECK(out.dim == record_length(shape.d_v), out.dim);
-  CHECK(where.key_heads.contains(shape.key_heads_of(where.query_heads)), q.heads);
-  CHECK(where.value_heads.contains(shape.value_heads_of(where.query_heads)), q.heads);
-  CHECK(threads >= 1, threads);
-}
-
-/// Cover of a tile whose rows lie in several runs.
-Cover cover_of(const Mask& mask, Index head, const Runs& queries, const Runs& keys) {
-  bool none = true;
-  bool all = true;
-  for (const Run& q : queries) {
-    for (const Run& k : keys) {
-      const Cover one = mask.cover(head, q.bounds(), k.bounds());
-      none = none && one == Cover::None;
-      all = all && one == Cover::All;
-    }
+bool finite(T x) {
+  if constexpr (sizeof(T) == 2) {
+    return (x.bits & 0x7f80) != 0x7f80;
+  } else {
+    return std::abs(x) <= std::numeric_limits<T>::max();
   }
-  return none ? Cover::None : all ? Cover::All : Cover::Some;
 }
 
-/// What one thread needs to work on a tile of queries of one head.
-class TileWorker {
- public:
-  explicit TileWorker(const Shape& shape)
-      : q_(static_cast<std::size_t>(shape.d_qk * kQ)),
-        k_(static_cast<std::size_t>(kK * shape.d_qk)),
-        v_(static_cast<std::size_t>(kK * shape.d_v)),
-        o_(static_cast<std::size_t>(shape.d_v * kQ)),
-        p_(static_cast<std::size_t>(kK * kQ)),
-        bias_(static_cast<std::size_t>(kK * kQ)),
-        m_(kQ),
-        l_(kQ) {}
+template <class T>
+bool all_finite(View<const T> rows, Index head, Range range) {
+  bool strange = false;
+  for (Index j = range.begin; j < range.end; ++j) {
+    const T* row = rows.at(j, head);
+    for (Index i = 0; i < rows.dim; ++i) strange |= !finite(row[i]);
+  }
+  return !strange;
+}
 
-  /// Starts on the rows [first, first + rows) of one head of q.
-  void start(View<const float> q, Index head, Index first, Index rows, double scale) {
-    std::fill(q_.begin(), q_.end(), 0.0f);  // lanes without a row compute on zeros
-    std::fill(o_.begin(), o_.end(), 0.0f);
-    std::fill(m_.begin(), m_.end(), kNone);
+/// A tile of keys and values as the kernel reads it.
+struct PackedTile {
+  const std::byte* k;
+  const std::byte* v;
+  bool strange;  ///< some value is not finite
+};
+
+/// One part of the work: a tile of queries of one group of heads, and a part of the keys.
+struct Unit {
+  Index group;
+  Range lanes;  ///< of the group
+  Range tiles;  ///< of keys
+  Index part;   ///< which of the parts of its tile of queries
+  double area;
+};
+
+/// Everything that is the same for all threads.
+template <class T>
+struct Block {
+  View<const T> q, k, v;
+  const Where& where;
+  const Mask& mask;
+  const Kernel& kernel;
+  BlockRules rules;
+  std::vector<HeadGroup> groups;
+  Index tiles;  ///< of keys
+
+  Range tile(Index t) const {
+    return {t * kernel.tile, std::min<Index>(k.rows, (t + 1) * kernel.tile)};
+  }
+  Index k_bytes() const { return aligned(kernel.k_size(static_cast<int>(k.dim))); }
+  Index v_bytes() const { return aligned(kernel.v_size(static_cast<int>(v.dim))); }
+
+  PackedTile pack(const HeadGroup& group, Index t, std::byte* k_to, std::byte* v_to) const {
+    kernel.pack_k(rows_of(k, group.key_head, tile(t)), k_to);
+    kernel.pack_v(rows_of(v, group.value_head, tile(t)), v_to);
+    return {k_to, v_to, !all_finite(v, group.value_head, tile(t))};
+  }
+};
+
+/// Packed tiles of some heads, all threads' to read.
+template <class T>
+class Packs {
+ public:
+  Packs(const Block<T>& block, Index heads)
+      : block_(block),
+        tiles_(block.tiles),
+        memory_(heads * block.tiles * (block.k_bytes() + block.v_bytes())),
+        strange_(static_cast<std::size_t>(heads * block.tiles)) {}
+
+  /// Called by one thread for each (head, tile).
+  void fill(const HeadGroup& group, Index head, Index t) {
+    strange_[static_cast<std::size_t>(head * tiles_ + t)] =
+        block_.pack(group, t, k(head, t), v(head, t)).strange;
+  }
+  PackedTile at(Index head, Index t) const {
+    return {k(head, t), v(head, t), strange_[static_cast<std::size_t>(head * tiles_ + t)] != 0};
+  }
+
+ private:
+  std::byte* k(Index head, Index t) const {
+    return memory_.get() + (head * tiles_ + t) * (block_.k_bytes() + block_.v_bytes());
+  }
+  std::byte* v(Index head, Index t) const { return k(head, t) + block_.k_bytes(); }
+
+  const Block<T>& block_;
+  Index tiles_;
+  Buffer<std::byte> memory_;
+  std::vector<char> strange_;
+};
+
+/// What one thread needs to take a tile of queries through keys.
+template <class T>
+class Worker {
+ public:
+  explicit Worker(const Block<T>& block)
+      : block_(block),
+        kernel_(block.kernel),
+        lanes_(kernel_.lanes),
+        most_panels_((kLanes + lanes_ - 1) / lanes_),
+        q_bytes_(aligned(kernel_.q_size(static_cast<int>(block.q.dim)))),
+        q_(most_panels_ * q_bytes_),
+        o_(most_panels_ * lanes_ * block.v.dim),
+        scratch_(aligned(
+            kernel_.forward_scratch(static_cast<int>(block.q.dim), static_cast<int>(block.v.dim)))),
+        k_pack_(block.k_bytes()),
+        v_pack_(block.v_bytes()),
+        m_(static_cast<std::size_t>(most_panels_ * lanes_)),
+        l_(m_.size()),
+        row_of_(m_.size()),
+        head_of_(m_.size()),
+        masks_(kernel_.lanes, kernel_.tile),
+        rules_(static_cast<std::size_t>(most_panels_),
+               PanelRules(block.rules, kernel_.lanes, kernel_.tile)) {}
+
+  /// Attends the unit's queries to its keys and merges what it finds into `out`.
+  void run(const Unit& unit, const Packs<T>* packs, Index packed_head, View<float> out,
+           Poller& poller) {
+    const HeadGroup& group = block_.groups[static_cast<std::size_t>(unit.group)];
+    const Range rows{group.row(unit.lanes.begin), group.row(unit.lanes.end - 1) + 1};
+    const LiveRows live(block_.where, block_.mask,
+                        block_.where.query_heads.begin + group.heads.begin, rows);
+    if (live.none()) return;
+    start(group, unit.lanes);
+    for (Index t = unit.tiles.begin; t < unit.tiles.end; ++t) {
+      const Range tile = block_.tile(t);
+      bool packed = false;
+      PackedTile pack{};
+      for (Index p = 0; p < panels_; ++p) {
+        live.pieces(panel_rows(p), tile, kernel_.granule, pieces_);
+        if (pieces_.empty()) continue;
+        if (!packed) {
+          pack = packs != nullptr ? packs->at(packed_head, t)
+                                  : block_.pack(group, t, k_pack_.get(), v_pack_.get());
+          packed = true;
+        }
+        step(group, p, live, tile, pack);
+        poller.after(static_cast<double>(lanes_ * tile.size() * 2) *
+                     static_cast<double>(block_.q.dim + block_.v.dim));
+      }
+    }
+    finish(unit.lanes.size(), out);
+  }
+
+ private:
+  std::span<const Index> rows_of_panel(Index p) const {
+    return {row_of_.data() + p * lanes_, static_cast<std::size_t>(lanes_)};
+  }
+  std::span<const Index> heads_of_panel(Index p) const {
+    return {head_of_.data() + p * lanes_, static_cast<std::size_t>(lanes_)};
+  }
+  Range panel_rows(Index p) const {
+    const std::span<const Index> rows = rows_of_panel(p);
+    Index last = lanes_ - 1;
+    while (rows[static_cast<std::size_t>(last)] < 0) --last;
+    return {rows.front(), rows[static_cast<std::size_t>(last)] + 1};
+  }
+
+  void start(const HeadGroup& group, Range lanes) {
+    panels_ = (lanes.size() + lanes_ - 1) / lanes_;
+    std::fill_n(o_.get(), panels_ * lanes_ * block_.v.dim, 0.0f);
+    std::fill(m_.begin(), m_.end(), -std::numeric_limits<float>::infinity());
     std::fill(l_.begin(), l_.end(), 0.0);
-    for (Index row = 0; row < rows; ++row) {
-      const float* from = q.at(first + row, head);
-      for (Index i = 0; i < q.dim; ++i) {
-        q_[static_cast<std::size_t>(i * kQ + row)] =
-            static_cast<float>(scale * static_cast<double>(from[i]));
+    std::vector<const void*> row(static_cast<std::size_t>(lanes_));
+    for (Index p = 0; p < panels_; ++p) {
+      for (Index i = 0; i < lanes_; ++i) {
+        const auto at = static_cast<std::size_t>(p * lanes_ + i);
+        const Index lane = lanes.begin + p * lanes_ + i;
+        const bool used = lane < lanes.end;
+        row_of_[at] = used ? group.row(lane) : -1;
+        head_of_[at] = used ? group.head(lane) : -1;
+        row[static_cast<std::size_t>(i)] = used ? block_.q.at(row_of_[at], head_of_[at]) : nullptr;
       }
+      kernel_.pack_q(row.data(), element_of<T>(), static_cast<int>(block_.q.dim),
+                     block_.rules.factor(), q_.get() + p * q_bytes_);
+      rules_[static_cast<std::size_t>(p)].lanes(rows_of_panel(p), heads_of_panel(p));
     }
   }
 
-  void step(const Tiles& tiles, View<const float> k, Index key_head, View<const float> v,
-            Index value_head, Range keys, bool masked) {
-    const bool strange = masked && set_aside(v, value_head, keys);
-    tiles.step({.q = q_.data(),
-                .k = gathered(k, key_head, keys, k_),
-                .v = strange ? v_.data() : gathered(v, value_head, keys, v_),
-                .bias = masked ? bias_.data() : nullptr,
-                .k_stride = k.dim,
-                .v_stride = v.dim,
-                .keys = static_cast<int>(keys.size()),
-                .d_qk = static_cast<int>(k.dim),
-                .d_v = static_cast<int>(v.dim),
-                .p = p_.data(),
-                .m = m_.data(),
-                .l = l_.data(),
-                .o = o_.data()});
-    if (strange) add_back(v, value_head, keys);
+  void step(const HeadGroup& group, Index p, const LiveRows& live, Range tile,
+            const PackedTile& pack) {
+    PanelRules& rules = rules_[static_cast<std::size_t>(p)];
+    rules.keys(tile, group.key_head);
+    const bool masked =
+        std::any_of(pieces_.begin(), pieces_.end(), [](const Piece& x) { return x.masked; });
+    const auto first = static_cast<std::size_t>(p * lanes_);
+    ForwardStep s{.q = q_.get() + p * q_bytes_,
+                  .k = pack.k,
+                  .v = pack.v,
+                  .d_qk = static_cast<int>(block_.q.dim),
+                  .d_v = static_cast<int>(block_.v.dim),
+                  .pieces = pieces_.data(),
+                  .piece_count = static_cast<int>(pieces_.size()),
+                  .allowed = masked ? masks_.spell(live, rows_of_panel(p), tile) : Lanes{},
+                  .rules = rules.rules(),
+                  .normalizer = block_.rules.normalizer(),
+                  .scratch = scratch_.get(),
+                  .m = m_.data() + first,
+                  .l = l_.data() + first,
+                  .o = o_.get() + p * lanes_ * block_.v.dim};
+    if (masked && pack.strange) {
+      strange_step(s, group, p, live, tile);
+    } else {
+      kernel_.forward(s);
+    }
   }
 
-  /// Fills the bias of a tile of which the mask allows some.
-  void spell(const Mask& mask, Index head, const Runs& queries, const Runs& keys) {
-    std::fill(bias_.begin(), bias_.end(), kNone);
-    Index row = 0;
-    for (const Run& q : queries) {
-      for (Index i = 0; i < q.count; ++i, ++row) {
-        Index before = 0;
-        for (const Run& k : keys) {
-          spans_.clear();
-          mask.spans(head, q.at(i), k.bounds(), spans_);
-          for (const Range span : spans_) {
-            const Range members = k.inside(span);
-            for (Index j = members.begin; j < members.end; ++j) {
-              bias_[static_cast<std::size_t>((before + j) * kQ + row)] = 0.0f;
-            }
-          }
-          before += k.count;
+  /// A lane that may not see a key weighs its value with 0, which does not keep NaN or infinity
+  /// out. So lanes that see the same keys are taken by themselves, the other keys' values being 0;
+  /// the weights, and the bits of everything finite, are those of the ordinary step.
+  void strange_step(ForwardStep s, const HeadGroup& group, Index p, const LiveRows& live,
+                    Range tile) {
+    const Index d_v = block_.v.dim;
+    const std::span<const Index> rows = rows_of_panel(p);
+    const auto lanes = static_cast<std::size_t>(lanes_);
+    const std::vector<float> m(s.m, s.m + lanes_);
+    const std::vector<double> l(s.l, s.l + lanes_);
+    const std::vector<float> o(s.o, s.o + lanes_ * d_v);
+    std::vector<float> result(o);
+    std::vector<float> m_after(m);
+    std::vector<double> l_after(l);
+    std::vector<T> values(static_cast<std::size_t>(tile.size() * d_v));
+    std::vector<unsigned> sees(static_cast<std::size_t>(tile.size()));
+    Buffer<std::byte> pack(block_.v_bytes());
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+      if (rows[lane] < 0) continue;
+      if (lane == 0 || rows[lane] != rows[lane - 1]) {
+        std::fill(sees.begin(), sees.end(), 0u);
+        live.mark(rows[lane], tile, 1u, sees.data());
+        std::fill(values.begin(), values.end(), T{});
+        for (Index j = 0; j < tile.size(); ++j) {
+          if (sees[static_cast<std::size_t>(j)] == 0) continue;
+          std::copy_n(block_.v.at(tile.begin + j, group.value_head), d_v, values.begin() + j * d_v);
         }
+        kernel_.pack_v({values.data(), d_v, static_cast<int>(tile.size()), static_cast<int>(d_v),
+                        element_of<T>()},
+                       pack.get());
+        std::copy(m.begin(), m.end(), s.m);
+        std::copy(l.begin(), l.end(), s.l);
+        std::copy(o.begin(), o.end(), s.o);
+        s.v = pack.get();
+        kernel_.forward(s);
       }
-    }
-  }
-
-  /// Merges what was found into the records of these rows.
-  void finish(View<float> out, Index head, Index first, Index rows) const {
-    const Index d_v = out.dim - 2;
-    for (Index row = 0; row < rows; ++row) {
-      const auto lane = static_cast<std::size_t>(row);
-      if (l_[lane] == 0) continue;  // no key; a row of NaN scores has m = -inf too, but l = NaN
-      float* record = out.at(first + row, head);
-      const double m = std::max(m_[lane], record[0]);
-      const double here = std::exp(static_cast<double>(m_[lane]) - m);
-      const double there = record[0] == kNone ? 0.0 : std::exp(static_cast<double>(record[0]) - m);
-      record[0] = static_cast<float>(m);
-      record[1] = static_cast<float>(l_[lane] * here + static_cast<double>(record[1]) * there);
+      m_after[lane] = s.m[lane];
+      l_after[lane] = s.l[lane];
       for (Index i = 0; i < d_v; ++i) {
-        record[2 + i] = static_cast<float>(
-            static_cast<double>(o_[static_cast<std::size_t>(i * kQ + row)]) * here +
-            static_cast<double>(record[2 + i]) * there);
+        const auto at = static_cast<std::size_t>(i * lanes_) + lane;
+        result[at] = s.o[at];
+      }
+    }
+    std::copy(m_after.begin(), m_after.end(), s.m);
+    std::copy(l_after.begin(), l_after.end(), s.l);
+    std::copy(result.begin(), result.end(), s.o);
+  }
+
+  /// Merges what was found into the records of these lanes.
+  void finish(Index lanes, View<float> out) const {
+    for (Index lane = 0; lane < lanes; ++lane) {
+      const auto at = static_cast<std::size_t>(lane);
+      const Index p = lane / lanes_;
+      merge_lane(m_[at], l_[at], o_.get() + p * lanes_ * block_.v.dim + lane % lanes_, lanes_,
+                 out.at(row_of_[at], head_of_[at]), block_.v.dim);
+    }
+  }
+
+  const Block<T>& block_;
+  const Kernel& kernel_;
+  Index lanes_;
+  Index most_panels_;
+  Index panels_ = 0;
+  Index q_bytes_;
+  Buffer<std::byte> q_;
+  Buffer<float> o_;
+  Buffer<std::byte> scratch_;
+  Buffer<std::byte> k_pack_, v_pack_;
+  std::vector<float> m_;
+  std::vector<double> l_;
+  std::vector<Index> row_of_, head_of_;  ///< of each lane; -1 where there is none
+  LaneMasks masks_;
+  std::vector<PanelRules> rules_;
+  std::vector<Piece> pieces_;
+};
+
+/// The units of the groups [groups.begin, groups.end), and how many parts the keys are cut into.
+template <class T>
+std::vector<Unit> units_of(const Block<T>& block, Range groups, Index parts, bool by_area) {
+  std::vector<Unit> units;
+  for (Index g = groups.begin; g < groups.end; ++g) {
+    const HeadGroup& group = block.groups[static_cast<std::size_t>(g)];
+    const Index lanes = block.q.rows * group.heads.size();
+    for (Index first = 0; first < lanes; first += kLanes) {
+      for (Index part = 0; part < parts; ++part) {
+        Unit unit{g,
+                  {first, std::min(first + kLanes, lanes)},
+                  even_part(block.tiles, parts, part),
+                  part,
+                  0};
+        if (unit.tiles.empty()) continue;
+        if (by_area) {
+          const Range rows{group.row(unit.lanes.begin), group.row(unit.lanes.end - 1) + 1};
+          unit.area = static_cast<double>(
+              area(block.mask, block.where.query_heads.begin + group.heads.begin,
+                   dattn::part(block.where.queries, rows),
+                   dattn::part(block.where.keys, {block.tile(unit.tiles.begin).begin,
+                                                  block.tile(unit.tiles.end - 1).end})));
+        }
+        units.push_back(unit);
       }
     }
   }
+  // The longest first, so that no thread starts one when the others are done.
+  if (by_area) {
+    std::stable_sort(units.begin(), units.end(),
+                     [](const Unit& a, const Unit& b) { return a.area > b.area; });
+  }
+  return units;
+}
 
- private:
-  /// One head's rows `keys`, close together: a copy where other heads lie between them. Such rows
-  /// fall into the same few cache sets; the copy costs less than that (1.3 times faster at 8 heads
-  /// of 128).
-  static const float* gathered(View<const float> rows, Index head, Range keys,
-                               std::vector<float>& copy) {
-    if (rows.row_stride() == rows.dim) return rows.at(keys.begin, head);
-    float* to = copy.data();
-    for (Index row = keys.begin; row < keys.end; ++row) {
-      to = std::copy_n(rows.at(row, head), rows.dim, to);
-    }
-    return copy.data();
+template <class T>
+void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float> out,
+                  const Where& where, const Mask& mask, const Work& work) {
+  check_attend(q, k, v, where, work);
+  CHECK(out.rows == q.rows && out.heads == q.heads && out.dim == record_length(where.shape.d_v),
+        out.rows, out.heads, out.dim);
+  if (q.size() == 0 || k.rows == 0) return;
+  const Kernel& kernel = kernel_of<T>(work);
+  Block<T> block{q,
+                 k,
+                 v,
+                 where,
+                 mask,
+                 kernel,
+                 BlockRules(work.score, where),
+                 head_groups(where, mask),
+                 (k.rows + kernel.tile - 1) / kernel.tile};
+  Index most_lanes = 0;
+  Index tiles = 0;  // of queries, in all groups
+  for (const HeadGroup& group : block.groups) {
+    const Index lanes = q.rows * group.heads.size();
+    most_lanes = std::max(most_lanes, lanes);
+    tiles += (lanes + kLanes - 1) / kLanes;
+  }
+  if (most_lanes <= kDecodeLanes) {
+    decode(q, k, v, out, where, mask, work, block.groups);
+    return;
+  }
+  const Index parts = tiles >= kUnits
+                          ? 1
+                          : std::clamp<Index>((kUnits + tiles - 1) / tiles, 1,
+                                              std::max<Index>(1, block.tiles / kTilesOfPart));
+  // With one tile of queries a pack would be read once: each unit then packs for itself.
+  const bool shared = most_lanes > kLanes;
+
+  Caught caught;
+  const auto groups = static_cast<Index>(block.groups.size());
+  const Index bytes_of_head = block.tiles * (block.k_bytes() + block.v_bytes());
+  const Index wave = shared ? std::clamp<Index>(kPackBytes / bytes_of_head, 1, groups) : groups;
+  std::optional<Packs<T>> packs;
+  if (shared) packs.emplace(block, wave);
+  // Records of each part of the keys, merged in the order of the parts.
+  const Index records = q.rows * q.heads;
+  Buffer<float> found(parts > 1 ? parts * records * out.dim : 0);
+  const auto part_view = [&](Index part) {
+    return View<float>{found.get() + part * records * out.dim, q.rows, q.heads, out.dim};
+  };
+  if (parts > 1) {
+    clear(View<float>{found.get(), parts * q.rows, q.heads, out.dim});
   }
 
-  /// A row that may not see a key weighs its value with 0, which does not keep NaN or infinity out.
-  /// If the tile holds such values, v_ becomes the tile with 0 in their places.
-  bool set_aside(View<const float> v, Index head, Range keys) {
-    bool strange = false;
-    for (Index j = keys.begin; j < keys.end; ++j) {
-      const float* from = v.at(j, head);
-      for (Index i = 0; i < v.dim; ++i) strange |= !(std::abs(from[i]) <= kLargest);
+  for (Index begin = 0; begin < groups; begin += wave) {
+    const Range now{begin, std::min(begin + wave, groups)};
+    // Groups of one key head and one value head (their masks differ) share a pack.
+    std::vector<Index> pack_of;
+    std::vector<Index> packed;
+    for (Index g = now.begin; g < now.end; ++g) {
+      const HeadGroup& group = block.groups[static_cast<std::size_t>(g)];
+      const auto before = [&] { return block.groups[static_cast<std::size_t>(packed.back())]; };
+      if (packed.empty() || before().key_head != group.key_head ||
+          before().value_head != group.value_head) {
+        packed.push_back(g);
+      }
+      pack_of.push_back(static_cast<Index>(packed.size()) - 1);
     }
-    if (!strange) return false;
-    float* to = v_.data();
-    for (Index j = keys.begin; j < keys.end; ++j) {
-      const float* from = v.at(j, head);
-      for (Index i = 0; i < v.dim; ++i) *to++ = std::isfinite(from[i]) ? from[i] : 0.0f;
+    const std::vector<Unit> units = units_of(block, now, parts, work.threads > 1);
+#pragma omp parallel num_threads(work.threads)
+    {
+      const Entered entered(kernel);
+      Poller poller(work.poll, caught, omp_get_thread_num() == 0);
+      if (shared) {
+        const Index jobs = static_cast<Index>(packed.size()) * block.tiles;
+#pragma omp for schedule(dynamic, 4)
+        for (Index job = 0; job < jobs; ++job) {
+          const Index head = job / block.tiles;
+          packs->fill(
+              block.groups[static_cast<std::size_t>(packed[static_cast<std::size_t>(head)])], head,
+              job % block.tiles);
+          poller.after(static_cast<double>(kernel.tile * (k.dim + v.dim)) * 8);
+        }
+      }
+      Worker<T> worker(block);
+#pragma omp for schedule(dynamic)
+      for (std::size_t i = 0; i < units.size(); ++i) {
+        const Unit& unit = units[i];
+        worker.run(unit, shared ? &*packs : nullptr,
+                   pack_of[static_cast<std::size_t>(unit.group - now.begin)],
+                   parts > 1 ? part_view(unit.part) : out, poller);
+      }
     }
-    return true;
   }
-
-  /// Adds the values set aside, weighed by the step before, to the rows that may see them.
-  void add_back(View<const float> v, Index head, Range keys) {
-    for (Index j = 0; j < keys.size(); ++j) {
-      const float* from = v.at(keys.begin + j, head);
-      for (Index i = 0; i < v.dim; ++i) {
-        if (std::isfinite(from[i])) continue;
-        for (Index row = 0; row < kQ; ++row) {
-          const auto at = static_cast<std::size_t>(j * kQ + row);
-          if (bias_[at] != kNone) o_[static_cast<std::size_t>(i * kQ + row)] += p_[at] * from[i];
+  if (parts > 1) {
+#pragma omp parallel for num_threads(work.threads)
+    for (Index row = 0; row < q.rows; ++row) {
+      for (Index part = 0; part < parts; ++part) {
+        for (Index h = 0; h < q.heads; ++h) {
+          merge<float>(part_view(part).at(row, h), out.at(row, h), 1, out.dim);
         }
       }
     }
   }
-
-  std::vector<float> q_, k_, v_, o_, p_, bias_, m_;
-  std::vector<double> l_;
-  std::vector<Range> spans_;
-};
-
-/// Keeps the first exception of a parallel region: none may leave it.
-class Caught {
- public:
-  template <class F>
-  void run(const F& f) noexcept {
-    if (failed_) return;
-    try {
-      f();
-    } catch (...) {
-      error_ = std::current_exception();
-      failed_ = true;
-    }
-  }
-  void rethrow() const {
-    if (failed_) std::rethrow_exception(error_);
-  }
-
- private:
-  bool failed_ = false;  // only the polling thread touches these
-  std::exception_ptr error_;
-};
+  caught.rethrow();
+}
 
 }  // namespace
 
 void attend(View<const float> q, View<const float> k, View<const float> v, View<float> out,
             const Where& where, const Mask& mask, const Work& work) {
-  check_views(q, k, v, out, where, work.threads);
-  if (q.size() == 0 || k.rows == 0) return;
-  const Shape& shape = where.shape;
-  const Tiles& tiles = work.tiles != nullptr ? *work.tiles : chosen_tiles();
-  const Index query_tiles = (q.rows + kQ - 1) / kQ;
-  std::vector<Runs> key_runs;
-  for (Index from = 0; from < k.rows; from += kK) {
-    key_runs.push_back(part(where.keys, {from, std::min(from + kK, k.rows)}));
-  }
-  Caught caught;
-#pragma omp parallel num_threads(work.threads)
-  {
-    TileWorker worker(shape);
-    const bool polls = omp_get_thread_num() == 0 && work.poll;
-    // One thread takes a tile of queries through all its keys in order: which thread that is
-    // changes no bit of the result. Late tiles of a causal mask are the long ones; take them first.
-#pragma omp for schedule(dynamic)
-    for (Index unit = 0; unit < query_tiles * q.heads; ++unit) {
-      const Index local = unit % q.heads;
-      const Index head = where.query_heads.begin + local;
-      const Index first = (query_tiles - 1 - unit / q.heads) * kQ;
-      const Index rows = std::min(kQ, q.rows - first);
-      const Runs query_runs = part(where.queries, {first, first + rows});
-      worker.start(q, local, first, rows, work.scale);
-      for (std::size_t j = 0; j < key_runs.size(); ++j) {
-        const Cover cover = cover_of(mask, head, query_runs, key_runs[j]);
-        if (cover == Cover::None) continue;
-        if (cover == Cover::Some) worker.spell(mask, head, query_runs, key_runs[j]);
-        const Index from = static_cast<Index>(j) * kK;
-        worker.step(tiles, k, shape.key_head(head) - where.key_heads.begin, v,
-                    shape.value_head(head) - where.value_heads.begin,
-                    {from, std::min(from + kK, k.rows)}, cover == Cover::Some);
-        if (polls) caught.run(work.poll);
-      }
-      worker.finish(out, local, first, rows);
-    }
-  }
-  caught.rethrow();
+  attend_block(q, k, v, out, where, mask, work);
 }
 
-void attend(View<const double> q, View<const double> k, View<const double> v, View<double> out,
+void attend(View<const BFloat16> q, View<const BFloat16> k, View<const BFloat16> v, View<float> out,
             const Where& where, const Mask& mask, const Work& work) {
-  check_views(q, k, v, out, where, work.threads);
-  const Shape& shape = where.shape;
-  Caught caught;
-#pragma omp parallel num_threads(work.threads)
-  {
-    std::vector<double> record(static_cast<std::size_t>(out.dim));
-    std::vector<Range> spans;
-    std::vector<std::pair<Index, double>> scores;  // key row, score
-    const bool polls = omp_get_thread_num() == 0 && work.poll;
-#pragma omp for schedule(dynamic)
-    for (Index row = 0; row < q.rows; ++row) {
-      const Index position = part(where.queries, {row, row + 1}).front().first;
-      for (Index local = 0; local < q.heads; ++local) {
-        const Index head = where.query_heads.begin + local;
-        const double* q_row = q.at(row, local);
-        scores.clear();
-        double m = -std::numeric_limits<double>::infinity();
-        Index before = 0;
-        for (const Run& run : where.keys) {
-          spans.clear();
-          mask.spans(head, position, run.bounds(), spans);
-          for (const Range span : spans) {
-            const Range members = run.inside(span);
-            for (Index j = before + members.begin; j < before + members.end; ++j) {
-              const double* k_row = k.at(j, shape.key_head(head) - where.key_heads.begin);
-              double dot = 0;
-              for (Index i = 0; i < k.dim; ++i) dot += q_row[i] * k_row[i];
-              scores.emplace_back(j, work.scale * dot);
-              m = std::max(m, work.scale * dot);
-            }
-          }
-          before += run.count;
-        }
-        if (scores.empty()) continue;
-        // Scores of -inf only: every weight is 0, as that of no key.
-        const double base = m == -std::numeric_limits<double>::infinity() ? 0.0 : m;
-        std::fill(record.begin(), record.end(), 0.0);
-        record[0] = m;
-        for (const auto& [j, score] : scores) {
-          const double p = std::exp(score - base);
-          const double* v_row = v.at(j, shape.value_head(head) - where.value_heads.begin);
-          record[1] += p;
-          for (Index i = 0; i < v.dim; ++i) record[static_cast<std::size_t>(2 + i)] += p * v_row[i];
-        }
-        merge(record.data(), out.at(row, local), 1, out.dim);
-      }
-      if (polls) caught.run(work.poll);
-    }
-  }
-  caught.rethrow();
+  attend_block(q, k, v, out, where, mask, work);
 }
 
 }  // namespace dattn

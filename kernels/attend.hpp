@@ -2,8 +2,10 @@
 
 #include <functional>
 
+#include "kernels/bfloat.hpp"
 #include "kernels/isa.hpp"
 #include "kernels/mask.hpp"
+#include "kernels/score.hpp"
 #include "kernels/view.hpp"
 
 namespace dattn {
@@ -16,25 +18,35 @@ struct Where {
   Range value_heads;
   Runs queries;  ///< positions of the rows of Q
   Runs keys;     ///< positions of the rows of K and V
+  /// Log-weights [keys, key heads, 1] added to the scores of keys that stand for several
+  /// (pseudo-keys: merged or dropped tokens), or empty.
+  View<const float> key_weights = {};
 };
 
 /// How a kernel works on one rank.
 struct Work {
-  double scale = 1.0;               ///< scores are scale * q.k
+  Score score = {};
   int threads = 1;                  ///< OpenMP threads
   std::function<void()> poll = {};  ///< called by the calling thread between tiles, may be empty
-  const Tiles* tiles = nullptr;     ///< instruction set; null chooses the best of this machine
+  const Isa* isa = nullptr;         ///< instruction set; null: chosen_isa()
 };
 
-/// out <- out merged with softmax attention of q to k, v under `mask`.
+/// out <- out merged with attention of q to k, v under `mask`.
 ///
 /// q [rows, query heads, d_qk], k [keys, key heads, d_qk], v [keys, value heads, d_v], out
 /// [rows, query heads, d_v + 2] (records, kernels/partial.hpp). Tiles that the mask empties cost
 /// nothing. The result does not depend on the number of threads. NaN and infinity in Q, K or V
 /// reach exactly the rows that see them; a score of -inf weighs nothing, as if its key were not
-/// there.
+/// there. Sigmoid attention adds (0, sum of weights, sum of weight * v) to the records, which merge
+/// as those of softmax do; its O is the last part of a record, undivided.
+/// Source: FlashAttention-2 (Dao 2023), transposed; split over keys as Flash-Decoding where queries
+/// are few.
 /// @pre every query head's key and value head is among where.key_heads, where.value_heads
 void attend(View<const float> q, View<const float> k, View<const float> v, View<float> out,
+            const Where& where, const Mask& mask, const Work& work);
+
+/// The same on bfloat16 inputs; every sum is kept in float.
+void attend(View<const BFloat16> q, View<const BFloat16> k, View<const BFloat16> v, View<float> out,
             const Where& where, const Mask& mask, const Work& work);
 
 /// The same in double, by the reference loops: exact to double rounding, and slow.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "kernels/check.hpp"
 
@@ -38,6 +39,19 @@ void merge(const T* from, T* into, Index records, Index length) {
 }
 
 template <class T>
+void add_sink(View<T> partial, std::span<const float> logits) {
+  CHECK(static_cast<Index>(logits.size()) == partial.heads, logits.size(), partial.heads);
+  std::vector<T> record(static_cast<std::size_t>(partial.dim), T{0});
+  record[1] = 1;
+  for (Index row = 0; row < partial.rows; ++row) {
+    for (Index h = 0; h < partial.heads; ++h) {
+      record[0] = static_cast<T>(logits[static_cast<std::size_t>(h)]);
+      merge<T>(record.data(), partial.at(row, h), 1, partial.dim);
+    }
+  }
+}
+
+template <class T>
 void finish(View<const T> partial, std::span<T> o, std::span<T> lse) {
   const Index d_v = partial.dim - 2;
   const Index records = partial.rows * partial.heads;
@@ -63,6 +77,8 @@ template void clear(View<float>);
 template void clear(View<double>);
 template void merge(const float*, float*, Index, Index);
 template void merge(const double*, double*, Index, Index);
+template void add_sink(View<float>, std::span<const float>);
+template void add_sink(View<double>, std::span<const float>);
 template void finish(View<const float>, std::span<float>, std::span<float>);
 template void finish(View<const double>, std::span<double>, std::span<double>);
 

@@ -23,6 +23,12 @@ void clear(View<T> partial);
 template <class T>
 void merge(const T* from, T* into, Index records, Index length);
 
+/// Merges an attention sink into every record: a key of score logits[head] whose value is 0
+/// (gpt-oss). Once per row, after all its keys or before. `partial` [rows, heads, d_v + 2], one
+/// logit a head.
+template <class T>
+void add_sink(View<T> partial, std::span<const float> logits);
+
 /// O = a / l and LSE = m + ln l for `partial` [rows, heads, d_v + 2]; rows without keys give O = 0
 /// and LSE = -inf. `o` is [rows, heads, d_v], `lse` [rows, heads], both dense.
 template <class T>

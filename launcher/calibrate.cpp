@@ -45,7 +45,7 @@ double kernel_rate(const Shape& like, int threads, double at_least) {
                     {0, shape.value_heads},
                     {{0, shape.queries, 1}},
                     {{0, shape.keys, 1}}};
-  const Work work{.scale = 1, .threads = threads};
+  const Work work{.threads = threads};
   const auto once = [&] {
     attend(View<const T>{q.data(), shape.queries, heads.size(), shape.d_qk},
            View<const T>{k.data(), shape.keys, shape.key_heads, shape.d_qk},

@@ -102,7 +102,7 @@ RunOptions read_options(const po::variables_map& values) {
     if (!file.empty() && file != "-") refuse_unwritable(file);
   }
   try {
-    chosen_tiles();
+    chosen_isa();
   } catch (const std::invalid_argument& e) {  // DATTN_ISA names none
     throw Failure(Exit::usage, e.what() + std::string("; set it to one of these, or unset it"));
   }
@@ -135,7 +135,7 @@ Signature signature(const RunOptions& o, const po::options_description& describe
                    {"value dim", number(s.d_v)},
                    {"dtype", number(static_cast<int>(o.task.type))},
                    {"scale", fmt::format("{:a}", o.task.scale)},
-                   {"instruction set", chosen_tiles().name}};
+                   {"instruction set", chosen_isa().name}};
   for (const auto& option : described.options()) {
     const std::string name = "--" + option->long_name();
     fields.emplace_back(name, written(arguments, name));
@@ -280,7 +280,7 @@ class Job {
         machine_of(task.machine, describes_all(task.machine)
                                      ? Machine{}
                                      : calibrate(world_, task.shape, task.type, own_.threads));
-    report_.isa = chosen_tiles().name;
+    report_.isa = chosen_isa().name;
     const auto hosts = world_.gather(encoded(own_));
     std::string chosen;  // strategy, partition, forecast
     together(world_, [&] {
@@ -344,9 +344,9 @@ class Job {
       lse.resize(records);
     });
     engine.emplace(problem, program_, world_,
-                   EngineOptions{.scale = options_.task.scale,
+                   EngineOptions{.score = {.scale = options_.task.scale},
                                  .threads = own_.threads,
-                                 .tiles = nullptr,
+                                 .isa = nullptr,
                                  .checked = comm::checked_build(),
                                  .progress = [&](std::size_t step) { progress.at(run, step); }});
     together(world_, [&] { load<T>(*engine); });

@@ -260,7 +260,7 @@ struct Engine<T>::State {
                       slot(step.v).block.heads,
                       problem.queries().positions(q.rows),
                       problem.keys().positions(k.rows)};
-    const Work work{options.scale, options.threads, [this] { poll(); }, options.tiles};
+    const Work work{options.score, options.threads, [this] { poll(); }, options.isa};
     attend(read<E>(step.q).only(local), read<E>(step.k), read<E>(step.v),
            write<E>(step.out).only(local), where, problem.mask(), work);
   }

@@ -41,9 +41,9 @@ struct StepFailure : std::runtime_error {
 
 /// How a run goes, apart from its Program.
 struct EngineOptions {
-  double scale = 1.0;  ///< scores are scale * q.k
+  Score score = {};  ///< how scores are made of q.k
   int threads = 1;
-  const Tiles* tiles = nullptr;                         ///< instruction set; null chooses
+  const Isa* isa = nullptr;                             ///< instruction set; null chooses
   bool checked = false;                                 ///< fill what waits for a message with NaN
   std::function<void(std::size_t step)> progress = {};  ///< before each step, may be empty
 };

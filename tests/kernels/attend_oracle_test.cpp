@@ -17,10 +17,10 @@ const std::vector<std::string> kMasks{
     "full", "causal", "window:20,10", "documents:60,1,69", "prefix:50", "window:9,0/sink:3"};
 const Shape kShape{140, 130, 2, 1, 2, 24, 20};  // under causal, rows 0..9 see no key
 
-class Oracle : public testing::TestWithParam<const Tiles*> {
+class Oracle : public testing::TestWithParam<const Isa*> {
  protected:
   Finished<float> result(const Problem<float>& problem) const {
-    return Finished<float>(attend_whole(problem, {.tiles = GetParam()}));
+    return Finished<float>(attend_whole(problem, {.isa = GetParam()}));
   }
 };
 
@@ -53,7 +53,7 @@ TEST_P(Oracle, EqualScoresGiveTheMeanAndTheLogOfTheCount) {
       // Either Q = 0, or all keys equal: then LSE = score + log(count).
       std::fill(p.q.numbers.begin(), p.q.numbers.end(), zero_queries ? 0.0f : 0.5f);
       if (!zero_queries) std::fill(p.k.numbers.begin(), p.k.numbers.end(), 0.25f);
-      const double score = zero_queries ? 0 : p.scale * 0.125 * static_cast<double>(kShape.d_qk);
+      const double score = zero_queries ? 0 : p.score.scale * 0.125 * static_cast<double>(kShape.d_qk);
       for_each_row(p, result(p), [&](Index h, const auto& keys, auto o, float lse) {
         if (keys.empty()) {
           EXPECT_EQ(lse, -kInf);
@@ -100,7 +100,7 @@ TEST_P(Oracle, ScoresOfTenThousandPickTheBestKey) {
       const Index best = *std::max_element(keys.begin(), keys.end(), by_score);
       EXPECT_NEAR(lse, 100.0 * static_cast<double>(p.k.at(best, 0, 0)), 1e-2);
       for (std::size_t i = 0; i < o.size(); ++i) {
-        EXPECT_EQ(o[i], p.v.at(best, h, static_cast<Index>(i)));
+        EXPECT_FLOAT_EQ(o[i], p.v.at(best, h, static_cast<Index>(i)));
       }
     });
   }
@@ -208,7 +208,7 @@ TEST_P(Oracle, RowsWithoutKeysKeepWhatThePartialHeld) {
   const Where where = everything(kShape);
   auto out = random_tensor<float>(140, 2, 22, 9);
   const auto before = out.numbers;
-  attend_block(p, where, {.tiles = GetParam()}, out);
+  attend_block(p, where, {.isa = GetParam()}, out);
   EXPECT_EQ(out.numbers, before);
 }
 
@@ -218,16 +218,16 @@ TEST_P(Oracle, NothingToReadOrWriteIsNoWork) {
   where.keys = {};
   auto out = empty_partial<float>(where);
   const auto before = out.numbers;
-  attend_block(p, where, {.tiles = GetParam()}, out);
+  attend_block(p, where, {.isa = GetParam()}, out);
   EXPECT_EQ(out.numbers, before);
   where = everything(kShape);
   where.queries = {{0, 0, 1}};
   auto none = empty_partial<float>(where);
-  attend_block(p, where, {.tiles = GetParam()}, none);
+  attend_block(p, where, {.isa = GetParam()}, none);
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, Oracle,
-                         testing::ValuesIn(available_tiles().begin(), available_tiles().end()),
+                         testing::ValuesIn(available_isas().begin(), available_isas().end()),
                          [](const auto& one) { return std::string(one.param->name); });
 
 template <class T>
@@ -242,7 +242,7 @@ TYPED_TEST(Poll, IsCalledByTheCallingThread) {
   const auto caller = std::this_thread::get_id();
   const auto poll = [&] { ++(std::this_thread::get_id() == caller ? calls : strangers); };
   const auto polled = attend_whole(p, {.poll = poll});
-  EXPECT_GT(calls, 100);
+  EXPECT_GT(calls, 10);
   attend_whole(p, {.threads = 3, .poll = poll});
   EXPECT_EQ(strangers, 0);
   EXPECT_EQ(polled.numbers, attend_whole(p, {}).numbers);

@@ -50,9 +50,9 @@ const std::vector<Case>& cases() {
 }
 
 /// Every instruction set of this machine, on every case.
-class Attend : public testing::TestWithParam<const Tiles*> {
+class Attend : public testing::TestWithParam<const Isa*> {
  protected:
-  Work work(int threads = 1) const { return {.threads = threads, .tiles = GetParam()}; }
+  Work work(int threads = 1) const { return {.threads = threads, .isa = GetParam()}; }
 };
 
 TEST_P(Attend, MatchesTheReference) {
@@ -90,7 +90,7 @@ TEST_P(Attend, MergesTheBlocksOfAnyPartitionInAnyOrder) {
     SCOPED_TRACE(name_of(c));
     const auto problem = random_problem<float>(c.shape, c.mask);
     Work how = work();
-    how.scale = problem.scale;
+    how.score = problem.score;
     // Half of the heads, if whole groups of keys and values allow it.
     const Index kept = c.shape.query_heads % 2 == 0 ? c.shape.query_heads / 2 : 0;
     const Range heads{kept, c.shape.query_heads};
@@ -120,7 +120,7 @@ TEST_P(Attend, TakesABlockWithMoreHeadsThanItReads) {
   const Shape shape{40, 100, 6, 3, 2, 16, 24};
   const auto problem = random_problem<float>(shape, "causal");
   Work how = work();
-  how.scale = problem.scale;
+  how.score = problem.score;
   const Where where{shape, {2, 3}, {0, 2}, {0, 2}, {{60, 40, 1}}, {{0, 100, 1}}};
   auto out = empty_partial<float>(where);
   attend_block(problem, where, how, out);
@@ -138,7 +138,7 @@ TEST_P(Attend, StaysWithinItsBoundsOverManyKeys) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, Attend,
-                         testing::ValuesIn(available_tiles().begin(), available_tiles().end()),
+                         testing::ValuesIn(available_isas().begin(), available_isas().end()),
                          [](const auto& one) { return std::string(one.param->name); });
 
 TEST(AttendDouble, MatchesTheReferenceToRounding) {
@@ -162,7 +162,7 @@ TEST(AttendDouble, MergesTheBlocksOfAnyPartition) {
       auto out = empty_partial<double>(where);
       for (const Runs& keys : sides) {
         where.keys = keys;
-        attend_block(problem, where, {.scale = problem.scale}, out);
+        attend_block(problem, where, {.score = problem.score}, out);
       }
       const Distance d = distance(problem, where, out);
       EXPECT_LE(d.o, 1e-14);
@@ -172,10 +172,10 @@ TEST(AttendDouble, MergesTheBlocksOfAnyPartition) {
 }
 
 TEST(Isa, ListsPortableLastAndChoosesOneOfTheList) {
-  const auto tiles = available_tiles();
-  ASSERT_FALSE(tiles.empty());
-  EXPECT_STREQ(tiles.back()->name, "portable");
-  EXPECT_NE(std::find(tiles.begin(), tiles.end(), &chosen_tiles()), tiles.end());
+  const auto isas = available_isas();
+  ASSERT_FALSE(isas.empty());
+  EXPECT_STREQ(isas.back()->name, "portable");
+  EXPECT_NE(std::find(isas.begin(), isas.end(), &chosen_isa()), isas.end());
 }
 
 }  // namespace

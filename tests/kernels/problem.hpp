@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <type_traits>
 
 #include "kernels/attend.hpp"
 #include "kernels/partial.hpp"
@@ -13,7 +14,7 @@ namespace dattn {
 /// Numbers of one tensor [rows, heads, dim].
 template <class T>
 struct Tensor {
-  Tensor(Index rows_, Index heads_, Index dim_, T value = T{0})
+  Tensor(Index rows_, Index heads_, Index dim_, T value = {})
       : rows(rows_),
         heads(heads_),
         dim(dim_),
@@ -42,15 +43,25 @@ template <class T>
 struct Problem {
   Shape shape;
   MaskPtr mask;
-  double scale;
+  Score score;
   Tensor<T> q, k, v;
+  std::vector<float> key_weights = {};  ///< [keys, key heads] or empty
+
+  View<const float> weights() const {
+    if (key_weights.empty()) return {};
+    return {key_weights.data(), shape.keys, shape.key_heads, 1};
+  }
 };
+
+/// What sums over elements T are kept in.
+template <class T>
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <class T>
 Problem<T> random_problem(const Shape& shape, const std::string& mask) {
   return {shape,
           parse_mask(mask, shape),
-          1.0 / std::sqrt(static_cast<double>(shape.d_qk)),
+          {.scale = 1.0 / std::sqrt(static_cast<double>(shape.d_qk))},
           random_tensor<T>(shape.queries, shape.query_heads, shape.d_qk, 1),
           random_tensor<T>(shape.keys, shape.key_heads, shape.d_qk, 2),
           random_tensor<T>(shape.keys, shape.value_heads, shape.d_v, 3)};
@@ -97,7 +108,8 @@ Tensor<T> empty_partial(const Where& where) {
 
 /// out <- out merged with attention over the block `where` of `problem`.
 template <class T>
-void attend_block(const Problem<T>& problem, const Where& where, const Work& work, Tensor<T>& out) {
+void attend_block(const Problem<T>& problem, const Where& where, const Work& work,
+                  Tensor<Sum<T>>& out) {
   const Tensor<T> q = cut(problem.q, where.queries, where.query_heads, problem.shape.first_query());
   const Tensor<T> k = cut(problem.k, where.keys, where.key_heads, 0);
   const Tensor<T> v = cut(problem.v, where.keys, where.value_heads, 0);
@@ -105,10 +117,11 @@ void attend_block(const Problem<T>& problem, const Where& where, const Work& wor
 }
 
 template <class T>
-Tensor<T> attend_whole(const Problem<T>& problem, Work work) {
-  work.scale = problem.scale;
-  const Where where = everything(problem.shape);
-  Tensor<T> out = empty_partial<T>(where);
+Tensor<Sum<T>> attend_whole(const Problem<T>& problem, Work work) {
+  work.score = problem.score;
+  Where where = everything(problem.shape);
+  where.key_weights = problem.weights();
+  auto out = empty_partial<Sum<T>>(where);
   attend(problem.q.view(), problem.k.view(), problem.v.view(), out.view(), where, *problem.mask,
          work);
   return out;
@@ -132,9 +145,9 @@ struct Distance {
 
 /// Of a Partial over all keys, which holds the rows and heads of `where`; every `stride`-th row.
 template <class T>
-Distance distance(const Problem<T>& problem, const Where& where, const Tensor<T>& partial,
+Distance distance(const Problem<T>& problem, const Where& where, const Tensor<Sum<T>>& partial,
                   Index stride = 1) {
-  const Finished<T> found(partial);
+  const Finished<Sum<T>> found(partial);
   double wrong = 0;
   double norm = 0;
   Distance out;
@@ -143,12 +156,16 @@ Distance distance(const Problem<T>& problem, const Where& where, const Tensor<T>
     for (Index i = 0; i < run.count; ++i, ++row) {
       if (row % stride != 0) continue;
       for (Index h = 0; h < partial.heads; ++h) {
-        const ReferenceRow right = reference_row<T>(
-            problem.shape, *problem.mask, problem.scale, problem.q.view(), problem.k.view(),
-            problem.v.view(), where.query_heads.begin + h, run.at(i) - problem.shape.first_query());
+        const ReferenceRow right =
+            reference_row<T>(problem.shape, *problem.mask, problem.score, problem.q.view(),
+                             problem.k.view(), problem.v.view(), where.query_heads.begin + h,
+                             run.at(i) - problem.shape.first_query(), problem.weights());
         for (Index d = 0; d < problem.shape.d_v; ++d) {
           const double r = right.o[static_cast<std::size_t>(d)];
-          const double e = static_cast<double>(found.o.view().at(row, h)[d]) - r;
+          const double e =
+              static_cast<double>(problem.score.sigmoid ? partial.view().at(row, h)[2 + d]
+                                                        : found.o.view().at(row, h)[d]) -
+              r;
           wrong += e * e;
           norm += r * r;
         }

@@ -27,7 +27,7 @@ struct Computed {
   explicit Computed(const char* mask)
       : problem(kShape, parse_mask(mask, kShape), line(comm::world().size()), "striped") {
     const Program program = find_strategy("ring")->program(problem, comm::world().rank());
-    Engine<comm::Communicator> engine(problem, program, comm::world(), {.scale = scale});
+    Engine<comm::Communicator> engine(problem, program, comm::world(), {.score = {.scale = scale}});
     const auto load = [&](Kind kind, SlotId slot, const Partition& tokens) {
       const Block& block = program.slots[static_cast<std::size_t>(slot)].block;
       source.read(kind, tokens.positions(block.rows),

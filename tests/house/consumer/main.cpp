@@ -19,7 +19,7 @@ int main() {
     }
   }
   std::printf("a ring of 4 ranks moves %lld bytes; kernels for %s\n", static_cast<long long>(bytes),
-              dattn::chosen_tiles().name);
+              dattn::chosen_isa().name);
   // Each key and value passes 3 ranks: 3 hops x 64 rows x (8 + 8) numbers x 4 bytes.
   return bytes == 3 * 64 * 16 * 4 ? 0 : 1;
 }

@@ -1,0 +1,164 @@
+#include "kernels/decode.hpp"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/check.hpp"
+#include "kernels/panel.hpp"
+#include "kernels/partial.hpp"
+
+namespace dattn {
+namespace {
+
+/// Keys that one group reads before the next group reads them: all heads of a key lie in the same
+/// pages, which the TLB should still know.
+constexpr Index kBlock = 512;
+constexpr int kGranule = 32;
+/// Parts of the keys, at most, and keys of a part, at least; not by threads, so that bits do not
+/// depend on them.
+constexpr Index kParts = 64;
+constexpr Index kLeast = 256;
+/// Lanes of one step.
+constexpr Index kStepLanes = 8;
+
+/// The lanes of a group that go through the keys together, and what they found.
+struct Batch {
+  Batch(const HeadGroup& group_in, Range lanes_in, const BlockRules& block_rules, Index d_v)
+      : group(&group_in),
+        lanes(lanes_in),
+        masks(static_cast<int>(lanes.size()), static_cast<int>(kBlock)),
+        rules(block_rules, static_cast<int>(lanes.size()), static_cast<int>(kBlock)),
+        m(static_cast<std::size_t>(lanes.size()), -std::numeric_limits<float>::infinity()),
+        l(static_cast<std::size_t>(lanes.size()), 0.0),
+        o(static_cast<std::size_t>(lanes.size() * d_v), 0.0f) {
+    for (Index lane = lanes.begin; lane < lanes.end; ++lane) {
+      row_of.push_back(group->row(lane));
+      head_of.push_back(group->head(lane));
+    }
+    rules.lanes(row_of, head_of);
+  }
+
+  const HeadGroup* group;
+  Range lanes;
+  std::vector<Index> row_of, head_of;
+  LaneMasks masks;
+  PanelRules rules;
+  std::vector<float> m;
+  std::vector<double> l;
+  std::vector<float> o;
+};
+
+template <class T>
+void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float> out,
+                  const Where& where, const Mask& mask, const Work& work,
+                  const std::vector<HeadGroup>& groups) {
+  const Kernel& kernel = kernel_of<T>(work);
+  const BlockRules rules(work.score, where);
+  std::vector<LiveRows> live;
+  for (const HeadGroup& group : groups) {
+    CHECK(q.rows * group.heads.size() <= kDecodeLanes, q.rows, group.heads.size());
+    live.emplace_back(where, mask, where.query_heads.begin + group.heads.begin, Range{0, q.rows});
+  }
+  // Queries with the scale, dense by group: lanes are rows of Q in the order row, head.
+  std::vector<float> scaled(static_cast<std::size_t>(q.size()));
+  std::vector<const float*> q_of_group;
+  float* to = scaled.data();
+  for (const HeadGroup& group : groups) {
+    q_of_group.push_back(to);
+    for (Index row = 0; row < q.rows; ++row) {
+      for (Index h = group.heads.begin; h < group.heads.end; ++h) {
+        for (Index i = 0; i < q.dim; ++i) {
+          *to++ = rules.factor() * static_cast<float>(q.at(row, h)[i]);
+        }
+      }
+    }
+  }
+
+  const Index parts = std::clamp<Index>(k.rows / kLeast, 1, kParts);
+  const Index records = q.rows * q.heads;
+  Buffer<float> found(parts * records * out.dim);
+  const auto part_view = [&](Index part) {
+    return View<float>{found.get() + part * records * out.dim, q.rows, q.heads, out.dim};
+  };
+  clear(View<float>{found.get(), parts * q.rows, q.heads, out.dim});
+
+  Caught caught;
+#pragma omp parallel num_threads(work.threads)
+  {
+    const Entered entered(kernel);
+    Poller poller(work.poll, caught, omp_get_thread_num() == 0);
+    std::vector<Piece> pieces;
+#pragma omp for schedule(dynamic)
+    for (Index part = 0; part < parts; ++part) {
+      std::vector<Batch> batches;
+      for (const HeadGroup& group : groups) {
+        const Index lanes = q.rows * group.heads.size();
+        for (Index first = 0; first < lanes; first += kStepLanes) {
+          batches.emplace_back(group, Range{first, std::min(first + kStepLanes, lanes)}, rules,
+                               v.dim);
+        }
+      }
+      const Range mine = even_part(k.rows, parts, part);
+      for (Index from = mine.begin; from < mine.end; from += kBlock) {
+        const Range keys{from, std::min(from + kBlock, mine.end)};
+        for (Batch& batch : batches) {
+          const auto g = static_cast<std::size_t>(batch.group - groups.data());
+          live[g].pieces({batch.row_of.front(), batch.row_of.back() + 1}, keys, kGranule, pieces);
+          if (pieces.empty()) continue;
+          const bool masked =
+              std::any_of(pieces.begin(), pieces.end(), [](const Piece& x) { return x.masked; });
+          const Lanes seen = masked ? batch.masks.spell(live[g], batch.row_of, keys) : Lanes{};
+          batch.rules.keys(keys, batch.group->key_head);
+          kernel.decode({.q = q_of_group[g] + batch.lanes.begin * q.dim,
+                         .lanes = static_cast<int>(batch.lanes.size()),
+                         .k = rows_of(k, batch.group->key_head, keys),
+                         .v = rows_of(v, batch.group->value_head, keys),
+                         .pieces = pieces.data(),
+                         .piece_count = static_cast<int>(pieces.size()),
+                         .begin = seen.begin,
+                         .end = seen.end,
+                         .bits = seen.bits,
+                         .rules = batch.rules.rules(),
+                         .normalizer = rules.normalizer(),
+                         .m = batch.m.data(),
+                         .l = batch.l.data(),
+                         .o = batch.o.data()});
+          poller.after(static_cast<double>(keys.size() * batch.lanes.size() * 2 * (k.dim + v.dim)));
+        }
+      }
+      for (const Batch& batch : batches) {
+        for (std::size_t i = 0; i < batch.m.size(); ++i) {
+          merge_lane(batch.m[i], batch.l[i], batch.o.data() + static_cast<Index>(i) * v.dim, 1,
+                     part_view(part).at(batch.row_of[i], batch.head_of[i]), v.dim);
+        }
+      }
+    }
+  }
+  for (Index part = 0; part < parts; ++part) {
+    merge<float>(part_view(part).data, found.get(), part == 0 ? 0 : records, out.dim);
+  }
+  for (Index row = 0; row < q.rows; ++row) {
+    for (Index h = 0; h < q.heads; ++h) {
+      merge<float>(part_view(0).at(row, h), out.at(row, h), 1, out.dim);
+    }
+  }
+  caught.rethrow();
+}
+
+}  // namespace
+
+void decode(View<const float> q, View<const float> k, View<const float> v, View<float> out,
+            const Where& where, const Mask& mask, const Work& work,
+            const std::vector<HeadGroup>& groups) {
+  decode_block(q, k, v, out, where, mask, work, groups);
+}
+
+void decode(View<const BFloat16> q, View<const BFloat16> k, View<const BFloat16> v, View<float> out,
+            const Where& where, const Mask& mask, const Work& work,
+            const std::vector<HeadGroup>& groups) {
+  decode_block(q, k, v, out, where, mask, work, groups);
+}
+
+}  // namespace dattn

@@ -1,0 +1,855 @@
+// Attention by fused multiply-add, compiled once per instruction set: DATTN_ISA is the namespace,
+// DATTN_LANES the floats of a vector register, DATTN_KEYS how many rows of accumulators a product
+// keeps in registers (two vectors each).
+//
+// Every product is C[M][lanes] (+)= A[M][depth] B[depth][lanes]: B is read as vectors, A number by
+// number. Packs lay A out in the order in which it is read.
+#include "kernels/isa/vector.inc"
+
+namespace dattn::DATTN_ISA {
+namespace {
+
+constexpr int kN = 2;
+constexpr int kM = DATTN_KEYS;
+constexpr int kPanel = kN * kW;  // lanes
+constexpr int kGranule = 24;     // a multiple of every kM
+constexpr int kTile = 192;
+constexpr int kBackwardTile = 96;
+constexpr int kBackwardLanes = 64;  // row length of P^T and dS^T in backward
+constexpr int kBackwardPanels = kBackwardLanes / kPanel;
+static_assert(kGranule % kM == 0 && kTile % kGranule == 0 && kBackwardTile % kGranule == 0);
+
+typedef unsigned short Half __attribute__((vector_size(2 * kW)));
+
+inline float get(const void* row, Element element, long i) {
+  if (element == Element::f4) return static_cast<const float*>(row)[i];
+  const unsigned bits = static_cast<unsigned>(static_cast<const unsigned short*>(row)[i]) << 16;
+  float x;
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+inline Vec get_vector(const void* row, Element element, long i) {
+  if (element == Element::f4) return load(static_cast<const float*>(row) + i);
+  Half h;
+  __builtin_memcpy(&h, static_cast<const unsigned short*>(row) + i, sizeof h);
+  return (Vec)(__builtin_convertvector(h, Int) << 16);
+}
+
+inline const void* row_of(const Rows& rows, long i) {
+  const long size = rows.element == Element::f4 ? 4 : 2;
+  return static_cast<const char*>(rows.data) + i * rows.stride * size;
+}
+
+constexpr int up(int n, int to) { return (n + to - 1) / to * to; }
+
+// --- Packs
+// -----------------------------------------------------------------------------------------
+
+/// How a dimension of d numbers is cut into slabs of at most kM rows of accumulators: evenly.
+struct Slabs {
+  int count;
+  int d;
+  explicit Slabs(int d_in) : count((d_in + kM - 1) / kM), d(d_in) {}
+  int begin(int slab) const { return static_cast<int>(static_cast<long>(slab) * d / count); }
+};
+
+/// kW numbers of up to kW rows from column i on, turned: t[j] holds number i + j of every row.
+template <Element E>
+inline void turned(const void* const* row, int i, Vec (&t)[kW]) {
+#pragma GCC unroll 16
+  for (int m = 0; m < kW; ++m) t[m] = row[m] != nullptr ? get_vector(row[m], E, i) : Vec{};
+  transpose(t);
+}
+
+/// Rows as A of a product over d: [rows / kM][d][kM], zeros behind the last row; may write a vector
+/// further.
+template <Element E>
+void pack_by_row(const Rows& from, float* to) {
+  const int d = from.dim;
+  for (int first = 0; first < from.count; first += kM, to += static_cast<long>(kM) * d) {
+    const void* row[kM > kW ? kM : kW] = {};
+    for (int m = 0; m < kM && first + m < from.count; ++m) row[m] = row_of(from, first + m);
+    int i = 0;
+    if constexpr (kM <= kW) {
+      // A vector is longer than a column of kM numbers: each store overwrites what the one before
+      // wrote too much.
+      for (; i + kW <= d; i += kW) {
+        Vec t[kW];
+        turned<E>(row, i, t);
+#pragma GCC unroll 16
+        for (int j = 0; j < kW; ++j) store(to + (i + j) * kM, t[j]);
+      }
+    }
+    for (; i < d; ++i) {
+      for (int m = 0; m < kM; ++m) to[i * kM + m] = row[m] != nullptr ? get(row[m], E, i) : 0.0f;
+    }
+  }
+}
+void pack_by_row(const Rows& from, float* to) {
+  from.element == Element::f4 ? pack_by_row<Element::f4>(from, to)
+                              : pack_by_row<Element::bf16>(from, to);
+}
+
+/// Rows as A of a product over rows: [slab][tile][rows of the slab].
+void pack_by_slab(const Rows& from, int tile, float* to) {
+  const Slabs slabs(from.dim);
+  for (int j = 0; j < from.count; ++j) {
+    const void* row = row_of(from, j);
+    for (int s = 0; s < slabs.count; ++s) {
+      const int begin = slabs.begin(s);
+      const int size = slabs.begin(s + 1) - begin;
+      float* at = to + static_cast<long>(tile) * begin + static_cast<long>(j) * size;
+      for (int i = 0; i < size; ++i) at[i] = get(row, from.element, begin + i);
+    }
+  }
+}
+
+/// Rows as B: [d][kPanel].
+template <Element E>
+void pack_panel(const void* const* row, int d, float factor, float* to) {
+  for (int n = 0; n < kN; ++n, row += kW, to += kW) {
+    int i = 0;
+    for (; i + kW <= d; i += kW) {
+      Vec t[kW];
+      turned<E>(row, i, t);
+#pragma GCC unroll 16
+      for (int j = 0; j < kW; ++j) store(to + (i + j) * kPanel, t[j] * factor);
+    }
+    for (; i < d; ++i) {
+      for (int m = 0; m < kW; ++m) {
+        to[i * kPanel + m] = row[m] != nullptr ? get(row[m], E, i) * factor : 0.0f;
+      }
+    }
+  }
+}
+void pack_panel(const void* const* row, Element element, int d, float factor, float* to) {
+  element == Element::f4 ? pack_panel<Element::f4>(row, d, factor, to)
+                         : pack_panel<Element::bf16>(row, d, factor, to);
+}
+
+long panel_bytes(int d) { return 4L * kPanel * d; }
+long k_bytes(int d) { return 4L * (kTile * d + kW); }
+long v_bytes(int d) { return 4L * kTile * d; }
+long forward_bytes(int, int) { return 4L * (kTile + kM) * kPanel; }
+
+void pack_q(const void* const* row, Element element, int d, float factor, void* to) {
+  pack_panel(row, element, d, factor, static_cast<float*>(to));
+}
+void pack_k(const Rows& k, void* to) { pack_by_row(k, static_cast<float*>(to)); }
+void pack_v(const Rows& v, void* to) { pack_by_slab(v, kTile, static_cast<float*>(to)); }
+
+// --- Products
+// --------------------------------------------------------------------------------------
+
+template <int M>
+inline void clear(Vec (&acc)[M][kN]) {
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+    for (int n = 0; n < kN; ++n) acc[m][n] = Vec{};
+  }
+}
+
+/// c[kM][kPanel] = a[depth][kM]^T b[depth][kPanel]; top <- max(top, c) if Top.
+template <bool Top>
+inline void by_row(const float* a, const float* b, int depth, float* c, Vec* top) {
+  Vec acc[kM][kN];
+  clear(acc);
+  for (int i = 0; i < depth; ++i) {
+    Vec column[kN];
+#pragma GCC unroll 16
+    for (int n = 0; n < kN; ++n) column[n] = load(b + i * kPanel + n * kW);
+#pragma GCC unroll 16
+    for (int m = 0; m < kM; ++m) {
+      const Vec x = all(a[i * kM + m]);
+#pragma GCC unroll 16
+      for (int n = 0; n < kN; ++n) acc[m][n] += x * column[n];
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 16
+    for (int n = 0; n < kN; ++n) {
+      store(c + (m * kN + n) * kW, acc[m][n]);
+      if constexpr (Top) top[n] = max(acc[m][n], top[n]);
+    }
+  }
+}
+
+/// Rows [first, first + count) of a pack by row against a panel, into c[count][kPanel] and a few
+/// rows behind. Maxima over all rows go to `top` where it is given.
+inline void scores(const float* pack, int d, const float* panel, const Piece& piece, float* c,
+                   Vec* top) {
+  const float* a = pack + static_cast<long>(piece.first) * d;
+  int j = 0;
+  for (; j + kM <= piece.count; j += kM, a += static_cast<long>(kM) * d) {
+    if (top != nullptr) {
+      by_row<true>(a, panel, d, c + j * kPanel, top);
+    } else {
+      by_row<false>(a, panel, d, c + j * kPanel, top);
+    }
+  }
+  if (j == piece.count) return;
+  by_row<false>(a, panel, d, c + j * kPanel, nullptr);
+  if (top == nullptr) return;
+  for (; j < piece.count; ++j) {
+    for (int n = 0; n < kN; ++n) top[n] = max(load(c + (j * kN + n) * kW), top[n]);
+  }
+}
+
+/// o[M][kPanel] = o * decay + sum over the keys of the pieces of slab[key][M] p[key][kPanel]. Rows
+/// of p are `Stride` apart; Packed: they follow on from piece to piece, else they stand at their
+/// key.
+template <int M, int Stride, bool Packed>
+void by_slab(const Piece* pieces, int count, const float* slab, const float* p, const Vec* decay,
+             float* o) {
+  Vec acc[M][kN];
+  clear(acc);
+  const float* b = p;
+  for (int t = 0; t < count; ++t) {
+    const float* a = slab + static_cast<long>(pieces[t].first) * M;
+    if constexpr (!Packed) b = p + pieces[t].first * Stride;
+    for (int j = 0; j < pieces[t].count; ++j, a += M, b += Stride) {
+      Vec column[kN];
+#pragma GCC unroll 16
+      for (int n = 0; n < kN; ++n) column[n] = load(b + n * kW);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const Vec x = all(a[m]);
+#pragma GCC unroll 16
+        for (int n = 0; n < kN; ++n) acc[m][n] += x * column[n];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 16
+    for (int n = 0; n < kN; ++n) {
+      float* to = o + (m * kN + n) * kW;
+      store(to, decay != nullptr ? load(to) * decay[n] + acc[m][n] : load(to) + acc[m][n]);
+    }
+  }
+}
+
+/// o[d][kPanel] = o * decay + (pack by slab)^T p: see by_slab.
+template <int Stride, bool Packed>
+void values(const Piece* pieces, int count, const float* pack, int d, int tile, const float* p,
+            const Vec* decay, float* o) {
+  const Slabs slabs(d);
+  for (int s = 0; s < slabs.count; ++s) {
+    const int begin = slabs.begin(s);
+    const float* slab = pack + static_cast<long>(tile) * begin;
+    float* to = o + begin * kPanel;
+    switch (slabs.begin(s + 1) - begin) {
+#define DATTN_CASE(M)                                              \
+  case M:                                                          \
+    by_slab<M, Stride, Packed>(pieces, count, slab, p, decay, to); \
+    break;
+      DATTN_CASE(1)
+      DATTN_CASE(2)
+      DATTN_CASE(3)
+      DATTN_CASE(4)
+      DATTN_CASE(5)
+      DATTN_CASE(6)
+#if DATTN_KEYS > 6
+      DATTN_CASE(7)
+      DATTN_CASE(8)
+      DATTN_CASE(9)
+      DATTN_CASE(10)
+      DATTN_CASE(11)
+      DATTN_CASE(12)
+#endif
+#undef DATTN_CASE
+      default:
+        __builtin_unreachable();
+    }
+  }
+}
+
+// --- Forward
+// ---------------------------------------------------------------------------------------
+
+void forward(const ForwardStep& s) {
+  auto* p = static_cast<float*>(s.scratch);
+  const auto* q = static_cast<const float*>(s.q);
+  const auto* k = static_cast<const float*>(s.k);
+  const bool plain = absent(s.rules);
+  Vec top[kN];
+  for (int n = 0; n < kN; ++n) top[n] = all(-kInf);
+  int rows = 0;
+  for (int t = 0; t < s.piece_count; ++t) {
+    const Piece& piece = s.pieces[t];
+    float* at = p + rows * kPanel;
+    const bool as_is = plain && !piece.masked;
+    scores(k, s.d_qk, q, piece, at, as_is ? top : nullptr);
+    if (!as_is) {
+      if (!plain) apply_rules<kN>(s.rules, piece, at, nullptr);
+      if (piece.masked) forbid<kN>(s.allowed, piece, at);
+      for (int j = 0; j < piece.count; ++j) {
+        for (int n = 0; n < kN; ++n) top[n] = max(load(at + (j * kN + n) * kW), top[n]);
+      }
+    }
+    rows += piece.count;
+  }
+
+  Vec decay[kN];
+  for (int n = 0; n < kN; ++n) {
+    // Short sums in float, long ones in double: LSE is held to 1e-6 absolute.
+    Vec part[4] = {};
+    float* at = p + n * kW;
+    if (s.normalizer == Normalizer::softmax) {
+      const Vec before = load(s.m + n * kW);
+      const Vec now = max(top[n], before);
+      store(s.m + n * kW, now);
+      // A row that has met no key yet keeps -inf; subtracting 0 there keeps NaN away.
+      const Vec base = now == all(-kInf) ? Vec{} : now;
+      decay[n] = exp2(before - base);
+      int j = 0;
+      for (; j + 4 <= rows; j += 4, at += 4 * kPanel) {
+        for (int i = 0; i < 4; ++i) {
+          const Vec weight = exp2(load(at + i * kPanel) - base);
+          store(at + i * kPanel, weight);
+          part[i] += weight;
+        }
+      }
+      for (; j < rows; ++j, at += kPanel) {
+        const Vec weight = exp2(load(at) - base);
+        store(at, weight);
+        part[0] += weight;
+      }
+    } else {
+      store(s.m + n * kW, Vec{});
+      decay[n] = all(1.0f);
+      for (int j = 0; j < rows; ++j, at += kPanel) {
+        const Vec weight = sigmoid2(load(at) + s.rules.shift);
+        store(at, weight);
+        part[j & 3] += weight;
+      }
+    }
+    const Vec sum = (part[0] + part[1]) + (part[2] + part[3]);
+    for (int i = 0; i < kW; ++i) {
+      double& l = s.l[n * kW + i];
+      l = l * static_cast<double>(decay[n][i]) + static_cast<double>(sum[i]);
+    }
+  }
+  values<kPanel, true>(s.pieces, s.piece_count, static_cast<const float*>(s.v), s.d_v, kTile, p,
+                       decay, s.o);
+}
+
+// --- Backward
+// --------------------------------------------------------------------------------------
+
+// A pack of a tile of queries, or of their dO: panels for products over d, then rows, padded, for
+// those over queries.
+long panels_floats(int d) { return static_cast<long>(kBackwardLanes) * d; }
+long q_backward_bytes(int d) {
+  return 4L * (panels_floats(d) + static_cast<long>(kBackwardLanes) * up(d, kPanel));
+}
+// A pack of a tile of keys: by row, then by slab. Of values: by row.
+long k_backward_bytes(int d) { return 2 * 4L * kBackwardTile * d; }
+long v_backward_bytes(int d) { return 4L * (kBackwardTile * d + kW); }
+
+constexpr long kStage = static_cast<long>(kBackwardTile + kM) * kPanel;
+constexpr long kWeights = static_cast<long>(kBackwardTile) * kBackwardLanes;
+long backward_bytes(int, int) { return 4L * (3 * kStage + 2 * kWeights); }
+
+void pack_q_backward(const void* const* row, int panels, Element element, int d, float factor,
+                     void* to) {
+  auto* out = static_cast<float*>(to);
+  for (int p = 0; p < panels; ++p) {
+    pack_panel(row + p * kPanel, element, d, factor, out + static_cast<long>(p) * kPanel * d);
+  }
+  out += panels_floats(d);
+  const int width = up(d, kPanel);
+  for (int lane = 0; lane < panels * kPanel; ++lane, out += width) {
+    int i = 0;
+    if (row[lane] != nullptr) {
+      for (; i + kW <= d; i += kW) store(out + i, get_vector(row[lane], element, i));
+      for (; i < d; ++i) out[i] = get(row[lane], element, i);
+    }
+    for (; i < width; ++i) out[i] = 0;
+  }
+}
+
+void pack_k_backward(const Rows& k, void* to) {
+  auto* out = static_cast<float*>(to);
+  pack_by_row(k, out);
+  pack_by_slab(k, kBackwardTile, out + static_cast<long>(kBackwardTile) * k.dim);
+}
+void pack_v_backward(const Rows& v, void* to) { pack_by_row(v, static_cast<float*>(to)); }
+
+/// c[kM][width] += a[kM][depth] b[depth][width]; rows of a are kBackwardLanes apart.
+void by_lane(const float* a, const float* b, int depth, int width, float* c) {
+  for (int col = 0; col < width; col += kPanel) {
+    Vec acc[kM][kN];
+    clear(acc);
+    const float* from = b + col;
+    for (int i = 0; i < depth; ++i, from += width) {
+      Vec column[kN];
+#pragma GCC unroll 16
+      for (int n = 0; n < kN; ++n) column[n] = load(from + n * kW);
+#pragma GCC unroll 16
+      for (int m = 0; m < kM; ++m) {
+        const Vec x = all(a[m * kBackwardLanes + i]);
+#pragma GCC unroll 16
+        for (int n = 0; n < kN; ++n) acc[m][n] += x * column[n];
+      }
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < kM; ++m) {
+#pragma GCC unroll 16
+      for (int n = 0; n < kN; ++n) {
+        float* to = c + static_cast<long>(m) * width + col + n * kW;
+        store(to, load(to) + acc[m][n]);
+      }
+    }
+  }
+}
+
+/// From scores and dP to P and dS of one piece, rows kBackwardLanes apart in pt, dst.
+template <bool Masked>
+void differentiate(const BackwardStep& s, const Piece& piece, const float* score, const float* dp,
+                   const float* derivative, float shift, const float* lse, const float* delta,
+                   float* pt, float* dst) {
+  for (int n = 0; n < kN; ++n) {
+    const bool softmax = s.normalizer == Normalizer::softmax;
+    const Vec base = softmax ? load(lse + n * kW) : Vec{};
+    const Vec mean = softmax ? load(delta + n * kW) : Vec{};
+    for (int j = 0; j < piece.count; ++j) {
+      const int at = (j * kN + n) * kW;
+      const Vec x = load(score + at);
+      const Vec weight = softmax ? exp2(x - base) : sigmoid2(x + shift);
+      Vec ds = weight * (load(dp + at) - mean);
+      if (!softmax) ds = ds * (1.0f - weight);
+      if (derivative != nullptr) ds = ds * load(derivative + at);
+      // A forbidden pair has weight 0; its dP may be anything.
+      if constexpr (Masked) ds = weight == Vec{} ? Vec{} : ds;
+      store(pt + j * kBackwardLanes + n * kW, weight);
+      store(dst + j * kBackwardLanes + n * kW, ds);
+    }
+  }
+}
+
+void add_panel(const float* panel, int d, float factor, float* const* row) {
+  for (int n = 0; n < kN; ++n, panel += kW, row += kW) {
+    int i = 0;
+    for (; i + kW <= d; i += kW) {
+      Vec t[kW];
+#pragma GCC unroll 16
+      for (int j = 0; j < kW; ++j) t[j] = load(panel + (i + j) * kPanel);
+      transpose(t);
+#pragma GCC unroll 16
+      for (int m = 0; m < kW; ++m) {
+        if (row[m] != nullptr) store(row[m] + i, load(row[m] + i) + t[m] * factor);
+      }
+    }
+    for (; i < d; ++i) {
+      for (int m = 0; m < kW; ++m) {
+        if (row[m] != nullptr) row[m][i] += panel[i * kPanel + m] * factor;
+      }
+    }
+  }
+}
+
+void backward(const BackwardStep& s) {
+  auto* score = static_cast<float*>(s.scratch);
+  float* dp = score + kStage;
+  float* derivative = dp + kStage;
+  float* pt = derivative + kStage;
+  float* dst = pt + kWeights;
+  const auto* q = static_cast<const float*>(s.q);
+  const auto* d_o = static_cast<const float*>(s.d_o);
+  const auto* k = static_cast<const float*>(s.k);
+  const auto* v = static_cast<const float*>(s.v);
+
+  // Rows of P^T and dS^T that some panel fills are zero in the panels that do not.
+  bool live[kBackwardTile / kGranule] = {};
+  for (int p = 0; p < s.panels; ++p) {
+    for (int t = 0; t < s.piece_counts[p]; ++t) {
+      const Piece& piece = s.pieces[p][t];
+      const int end = (piece.first + piece.count + kGranule - 1) / kGranule;
+      for (int g = piece.first / kGranule; g < end; ++g) live[g] = true;
+    }
+  }
+  const auto clear = [&](int p, int begin, int end) {
+    for (int j = begin; j < end; ++j) {
+      if (!live[j / kGranule]) continue;
+      for (int n = 0; n < kN; ++n) {
+        store(pt + j * kBackwardLanes + p * kPanel + n * kW, Vec{});
+        store(dst + j * kBackwardLanes + p * kPanel + n * kW, Vec{});
+      }
+    }
+  };
+
+  for (int p = 0; p < s.panels; ++p) {
+    int filled = 0;
+    for (int t = 0; t < s.piece_counts[p]; ++t) {
+      const Piece& piece = s.pieces[p][t];
+      clear(p, filled, piece.first);
+      filled = piece.first + piece.count;
+      scores(k, s.d_qk, q + static_cast<long>(p) * kPanel * s.d_qk, piece, score, nullptr);
+      scores(v, s.d_v, d_o + static_cast<long>(p) * kPanel * s.d_v, piece, dp, nullptr);
+      apply_rules<kN>(s.rules[p], piece, score, derivative);
+      if (piece.masked) forbid<kN>(s.allowed[p], piece, score);
+      const auto run = piece.masked ? differentiate<true> : differentiate<false>;
+      run(s, piece, score, dp, s.rules[p].cap != 0 ? derivative : nullptr, s.rules[p].shift,
+          s.lse + p * kPanel, s.delta + p * kPanel, pt + piece.first * kBackwardLanes + p * kPanel,
+          dst + piece.first * kBackwardLanes + p * kPanel);
+    }
+    clear(p, filled, kBackwardTile);
+    values<kBackwardLanes, false>(
+        s.pieces[p], s.piece_counts[p], k + static_cast<long>(kBackwardTile) * s.d_qk, s.d_qk,
+        kBackwardTile, dst + p * kPanel, nullptr, s.dq + static_cast<long>(p) * s.d_qk * kPanel);
+  }
+
+  const int width_q = up(s.d_qk, kPanel);
+  const int width_v = up(s.d_v, kPanel);
+  const int depth = s.panels * kPanel;
+  for (int j = 0; j < kBackwardTile; j += kM) {
+    if (!live[j / kGranule]) continue;
+    by_lane(pt + j * kBackwardLanes, d_o + panels_floats(s.d_v), depth, width_v,
+            s.dv + static_cast<long>(j) * width_v);
+    by_lane(dst + j * kBackwardLanes, q + panels_floats(s.d_qk), depth, width_q,
+            s.dk + static_cast<long>(j) * width_q);
+  }
+}
+
+// --- Decode
+// ----------------------------------------------------------------------------------------
+
+// A block of keys is scored, then its values are summed. Memory sets the pace, so each of the two
+// asks for what the other one reads next: the values of this block, the keys of the next one.
+constexpr int kDecodeLanes = 8;
+constexpr int kDecodeKeys = 32;  // of a block
+constexpr int kDecodeN = kDecodeLanes > kW ? kDecodeLanes / kW : 1;
+
+constexpr int size_of(Element element) { return element == Element::f4 ? 4 : 2; }
+
+inline float sum_of(Vec x) {
+  float sum = 0;
+  for (int i = 0; i < kW; ++i) sum += x[i];
+  return sum;
+}
+
+/// t[0] becomes the sums of the numbers of each of the kW vectors: see transpose.
+template <int Step = 1>
+inline void sums_of(Vec (&t)[kW]) {
+  Int low;
+  Int high;
+  for (int j = 0; j < kW; ++j) {
+    low[j] = (j & Step) == 0 ? j : kW + j - Step;
+    high[j] = (j & Step) == 0 ? j + Step : kW + j;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kW; i += 2 * Step) {
+    t[i] = shuffle(t[i], t[i + Step], low) + shuffle(t[i], t[i + Step], high);
+  }
+  if constexpr (2 * Step < kW) sums_of<2 * Step>(t);
+}
+
+/// Asks for the bytes [begin, end) of a row.
+inline void ask_for(const char* row, long begin, long end) {
+  for (long i = begin; i < end; i += 64) __builtin_prefetch(row + i);
+}
+
+/// score[lane][kDecodeKeys] of keys [first, first + count); asks for their values.
+template <int F, Element E>
+void decode_scores(const DecodeStep& s, int first, int count, float* score) {
+  // A vector for each lane and key, so many keys at once that there are kW of them, where that
+  // goes.
+  constexpr int kLanes = F <= 1 ? 1 : F <= 2 ? 2 : F <= 4 ? 4 : 8;
+  constexpr int kKeys = kLanes >= kW ? 1 : kW / kLanes;
+  const int d = s.k.dim;
+  const int whole = d / kW * kW;
+  for (int j = 0; j < count; j += kKeys) {
+    const void* row[kKeys];
+    for (int x = 0; x < kKeys; ++x) {
+      const int key = first + (j + x < count ? j + x : count - 1);
+      row[x] = row_of(s.k, key);
+      ask_for(static_cast<const char*>(row_of(s.v, key)), 0, s.v.dim * size_of(E));
+    }
+    Vec acc[kKeys][kLanes];
+#pragma GCC unroll 16
+    for (int x = 0; x < kKeys; ++x) {
+#pragma GCC unroll 8
+      for (int f = 0; f < kLanes; ++f) acc[x][f] = Vec{};
+    }
+    for (int i = 0; i < whole; i += kW) {
+      Vec key[kKeys];
+#pragma GCC unroll 16
+      for (int x = 0; x < kKeys; ++x) key[x] = get_vector(row[x], E, i);
+#pragma GCC unroll 8
+      for (int f = 0; f < F; ++f) {
+        const Vec q = load(s.q + static_cast<long>(f) * d + i);
+#pragma GCC unroll 16
+        for (int x = 0; x < kKeys; ++x) acc[x][f] += key[x] * q;
+      }
+    }
+    float dot[kKeys][kLanes];
+    if constexpr (kKeys * kLanes == kW) {
+      Vec t[kW];
+#pragma GCC unroll 16
+      for (int n = 0; n < kW; ++n) t[n] = acc[n / kLanes][n % kLanes];
+      sums_of(t);
+      __builtin_memcpy(dot, &t[0], sizeof t[0]);
+    } else {
+      for (int f = 0; f < F; ++f) dot[0][f] = sum_of(acc[0][f]);
+    }
+    for (int x = 0; x < kKeys && j + x < count; ++x) {
+      for (int f = 0; f < F; ++f) {
+        float sum = dot[x][f];
+        for (int i = whole; i < d; ++i)
+          sum += get(row[x], E, i) * s.q[static_cast<long>(f) * d + i];
+        score[f * kDecodeKeys + j + x] = sum;
+      }
+    }
+  }
+}
+
+template <int X>
+struct Count {
+  static constexpr int value = X;
+};
+
+/// o[lane] += weight[lane][key] v[key]; asks for the keys [next, next + count).
+template <int F, Element E>
+void decode_values(const DecodeStep& s, int first, int count, int next, const float* weight) {
+  constexpr int kVectors = (F <= 2 ? 8 : F <= 4 ? 4 : 2) / (kW == 16 ? 1 : 2);
+  const int d = s.v.dim;
+  int i = 0;
+  const auto slab = [&](auto vectors) {
+    constexpr int kX = decltype(vectors)::value;
+    // As much of the next keys as this slab is of the values; the last one asks for the rest.
+    const long begin = static_cast<long>(i) * size_of(E);
+    const bool last = i + (kX + 1) * kW > d;
+    const long end = (last ? s.k.dim : i + kX * kW < s.k.dim ? i + kX * kW : s.k.dim) * size_of(E);
+    Vec acc[F][kX];
+#pragma GCC unroll 8
+    for (int f = 0; f < F; ++f) {
+#pragma GCC unroll 8
+      for (int x = 0; x < kX; ++x) acc[f][x] = load(s.o + static_cast<long>(f) * d + i + x * kW);
+    }
+    for (int j = 0; j < count; ++j) {
+      if (next + j < s.k.count) {
+        ask_for(static_cast<const char*>(row_of(s.k, next + j)), begin, end);
+      }
+      const void* row = row_of(s.v, first + j);
+      Vec column[kX];
+#pragma GCC unroll 8
+      for (int x = 0; x < kX; ++x) column[x] = get_vector(row, E, i + x * kW);
+#pragma GCC unroll 8
+      for (int f = 0; f < F; ++f) {
+        const Vec w = all(weight[f * kDecodeKeys + j]);
+#pragma GCC unroll 8
+        for (int x = 0; x < kX; ++x) acc[f][x] += w * column[x];
+      }
+    }
+#pragma GCC unroll 8
+    for (int f = 0; f < F; ++f) {
+#pragma GCC unroll 8
+      for (int x = 0; x < kX; ++x) store(s.o + static_cast<long>(f) * d + i + x * kW, acc[f][x]);
+    }
+    i += kX * kW;
+  };
+  while (i + kVectors * kW <= d) slab(Count<kVectors>{});
+  while (i + kW <= d) slab(Count<1>{});
+  for (; i < d; ++i) {
+    for (int j = 0; j < count; ++j) {
+      const float x = get(row_of(s.v, first + j), E, i);
+      for (int f = 0; f < F; ++f) {
+        s.o[static_cast<long>(f) * d + i] += weight[f * kDecodeKeys + j] * x;
+      }
+    }
+  }
+}
+
+/// The same where lanes do not see every key: a weight of 0 does not keep NaN or infinity out.
+void decode_values_seen(const DecodeStep& s, int first, int count, const float* weight) {
+  const int d = s.v.dim;
+  for (int f = 0; f < s.lanes; ++f) {
+    float* o = s.o + static_cast<long>(f) * d;
+    for (int j = 0; j < count; ++j) {
+      const float w = weight[f * kDecodeKeys + j];
+      if (w == 0) continue;
+      const void* row = row_of(s.v, first + j);
+      int i = 0;
+      for (; i + kW <= d; i += kW) {
+        store(o + i, load(o + i) + get_vector(row, s.v.element, i) * w);
+      }
+      for (; i < d; ++i) o[i] += w * get(row, s.v.element, i);
+    }
+  }
+}
+
+/// Rules and masks, through the layout in which lanes are neighbours.
+void decode_rules(const DecodeStep& s, const Piece& block, float* score) {
+  alignas(64) float turned[kDecodeKeys * kDecodeN * kW] = {};
+  constexpr int kRow = kDecodeN * kW;
+  if (!absent(s.rules)) {
+    for (int j = 0; j < block.count; ++j) {
+      for (int f = 0; f < s.lanes; ++f) turned[j * kRow + f] = score[f * kDecodeKeys + j];
+    }
+    // What the rules say of lanes is held for s.lanes lanes only: let the vectors end in the last.
+    alignas(64) float slope[kRow] = {};
+    alignas(64) int query[kRow] = {};
+    const float* bias[kRow];
+    ScoreRules rules = s.rules;
+    for (int f = 0; f < kRow; ++f) {
+      const int lane = f < s.lanes ? f : s.lanes - 1;
+      if (rules.slope != nullptr) slope[f] = rules.slope[lane];
+      if (rules.query != nullptr) query[f] = rules.query[lane];
+      if (rules.bias != nullptr) bias[f] = s.rules.bias[lane];
+    }
+    if (rules.slope != nullptr) rules.slope = slope;
+    if (rules.query != nullptr) rules.query = query;
+    if (rules.bias != nullptr) rules.bias = bias;
+    apply_rules<kDecodeN>(rules, block, turned, nullptr);
+    for (int j = 0; j < block.count; ++j) {
+      for (int f = 0; f < s.lanes; ++f) score[f * kDecodeKeys + j] = turned[j * kRow + f];
+    }
+  }
+  if (!block.masked) return;
+  for (int f = 0; f < s.lanes; ++f) {
+    for (int j = 0; j < block.count; ++j) {
+      const int key = block.first + j;
+      const bool sees =
+          s.bits != nullptr ? (s.bits[key] >> f & 1u) != 0 : key >= s.begin[f] && key < s.end[f];
+      if (!sees) score[f * kDecodeKeys + j] = -kInf;
+    }
+  }
+}
+
+template <int F, Element E>
+void decode_lanes(const DecodeStep& s) {
+  alignas(64) float score[F * kDecodeKeys];
+  const int d = s.v.dim;
+  const bool plain = absent(s.rules);
+  for (int t = 0; t < s.piece_count; ++t) {
+    for (int from = 0; from < s.pieces[t].count; from += kDecodeKeys) {
+      Piece block = s.pieces[t];
+      block.first += from;
+      block.count = block.count - from < kDecodeKeys ? block.count - from : kDecodeKeys;
+      decode_scores<F, E>(s, block.first, block.count, score);
+      if (!plain || block.masked) decode_rules(s, block, score);
+      for (int f = 0; f < F; ++f) {
+        float* at = score + f * kDecodeKeys;
+        // Whole vectors: what stands behind the last key weighs nothing.
+        const int whole = up(block.count, kW);
+        for (int j = block.count; j < whole; ++j) at[j] = -kInf;
+        Vec sum = {};
+        if (s.normalizer == Normalizer::softmax) {
+          Vec tops = all(-kInf);
+          for (int j = 0; j < whole; j += kW) tops = max(load(at + j), tops);
+          float now = s.m[f];
+          for (int i = 0; i < kW; ++i) now = tops[i] > now ? tops[i] : now;
+          const float base = now == -kInf ? 0.0f : now;
+          if (now != s.m[f]) {
+            const float decay = exp2(all(s.m[f] - base))[0];
+            s.m[f] = now;
+            s.l[f] *= static_cast<double>(decay);
+            for (int i = 0; i < d; ++i) s.o[static_cast<long>(f) * d + i] *= decay;
+          }
+          for (int j = 0; j < whole; j += kW) {
+            const Vec weight = exp2(load(at + j) - base);
+            store(at + j, weight);
+            sum += weight;
+          }
+        } else {
+          s.m[f] = 0;
+          for (int j = 0; j < whole; j += kW) {
+            const Vec weight = sigmoid2(load(at + j) + s.rules.shift);
+            store(at + j, weight);
+            sum += weight;
+          }
+        }
+        s.l[f] += static_cast<double>(sum_of(sum));
+      }
+      if (block.masked) {
+        decode_values_seen(s, block.first, block.count, score);
+      } else {
+        decode_values<F, E>(s, block.first, block.count, block.first + block.count, score);
+      }
+    }
+  }
+}
+
+void decode(const DecodeStep& s) {
+  const bool f4 = s.k.element == Element::f4;
+  switch (s.lanes) {
+#define DATTN_CASE(F)                                                         \
+  case F:                                                                     \
+    f4 ? decode_lanes<F, Element::f4>(s) : decode_lanes<F, Element::bf16>(s); \
+    break;
+    DATTN_CASE(1)
+    DATTN_CASE(2)
+    DATTN_CASE(3)
+    DATTN_CASE(4)
+    DATTN_CASE(5)
+    DATTN_CASE(6)
+    DATTN_CASE(7)
+    DATTN_CASE(8)
+#undef DATTN_CASE
+    default:
+      __builtin_unreachable();
+  }
+}
+
+// --- Table
+// -----------------------------------------------------------------------------------------
+
+#if defined(__x86_64__)
+constexpr unsigned kDenormalsAreZero = 0x8040;  // FTZ and DAZ of MXCSR
+long enter() {
+  const unsigned before = _mm_getcsr();
+  _mm_setcsr(before | kDenormalsAreZero);
+  return static_cast<long>(before);
+}
+void leave(long before) { _mm_setcsr(static_cast<unsigned>(before)); }
+#elif defined(__aarch64__)
+long enter() {
+  unsigned long before;
+  asm volatile("mrs %0, fpcr" : "=r"(before));
+  asm volatile("msr fpcr, %0" : : "r"(before | (1ul << 24)));  // FZ
+  return static_cast<long>(before);
+}
+void leave(long before) { asm volatile("msr fpcr, %0" : : "r"(before)); }
+#else
+long enter() { return 0; }
+void leave(long) {}
+#endif
+
+constexpr Kernel kKernel{
+    .lanes = kPanel,
+    .granule = kGranule,
+    .tile = kTile,
+    .backward_tile = kBackwardTile,
+    .backward_panels = kBackwardPanels,
+    .pad = kPanel,
+    .q_size = panel_bytes,
+    .k_size = k_bytes,
+    .v_size = v_bytes,
+    .forward_scratch = forward_bytes,
+    .pack_q = pack_q,
+    .pack_k = pack_k,
+    .pack_v = pack_v,
+    .forward = forward,
+    .q_backward_size = q_backward_bytes,
+    .k_backward_size = k_backward_bytes,
+    .v_backward_size = v_backward_bytes,
+    .backward_scratch = backward_bytes,
+    .pack_q_backward = pack_q_backward,
+    .pack_k_backward = pack_k_backward,
+    .pack_v_backward = pack_v_backward,
+    .backward = backward,
+    .add_panel = add_panel,
+    .decode = decode,
+    .enter = enter,
+    .leave = leave,
+};
+
+}  // namespace
+
+const Kernel& kernel() { return kKernel; }
+
+}  // namespace dattn::DATTN_ISA

@@ -1,0 +1,174 @@
+#include "kernels/live.hpp"
+
+#include <algorithm>
+#include <array>
+
+#include "kernels/check.hpp"
+
+namespace dattn {
+
+std::vector<HeadGroup> head_groups(const Where& where, const Mask& mask) {
+  std::vector<HeadGroup> groups;
+  Index variant = 0;
+  for (Index h = where.query_heads.begin; h < where.query_heads.end; ++h) {
+    const Index key = where.shape.key_head(h) - where.key_heads.begin;
+    const Index value = where.shape.value_head(h) - where.value_heads.begin;
+    const Index local = h - where.query_heads.begin;
+    if (!groups.empty() && groups.back().key_head == key && groups.back().value_head == value &&
+        mask.variant(h) == variant) {
+      groups.back().heads.end = local + 1;
+    } else {
+      variant = mask.variant(h);
+      groups.push_back({{local, local + 1}, key, value});
+    }
+  }
+  return groups;
+}
+
+LiveRows::LiveRows(const Where& where, const Mask& mask, Index head, Range rows) : rows_(rows) {
+  first_.reserve(static_cast<std::size_t>(rows.size()) + 1);
+  first_.push_back(0);
+  const Runs queries = part(where.queries, rows);
+  // What all rows at once see of a run spares most of the questions about single rows.
+  std::vector<Cover> covers;
+  for (const Run& k : where.keys) {
+    bool none = true;
+    bool all = true;
+    for (const Run& q : queries) {
+      if (q.count == 0) continue;
+      const Cover one = mask.cover(head, q.bounds(), k.bounds());
+      none = none && one == Cover::None;
+      all = all && one == Cover::All;
+    }
+    covers.push_back(none ? Cover::None : all ? Cover::All : Cover::Some);
+  }
+  std::vector<Range> spans;
+  for (const Run& q : queries) {
+    for (Index i = 0; i < q.count; ++i) {
+      const std::size_t begin = spans_.size();
+      const auto add = [&](Range members) {
+        if (members.empty()) return;
+        if (spans_.size() > begin && spans_.back().end == members.begin) {
+          spans_.back().end = members.end;
+        } else {
+          spans_.push_back(members);
+        }
+      };
+      Index before = 0;
+      for (std::size_t n = 0; n < covers.size(); ++n) {
+        const Run& k = where.keys[n];
+        if (covers[n] == Cover::All) {
+          add({before, before + k.count});
+        } else if (covers[n] == Cover::Some) {
+          spans.clear();
+          mask.spans(head, q.at(i), k.bounds(), spans);
+          for (const Range span : spans) {
+            const Range members = k.inside(span);
+            add({before + members.begin, before + members.end});
+          }
+        }
+        before += k.count;
+      }
+      first_.push_back(spans_.size());
+    }
+  }
+}
+
+std::span<const Range> LiveRows::from(Index row, Index key) const {
+  const std::span<const Range> spans = of(row);
+  const auto first = std::upper_bound(spans.begin(), spans.end(), key,
+                                      [](Index at, const Range& span) { return at < span.end; });
+  return {first, spans.end()};
+}
+
+void LiveRows::pieces(Range rows, Range tile, int granule, std::vector<Piece>& out) const {
+  out.clear();
+  const auto count = static_cast<int>(tile.size());
+  // Most tiles are seen by all rows or by none.
+  bool all = true;
+  bool none = true;
+  for (Index row = rows.begin; row < rows.end; ++row) {
+    const std::span<const Range> spans = from(row, tile.begin);
+    all = all && !spans.empty() && spans.front().contains(tile);
+    none = none && (spans.empty() || spans.front().begin >= tile.end);
+    if (!all && !none) break;
+  }
+  if (none) return;
+  if (all) {
+    out.push_back({0, count, false});
+    return;
+  }
+  // Pairs seen of each granule.
+  constexpr int kMost = 64;
+  std::array<Index, kMost> seen{};
+  const int granules = (count + granule - 1) / granule;
+  CHECK(granules <= kMost, granules);
+  for (Index row = rows.begin; row < rows.end; ++row) {
+    for (const Range span : from(row, tile.begin)) {
+      if (span.begin >= tile.end) break;
+      const Range part = intersect(span, tile);
+      for (Index at = part.begin; at < part.end;) {
+        const Index g = (at - tile.begin) / granule;
+        const Index end = std::min(part.end, tile.begin + (g + 1) * granule);
+        seen[static_cast<std::size_t>(g)] += end - at;
+        at = end;
+      }
+    }
+  }
+  for (int g = 0; g < granules; ++g) {
+    const Index pairs = seen[static_cast<std::size_t>(g)];
+    if (pairs == 0) continue;
+    const int size = std::min(granule, count - g * granule);
+    const bool masked = pairs < rows.size() * size;
+    if (!out.empty() && out.back().masked == masked &&
+        out.back().first + out.back().count == g * granule) {
+      out.back().count += size;
+    } else {
+      out.push_back({g * granule, size, masked});
+    }
+  }
+}
+
+bool LiveRows::interval(Index row, Range tile, Range& out) const {
+  const std::span<const Range> spans = from(row, tile.begin);
+  if (spans.empty() || spans.front().begin >= tile.end) {
+    out = {0, 0};
+    return true;
+  }
+  const Range part = intersect(spans.front(), tile);
+  out = {part.begin - tile.begin, part.end - tile.begin};
+  return spans.size() == 1 || spans[1].begin >= tile.end;
+}
+
+void LiveRows::mark(Index row, Range tile, unsigned bit, unsigned* words) const {
+  for (const Range span : from(row, tile.begin)) {
+    if (span.begin >= tile.end) break;
+    const Range part = intersect(span, tile);
+    for (Index k = part.begin; k < part.end; ++k) words[k - tile.begin] |= bit;
+  }
+}
+
+Lanes LaneMasks::spell(const LiveRows& live, std::span<const Index> row_of_lane, Range tile) {
+  bool intervals = true;
+  for (std::size_t lane = 0; lane < row_of_lane.size(); ++lane) {
+    Range seen{0, 0};
+    if (row_of_lane[lane] >= 0) {
+      // The heads of a row see the same.
+      if (lane > 0 && row_of_lane[lane] == row_of_lane[lane - 1]) {
+        seen = {begin_[lane - 1], end_[lane - 1]};
+      } else {
+        intervals = live.interval(row_of_lane[lane], tile, seen) && intervals;
+      }
+    }
+    begin_[lane] = static_cast<int>(seen.begin);
+    end_[lane] = static_cast<int>(seen.end);
+  }
+  if (intervals) return {begin_.data(), end_.data(), nullptr};
+  std::fill(bits_.begin(), bits_.end(), 0u);
+  for (std::size_t lane = 0; lane < row_of_lane.size(); ++lane) {
+    if (row_of_lane[lane] >= 0) live.mark(row_of_lane[lane], tile, 1u << lane, bits_.data());
+  }
+  return {begin_.data(), end_.data(), bits_.data()};
+}
+
+}  // namespace dattn

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <vector>
+
+#include "kernels/attend.hpp"
+
+namespace dattn {
+
+/// Neighbouring query heads that read one key head and one value head under one mask: they share
+/// the packs of K and V and lie side by side in the lanes of a panel. All counted from the block's
+/// first.
+struct HeadGroup {
+  Range heads;
+  Index key_head = 0;
+  Index value_head = 0;
+
+  /// Lanes are numbered row by row, the heads of a row side by side.
+  Index row(Index lane) const { return lane / heads.size(); }
+  Index head(Index lane) const { return heads.begin + lane % heads.size(); }
+};
+
+std::vector<HeadGroup> head_groups(const Where& where, const Mask& mask);
+
+/// Which keys of a block some rows of queries see, in indices of key rows: per row ascending
+/// intervals that do not touch.
+class LiveRows {
+ public:
+  /// The query rows `rows` of the block, for one (global) head.
+  LiveRows(const Where& where, const Mask& mask, Index head, Range rows);
+
+  bool none() const { return spans_.empty(); }
+  Range rows() const { return rows_; }
+
+  /// What the query rows [rows.begin, rows.end), a part of rows(), see of the keys `tile`.
+  /// Pieces are cut at multiples of `granule` from tile.begin.
+  void pieces(Range rows, Range tile, int granule, std::vector<Piece>& out) const;
+
+  /// The keys of `tile` that `row` sees, counted from tile.begin: as one interval, if they are one
+  /// (empty: {0, 0}); else false.
+  bool interval(Index row, Range tile, Range& out) const;
+  /// Sets `bit` in the words of the keys of `tile` that `row` sees.
+  void mark(Index row, Range tile, unsigned bit, unsigned* words) const;
+
+ private:
+  std::span<const Range> of(Index row) const {
+    const auto i = static_cast<std::size_t>(row - rows_.begin);
+    return {spans_.data() + first_[i], first_[i + 1] - first_[i]};
+  }
+  /// The first span of `row` that ends behind `key`, and those after it.
+  std::span<const Range> from(Index row, Index key) const;
+
+  Range rows_;
+  std::vector<Range> spans_;
+  std::vector<std::size_t> first_;  ///< of each row, in spans_
+};
+
+/// Intervals or bits of the lanes of a panel, as a kernel wants them.
+class LaneMasks {
+ public:
+  LaneMasks(int lanes, int tile)
+      : begin_(static_cast<std::size_t>(lanes)),
+        end_(static_cast<std::size_t>(lanes)),
+        bits_(static_cast<std::size_t>(tile)) {}
+
+  /// Lane i of the panel belongs to row `row_of_lane[i]`, negative: to none.
+  Lanes spell(const LiveRows& live, std::span<const Index> row_of_lane, Range tile);
+
+ private:
+  std::vector<int> begin_, end_;
+  std::vector<unsigned> bits_;
+};
+
+}  // namespace dattn

@@ -1,0 +1,142 @@
+#include "kernels/panel.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "kernels/check.hpp"
+#include "kernels/partial.hpp"
+
+namespace dattn {
+namespace {
+
+constexpr auto kLog2E = static_cast<float>(std::numbers::log2e);
+
+Index position_of(const Runs& runs, Index row) { return part(runs, {row, row + 1}).front().first; }
+
+int near(Index position, Index base) {
+  constexpr Index kFar = 1 << 30;  // so that differences fit in an int
+  return static_cast<int>(std::clamp(position - base, -kFar, kFar));
+}
+
+}  // namespace
+
+BlockRules::BlockRules(const Score& score, const Where& where)
+    : score_(score),
+      where_(where),
+      factor_(static_cast<float>(score.soft_cap > 0 ? score.scale / score.soft_cap
+                                                    : score.scale * std::numbers::log2e)),
+      bias_(score.bias) {
+  for (float& x : bias_) x *= kLog2E;
+}
+
+PanelRules::PanelRules(const BlockRules& block, int lanes, int tile) : block_(block) {
+  const auto n = static_cast<std::size_t>(lanes);
+  const auto m = static_cast<std::size_t>(tile);
+  const Score& score = block.score_;
+  if (!score.alibi.empty()) slope_.resize(n);
+  if (!score.bias.empty()) bias_.resize(n);
+  if (!slope_.empty() || !bias_.empty()) {
+    query_.resize(n);
+    key_.resize(m);
+  }
+  if (block.where_.key_weights.data != nullptr) weight_.resize(m);
+}
+
+void PanelRules::lanes(std::span<const Index> row_of_lane, std::span<const Index> head_of_lane) {
+  if (query_.empty()) return;
+  const Score& score = block_.score_;
+  const Index width = 2 * score.reach + 1;
+  base_ = position_of(block_.where_.queries, std::max<Index>(row_of_lane.front(), 0));
+  for (std::size_t i = 0; i < query_.size(); ++i) {
+    const bool used = i < row_of_lane.size() && row_of_lane[i] >= 0;
+    const Index head = block_.where_.query_heads.begin + (used ? head_of_lane[i] : 0);
+    query_[i] = used ? near(position_of(block_.where_.queries, row_of_lane[i]), base_) : 0;
+    if (!slope_.empty()) slope_[i] = kLog2E * score.alibi[static_cast<std::size_t>(head)];
+    if (!bias_.empty()) bias_[i] = block_.bias_.data() + head * width;
+  }
+}
+
+void PanelRules::keys(Range tile, Index key_head) {
+  if (!key_.empty()) {
+    std::size_t to = 0;
+    for (const Run& run : part(block_.where_.keys, tile)) {
+      for (Index i = 0; i < run.count; ++i) key_[to++] = near(run.at(i), base_);
+    }
+  }
+  if (!weight_.empty()) {
+    for (Index i = 0; i < tile.size(); ++i) {
+      weight_[static_cast<std::size_t>(i)] =
+          kLog2E * *block_.where_.key_weights.at(tile.begin + i, key_head);
+    }
+  }
+}
+
+ScoreRules PanelRules::rules() const {
+  const Score& score = block_.score_;
+  return {.cap = static_cast<float>(score.soft_cap * std::numbers::log2e),
+          .slope = slope_.empty() ? nullptr : slope_.data(),
+          .bias = bias_.empty() ? nullptr : bias_.data(),
+          .reach = static_cast<int>(score.reach),
+          .query = query_.empty() ? nullptr : query_.data(),
+          .key = key_.empty() ? nullptr : key_.data(),
+          .key_weight = weight_.empty() ? nullptr : weight_.data(),
+          .shift = static_cast<float>(score.shift * std::numbers::log2e)};
+}
+
+namespace {
+
+void check_score(const Score& score, const Where& where) {
+  const auto heads = static_cast<std::size_t>(where.shape.query_heads);
+  CHECK(score.soft_cap >= 0 && std::isfinite(score.soft_cap), score.soft_cap);
+  CHECK(score.alibi.empty() || score.alibi.size() == heads, score.alibi.size(), heads);
+  CHECK(score.reach >= 0 && score.reach < (Index{1} << 30), score.reach);
+  CHECK(score.bias.empty() ||
+            score.bias.size() == heads * static_cast<std::size_t>(2 * score.reach + 1),
+        score.bias.size(), heads, score.reach);
+  const View<const float>& weights = where.key_weights;
+  CHECK(weights.data == nullptr || (weights.rows == size(where.keys) && weights.dim == 1 &&
+                                    weights.heads == where.key_heads.size()),
+        weights.rows, weights.heads, weights.dim);
+}
+
+}  // namespace
+
+void merge_lane(float m_base2, double l, const float* o, Index stride, float* record, Index d_v) {
+  if (l == 0) return;  // no key; a row of NaN scores has m = -inf too, but l = NaN
+  const double m = static_cast<double>(m_base2) * std::numbers::ln2;
+  const float top = std::max(static_cast<float>(m), record[0]);
+  const double here = std::exp(m - static_cast<double>(top));
+  const double there =
+      record[1] == 0 ? 0.0 : std::exp(static_cast<double>(record[0]) - static_cast<double>(top));
+  record[0] = top;
+  record[1] = static_cast<float>(l * here + static_cast<double>(record[1]) * there);
+  for (Index i = 0; i < d_v; ++i) {
+    record[2 + i] = static_cast<float>(static_cast<double>(o[i * stride]) * here +
+                                       static_cast<double>(record[2 + i]) * there);
+  }
+}
+
+template <class T>
+void check_attend(View<const T> q, View<const T> k, View<const T> v, const Where& where,
+                  const Work& work) {
+  const Shape& shape = where.shape;
+  CHECK(q.rows == size(where.queries), q.rows);
+  CHECK(k.rows == size(where.keys) && v.rows == k.rows, k.rows, v.rows);
+  CHECK(q.heads == where.query_heads.size(), q.heads);
+  CHECK(k.heads == where.key_heads.size() && v.heads == where.value_heads.size(), k.heads, v.heads);
+  CHECK(q.dim == shape.d_qk && k.dim == shape.d_qk && v.dim == shape.d_v, q.dim, k.dim, v.dim);
+  CHECK(where.key_heads.contains(shape.key_heads_of(where.query_heads)), q.heads);
+  CHECK(where.value_heads.contains(shape.value_heads_of(where.query_heads)), q.heads);
+  CHECK(work.threads >= 1, work.threads);
+  check_score(work.score, where);
+}
+
+template void check_attend(View<const float>, View<const float>, View<const float>, const Where&,
+                           const Work&);
+template void check_attend(View<const BFloat16>, View<const BFloat16>, View<const BFloat16>,
+                           const Where&, const Work&);
+template void check_attend(View<const double>, View<const double>, View<const double>, const Where&,
+                           const Work&);
+
+}  // namespace dattn

@@ -1,0 +1,279 @@
+// Gradients against the reference in double, against finite differences of that reference, and
+// against what is known without any attention code.
+#include "kernels/attend_backward.hpp"
+
+#include <gmock/gmock.h>
+
+#include "tests/kernels/variants.hpp"
+
+namespace dattn {
+namespace {
+
+template <class T>
+struct Gradients {
+  Gradients(const Shape& s, Sum<T> value = 0)
+      : dq(s.queries, s.query_heads, s.d_qk, value),
+        dk(s.keys, s.key_heads, s.d_qk, value),
+        dv(s.keys, s.value_heads, s.d_v, value) {}
+  Tensor<Sum<T>> dq, dk, dv;
+};
+
+/// LSE and delta of the whole problem, from the forward pass.
+template <class T>
+struct Saved {
+  Saved(const Problem<T>& problem, const Tensor<T>& d_o, const Work& work)
+      : lse(problem.shape.queries, problem.shape.query_heads, 1), delta(lse) {
+    const Finished<Sum<T>> forward(attend_whole(problem, work));
+    lse = forward.lse;
+    delta_of(std::as_const(forward.o).view(), d_o.view(), delta.view());
+  }
+  Tensor<Sum<T>> lse, delta;
+};
+
+template <class T>
+Tensor<T> random_cotangent(const Shape& s) {
+  return random_tensor<T>(s.queries, s.query_heads, s.d_v, 4);
+}
+
+/// Adds the gradients of the key rows `keys` for all queries.
+template <class T>
+void backward_keys(const Problem<T>& problem, const Tensor<T>& d_o, const Saved<T>& saved,
+                   const Runs& keys, Work work, Gradients<T>& out) {
+  work.score = problem.score;
+  Where where = everything(problem.shape);
+  where.keys = keys;
+  const auto k = cut(problem.k, keys, where.key_heads, 0);
+  const auto v = cut(problem.v, keys, where.value_heads, 0);
+  Tensor<float> weights(size(keys), problem.shape.key_heads, 1);
+  Tensor<Sum<T>> dk(k.rows, k.heads, k.dim);
+  Tensor<Sum<T>> dv(v.rows, v.heads, v.dim);
+  if (!problem.key_weights.empty()) {
+    Tensor<float> all(problem.shape.keys, problem.shape.key_heads, 1);
+    all.numbers = problem.key_weights;
+    weights = cut(all, keys, where.key_heads, 0);
+    where.key_weights = std::as_const(weights).view();
+  }
+  attend_backward(problem.q.view(), k.view(), v.view(), d_o.view(), saved.lse.view(),
+                  saved.delta.view(), out.dq.view(), dk.view(), dv.view(), where, *problem.mask,
+                  work);
+  Index from = 0;
+  for (const Run& run : keys) {
+    for (Index i = 0; i < run.count; ++i, ++from) {
+      for (Index h = 0; h < k.heads; ++h) {
+        for (Index d = 0; d < k.dim; ++d) out.dk.at(run.at(i), h, d) += dk.at(from, h, d);
+      }
+      for (Index h = 0; h < v.heads; ++h) {
+        for (Index d = 0; d < v.dim; ++d) out.dv.at(run.at(i), h, d) += dv.at(from, h, d);
+      }
+    }
+  }
+}
+
+template <class T>
+Gradients<T> backward_whole(const Problem<T>& problem, const Tensor<T>& d_o, const Saved<T>& saved,
+                            const Work& work) {
+  Gradients<T> out(problem.shape);
+  backward_keys(problem, d_o, saved, {{0, problem.shape.keys, 1}}, work, out);
+  return out;
+}
+
+template <class T>
+double relative(const Tensor<T>& found, const std::vector<double>& right) {
+  double wrong = 0;
+  double norm = 0;
+  for (std::size_t i = 0; i < right.size(); ++i) {
+    const double e = static_cast<double>(found.numbers[i]) - right[i];
+    wrong += e * e;
+    norm += right[i] * right[i];
+  }
+  const double out = norm > 0 ? std::sqrt(wrong / norm) : std::sqrt(wrong);
+  return std::isnan(out) ? std::numeric_limits<double>::infinity() : out;
+}
+
+template <class T>
+void expect_near(const Gradients<T>& found, const ReferenceGradients& right, double bound) {
+  EXPECT_LE(relative(found.dq, right.dq), bound) << "dq";
+  EXPECT_LE(relative(found.dk, right.dk), bound) << "dk";
+  EXPECT_LE(relative(found.dv, right.dv), bound) << "dv";
+}
+
+template <class T>
+ReferenceGradients reference_of(const Problem<T>& p, const Tensor<T>& d_o) {
+  return reference_gradients<T>(p.shape, *p.mask, p.score, p.q.view(), p.k.view(), p.v.view(),
+                                d_o.view(), p.weights());
+}
+
+class Backward : public testing::TestWithParam<const Isa*> {
+ protected:
+  Work work(int threads = 1) const { return {.threads = threads, .isa = GetParam()}; }
+
+  template <class T>
+  void check(double bound) const {
+    for (const ShapeMask& c : shapes_and_masks()) {
+      for (const Variant& variant : variants_of_scores()) {
+        SCOPED_TRACE(name_of(c) + ", " + variant.name);
+        auto problem = random_problem<T>(c.shape, c.mask);
+        apply(variant, problem);
+        const auto d_o = random_cotangent<T>(c.shape);
+        const Saved<T> saved(problem, d_o, work());
+        const auto one = backward_whole(problem, d_o, saved, work());
+        expect_near(one, reference_of(problem, d_o), bound);
+        const auto three = backward_whole(problem, d_o, saved, work(3));
+        EXPECT_EQ(three.dq.numbers, one.dq.numbers);
+        EXPECT_EQ(three.dk.numbers, one.dk.numbers);
+        EXPECT_EQ(three.dv.numbers, one.dv.numbers);
+      }
+    }
+  }
+};
+
+TEST_P(Backward, MatchesTheReferenceInFloat32) { check<float>(3e-6); }
+TEST_P(Backward, MatchesTheReferenceInBFloat16) { check<BFloat16>(8e-3); }
+
+TEST_P(Backward, AddsUpOverBlocksOfKeysInAnyPartition) {
+  const Shape shape{150, 170, 4, 2, 2, 32, 24};
+  for (const std::string mask : {"causal", "window:60,5/sink:4"}) {
+    const auto problem = random_problem<float>(shape, mask);
+    const auto d_o = random_cotangent<float>(shape);
+    const Saved<float> saved(problem, d_o, work());
+    const auto right = reference_of(problem, d_o);
+    const std::vector<std::vector<Runs>> partitions{
+        {{{0, 61, 1}}, {{61, 0, 1}}, {{61, 109, 1}}},
+        {{{0, 40, 1}, {130, 40, 1}}, {{40, 90, 1}}},
+        {{{0, 57, 3}}, {{1, 57, 3}}, {{2, 56, 3}}},
+    };
+    for (const auto& parts : partitions) {
+      Gradients<float> sum(shape);
+      for (const Runs& keys : parts) backward_keys(problem, d_o, saved, keys, work(), sum);
+      expect_near(sum, right, 3e-6);
+    }
+  }
+}
+
+TEST_P(Backward, AddsToWhatTheGradientsHeld) {
+  const Shape shape{40, 50, 2, 1, 2, 16, 24};
+  const auto problem = random_problem<float>(shape, "causal");
+  const auto d_o = random_cotangent<float>(shape);
+  const Saved<float> saved(problem, d_o, work());
+  const auto zero = backward_whole(problem, d_o, saved, work());
+  Gradients<float> ones(shape, 1.0f);
+  Work how = work();
+  how.score = problem.score;
+  attend_backward(problem.q.view(), problem.k.view(), problem.v.view(), d_o.view(),
+                  saved.lse.view(), saved.delta.view(), ones.dq.view(), ones.dk.view(),
+                  ones.dv.view(), everything(shape), *problem.mask, how);
+  for (std::size_t i = 0; i < zero.dq.numbers.size(); ++i) {
+    EXPECT_NEAR(ones.dq.numbers[i], 1 + zero.dq.numbers[i], 1e-6);
+  }
+  for (std::size_t i = 0; i < zero.dk.numbers.size(); ++i) {
+    EXPECT_NEAR(ones.dk.numbers[i], 1 + zero.dk.numbers[i], 2e-6);
+  }
+  for (std::size_t i = 0; i < zero.dv.numbers.size(); ++i) {
+    EXPECT_NEAR(ones.dv.numbers[i], 1 + zero.dv.numbers[i], 2e-6);
+  }
+}
+
+TEST_P(Backward, RowsWithoutKeysHaveNoGradientAndGiveNone) {
+  const Shape shape{60, 50, 1, 1, 1, 16, 16};  // causal: rows 0..9 see nothing
+  const auto problem = random_problem<float>(shape, "causal");
+  const auto d_o = random_cotangent<float>(shape);
+  const Saved<float> saved(problem, d_o, work());
+  const auto found = backward_whole(problem, d_o, saved, work());
+  for (Index row = 0; row < 10; ++row) {
+    for (Index i = 0; i < 16; ++i) EXPECT_EQ(found.dq.view().at(row, 0)[i], 0);
+  }
+  expect_near(found, reference_of(problem, d_o), 3e-6);
+}
+
+/// One key: P = 1 whatever the score, so dV = sum of dO and nothing reaches Q and K.
+TEST_P(Backward, OneKeyTakesAllOfTheCotangent) {
+  const Shape shape{33, 1, 1, 1, 1, 8, 8};
+  const auto problem = random_problem<float>(shape, "full");
+  const auto d_o = random_cotangent<float>(shape);
+  const Saved<float> saved(problem, d_o, work());
+  const auto found = backward_whole(problem, d_o, saved, work());
+  for (Index i = 0; i < 8; ++i) {
+    double sum = 0;
+    for (Index row = 0; row < 33; ++row) sum += d_o.view().at(row, 0)[i];
+    EXPECT_NEAR(found.dv.view().at(0, 0)[i], sum, 1e-5);
+    EXPECT_NEAR(found.dk.view().at(0, 0)[i], 0, 1e-5);
+  }
+  for (const float x : found.dq.numbers) EXPECT_NEAR(x, 0, 1e-5);
+}
+
+TEST_P(Backward, ExtremeScoresAndDenormalsMakeNoNaN) {
+  const Shape shape{70, 80, 2, 1, 1, 16, 16};
+  for (const float size : {100.0f, 1e-20f}) {
+    auto problem = random_problem<float>(shape, "causal");
+    for (float& x : problem.q.numbers) x *= size;
+    for (float& x : problem.k.numbers) x *= size;
+    const auto d_o = random_cotangent<float>(shape);
+    const Saved<float> saved(problem, d_o, work());
+    const auto found = backward_whole(problem, d_o, saved, work());
+    for (const auto* t : {&found.dq, &found.dk, &found.dv}) {
+      for (const float x : t->numbers) EXPECT_TRUE(std::isfinite(x));
+    }
+    // Of scores in the thousands a float keeps a few digits behind the point.
+    EXPECT_LE(relative(found.dv, reference_of(problem, d_o).dv), size > 1 ? 1e-3 : 3e-6);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, Backward,
+                         testing::ValuesIn(available_isas().begin(), available_isas().end()),
+                         [](const auto& one) { return std::string(one.param->name); });
+
+TEST(BackwardDouble, MatchesTheReferenceToRounding) {
+  for (const ShapeMask& c : shapes_and_masks()) {
+    for (const Variant& variant : variants_of_scores()) {
+      SCOPED_TRACE(name_of(c) + ", " + variant.name);
+      auto problem = random_problem<double>(c.shape, c.mask);
+      apply(variant, problem);
+      const auto d_o = random_cotangent<double>(c.shape);
+      const Saved<double> saved(problem, d_o, {});
+      expect_near(backward_whole(problem, d_o, saved, {}), reference_of(problem, d_o), 1e-13);
+    }
+  }
+}
+
+/// The reference's gradients are the differences of the reference's own loss sum(dO * O).
+TEST(ReferenceGradients, AreFiniteDifferencesOfTheReference) {
+  const Shape shape{7, 9, 4, 2, 1, 5, 6};
+  for (const Variant& variant : variants_of_scores()) {
+    SCOPED_TRACE(variant.name);
+    auto p = random_problem<double>(shape, "causal");
+    apply(variant, p);
+    const auto d_o = random_cotangent<double>(shape);
+    const auto loss = [&] {
+      double sum = 0;
+      for (Index row = 0; row < shape.queries; ++row) {
+        for (Index h = 0; h < shape.query_heads; ++h) {
+          const ReferenceRow r = reference_row<double>(shape, *p.mask, p.score, p.q.view(),
+                                                       p.k.view(), p.v.view(), h, row, p.weights());
+          for (Index i = 0; i < shape.d_v; ++i) {
+            sum += r.o[static_cast<std::size_t>(i)] * d_o.view().at(row, h)[i];
+          }
+        }
+      }
+      return sum;
+    };
+    const auto right = reference_of(p, d_o);
+    const auto compare = [&](Tensor<double>& x, const std::vector<double>& gradient) {
+      for (std::size_t i = 0; i < x.numbers.size(); ++i) {
+        constexpr double kStep = 1e-5;
+        const double at = x.numbers[i];
+        x.numbers[i] = at + kStep;
+        const double up = loss();
+        x.numbers[i] = at - kStep;
+        const double down = loss();
+        x.numbers[i] = at;
+        EXPECT_NEAR(gradient[i], (up - down) / (2 * kStep), 1e-7);
+      }
+    };
+    compare(p.q, right.dq);
+    compare(p.k, right.dk);
+    compare(p.v, right.dv);
+  }
+}
+
+}  // namespace
+}  // namespace dattn
