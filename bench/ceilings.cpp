@@ -90,7 +90,8 @@ std::optional<Sgemm> Sgemm::load() {
   const auto set_threads =
       reinterpret_cast<void (*)(int)>(dlsym(library, "openblas_set_num_threads"));
   if (function == nullptr || core == nullptr || set_threads == nullptr) return std::nullopt;
-  // Its OpenMP build makes this the default of every later parallel region.
+  // Its OpenMP build makes this the default of every later parallel region, and goes by that
+  // default whenever it is called: see gflops().
   const int threads = omp_get_max_threads();
   set_threads(1);
   omp_set_num_threads(threads);
@@ -111,12 +112,15 @@ double Sgemm::gflops(int threads) const {
       return numbers;
     }();
     float* const a = matrices->data();
+    const int team = omp_get_max_threads();
+    omp_set_num_threads(1);
     const double start = now();
     double end = start;
     int count = 0;
     for (; end - start < least_seconds; ++count, end = now()) {
       function_(101, 111, 111, n, n, n, 1.0F, a, n, a + size, n, 0.0F, a + 2 * size, n);
     }
+    omp_set_num_threads(team);
     return 2.0 * n * n * n * count / (end - start) / 1e9;
   });
 }

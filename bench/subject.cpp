@@ -137,7 +137,10 @@ class Attention : public Subject {
                {0, shape.value_heads},
                {{shape.first_query(), shape.queries, 1}},
                {{0, shape.keys, 1}}},
-        work_{.score = score_of(cell), .threads = cell.threads, .isa = cell.isa},
+        work_{.score = score_of(cell),
+              .threads = cell.threads,
+              .isa = cell.isa,
+              .workspace = &workspace_},
         q_(shape.queries, shape.query_heads, shape.d_qk),
         records_(shape.queries, shape.query_heads, record_length(shape.d_v)),
         o_(shape.queries, shape.query_heads, shape.d_v),
@@ -224,6 +227,7 @@ class Attention : public Subject {
   Shape shape_;
   MaskPtr mask_;
   Where where_;
+  Workspace workspace_;
   Work work_;
   Tensor<T> q_;
   std::vector<Tensor<T>> k_, v_;  ///< equal copies

@@ -3,9 +3,11 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
-#include <numbers>
+#include <map>
+#include <optional>
 
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"
@@ -89,10 +91,11 @@ struct Block {
 template <class T>
 class Packs {
  public:
-  Packs(const Block<T>& block, Index heads)
+  Packs(const Block<T>& block, Index heads, CallWorkspace& workspace)
       : block_(block),
         tiles_(block.tiles),
-        memory_(heads * block.tiles * (block.k_bytes() + block.v_bytes())),
+        memory_(workspace.take<std::byte>(
+            Workspace::Use::k, heads * block.tiles * (block.k_bytes() + block.v_bytes()))),
         strange_(static_cast<std::size_t>(heads * block.tiles)) {}
 
   /// Called by one thread for each (head, tile).
@@ -106,13 +109,13 @@ class Packs {
 
  private:
   std::byte* k(Index head, Index t) const {
-    return memory_.get() + (head * tiles_ + t) * (block_.k_bytes() + block_.v_bytes());
+    return memory_ + (head * tiles_ + t) * (block_.k_bytes() + block_.v_bytes());
   }
   std::byte* v(Index head, Index t) const { return k(head, t) + block_.k_bytes(); }
 
   const Block<T>& block_;
   Index tiles_;
-  Buffer<std::byte> memory_;
+  std::byte* memory_;
   std::vector<char> strange_;
 };
 
@@ -136,6 +139,7 @@ class Worker {
         l_(m_.size()),
         row_of_(m_.size()),
         head_of_(m_.size()),
+        bounds_(static_cast<std::size_t>(most_panels_)),
         masks_(kernel_.lanes, kernel_.tile),
         rules_(static_cast<std::size_t>(most_panels_),
                PanelRules(block.rules, kernel_.lanes, kernel_.tile)) {}
@@ -149,11 +153,17 @@ class Worker {
                         block_.where.query_heads.begin + group.heads.begin, rows);
     if (live.none()) return;
     start(group, unit.lanes);
-    for (Index t = unit.tiles.begin; t < unit.tiles.end; ++t) {
+    for (Index p = 0; p < panels_; ++p) {
+      bounds_[static_cast<std::size_t>(p)] = live.bounds(panel_rows(p));
+    }
+    const Range seen = live.bounds(rows);
+    const Index last = std::min(unit.tiles.end, (seen.end + kernel_.tile - 1) / kernel_.tile);
+    for (Index t = std::max(unit.tiles.begin, seen.begin / kernel_.tile); t < last; ++t) {
       const Range tile = block_.tile(t);
       bool packed = false;
       PackedTile pack{};
       for (Index p = 0; p < panels_; ++p) {
+        if (intersect(bounds_[static_cast<std::size_t>(p)], tile).empty()) continue;
         live.pieces(panel_rows(p), tile, kernel_.granule, pieces_);
         if (pieces_.empty()) continue;
         if (!packed) {
@@ -282,11 +292,24 @@ class Worker {
 
   /// Merges what was found into the records of these lanes.
   void finish(Index lanes, View<float> out) const {
-    for (Index lane = 0; lane < lanes; ++lane) {
-      const auto at = static_cast<std::size_t>(lane);
-      const Index p = lane / lanes_;
-      merge_lane(m_[at], l_[at], o_.get() + p * lanes_ * block_.v.dim + lane % lanes_, lanes_,
-                 out.at(row_of_[at], head_of_[at]), block_.v.dim);
+    std::vector<float> keep(static_cast<std::size_t>(lanes_));
+    std::vector<float> add(keep.size());
+    std::vector<float*> row(keep.size());
+    for (Index p = 0; p < panels_; ++p) {
+      for (Index i = 0; i < lanes_; ++i) {
+        const auto lane = static_cast<std::size_t>(i);
+        const auto at = static_cast<std::size_t>(p * lanes_ + i);
+        row[lane] = nullptr;
+        if (p * lanes_ + i >= lanes) continue;
+        float* record = out.at(row_of_[at], head_of_[at]);
+        const MergeWeights w = merge_head(m_[at], l_[at], record);
+        if (w.add == 0) continue;
+        keep[lane] = w.keep;
+        add[lane] = w.add;
+        row[lane] = record + 2;
+      }
+      kernel_.give(o_.get() + p * lanes_ * block_.v.dim, static_cast<int>(block_.v.dim),
+                   keep.data(), add.data(), row.data());
     }
   }
 
@@ -303,6 +326,7 @@ class Worker {
   std::vector<float> m_;
   std::vector<double> l_;
   std::vector<Index> row_of_, head_of_;  ///< of each lane; -1 where there is none
+  std::vector<Range> bounds_;            ///< of what each panel sees
   LaneMasks masks_;
   std::vector<PanelRules> rules_;
   std::vector<Piece> pieces_;
@@ -312,8 +336,11 @@ class Worker {
 template <class T>
 std::vector<Unit> units_of(const Block<T>& block, Range groups, Index parts, bool by_area) {
   std::vector<Unit> units;
+  // Groups of as many heads under the same mask have units of the same area.
+  std::map<std::array<Index, 4>, double> areas;
   for (Index g = groups.begin; g < groups.end; ++g) {
     const HeadGroup& group = block.groups[static_cast<std::size_t>(g)];
+    const Index head = block.where.query_heads.begin + group.heads.begin;
     const Index lanes = block.q.rows * group.heads.size();
     for (Index first = 0; first < lanes; first += kLanes) {
       for (Index part = 0; part < parts; ++part) {
@@ -324,12 +351,16 @@ std::vector<Unit> units_of(const Block<T>& block, Range groups, Index parts, boo
                   0};
         if (unit.tiles.empty()) continue;
         if (by_area) {
-          const Range rows{group.row(unit.lanes.begin), group.row(unit.lanes.end - 1) + 1};
-          unit.area = static_cast<double>(
-              area(block.mask, block.where.query_heads.begin + group.heads.begin,
-                   dattn::part(block.where.queries, rows),
-                   dattn::part(block.where.keys, {block.tile(unit.tiles.begin).begin,
-                                                  block.tile(unit.tiles.end - 1).end})));
+          const auto [known, is_new] =
+              areas.try_emplace({block.mask.variant(head), group.heads.size(), first, part}, 0.0);
+          if (is_new) {
+            const Range rows{group.row(unit.lanes.begin), group.row(unit.lanes.end - 1) + 1};
+            known->second = static_cast<double>(
+                area(block.mask, head, dattn::part(block.where.queries, rows),
+                     dattn::part(block.where.keys, {block.tile(unit.tiles.begin).begin,
+                                                    block.tile(unit.tiles.end - 1).end})));
+          }
+          unit.area = known->second;
         }
         units.push_back(unit);
       }
@@ -383,15 +414,18 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
   const Index bytes_of_head = block.tiles * (block.k_bytes() + block.v_bytes());
   const Index wave = shared ? std::clamp<Index>(kPackBytes / bytes_of_head, 1, groups) : groups;
   std::optional<Packs<T>> packs;
-  if (shared) packs.emplace(block, wave);
+  CallWorkspace workspace(work);
+  if (shared) packs.emplace(block, wave, workspace);
   // Records of each part of the keys, merged in the order of the parts.
   const Index records = q.rows * q.heads;
-  Buffer<float> found(parts > 1 ? parts * records * out.dim : 0);
+  auto* found = parts > 1
+                    ? workspace.take<float>(Workspace::Use::partials, parts * records * out.dim)
+                    : nullptr;
   const auto part_view = [&](Index part) {
-    return View<float>{found.get() + part * records * out.dim, q.rows, q.heads, out.dim};
+    return View<float>{found + part * records * out.dim, q.rows, q.heads, out.dim};
   };
   if (parts > 1) {
-    clear(View<float>{found.get(), parts * q.rows, q.heads, out.dim});
+    clear(View<float>{found, parts * q.rows, q.heads, out.dim});
   }
 
   for (Index begin = 0; begin < groups; begin += wave) {

@@ -7,6 +7,7 @@
 #include "kernels/mask.hpp"
 #include "kernels/score.hpp"
 #include "kernels/view.hpp"
+#include "kernels/workspace.hpp"
 
 namespace dattn {
 
@@ -29,6 +30,7 @@ struct Work {
   int threads = 1;                  ///< OpenMP threads
   std::function<void()> poll = {};  ///< called by the calling thread between tiles, may be empty
   const Isa* isa = nullptr;         ///< instruction set; null: chosen_isa()
+  Workspace* workspace = nullptr;   ///< memory kept from call to call; null: of this call only
 };
 
 /// out <- out merged with attention of q to k, v under `mask`.

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <numbers>
-#include <optional>
 
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"
@@ -20,8 +20,9 @@ namespace {
 constexpr Index kUnits = 32;
 /// Tiles of keys of a unit, at least.
 constexpr Index kTilesOfPart = 4;
-/// Keys that one tile of queries meets before the next: their gradients stay in the cache.
-constexpr Index kChunkKeys = 768;
+/// Bytes of keys, values and their gradients that one tile of queries meets before the next one
+/// does: they stay in the second-level cache meanwhile.
+constexpr Index kChunkBytes = 1400 << 10;
 /// Bytes for dQ by parts of the keys.
 constexpr Index kPartBytes = Index{1} << 30;
 
@@ -76,10 +77,12 @@ struct Unit {
 template <class T>
 class Packs {
  public:
-  explicit Packs(const Block<T>& block)
+  Packs(const Block<T>& block, CallWorkspace& workspace)
       : block_(block),
-        k_(block.k.heads * block.tiles * block.k_bytes()),
-        v_(block.v.heads * block.tiles * block.v_bytes()) {}
+        k_(workspace.take<std::byte>(Workspace::Use::k,
+                                     block.k.heads * block.tiles * block.k_bytes())),
+        v_(workspace.take<std::byte>(Workspace::Use::v,
+                                     block.v.heads * block.tiles * block.v_bytes())) {}
 
   Index jobs() const { return (block_.k.heads + block_.v.heads) * block_.tiles; }
   void fill(Index job) {
@@ -93,15 +96,16 @@ class Packs {
     }
   }
   std::byte* k(Index head, Index t) const {
-    return k_.get() + (head * block_.tiles + t) * block_.k_bytes();
+    return k_ + (head * block_.tiles + t) * block_.k_bytes();
   }
   std::byte* v(Index head, Index t) const {
-    return v_.get() + (head * block_.tiles + t) * block_.v_bytes();
+    return v_ + (head * block_.tiles + t) * block_.v_bytes();
   }
 
  private:
   const Block<T>& block_;
-  Buffer<std::byte> k_, v_;
+  std::byte* k_;
+  std::byte* v_;
 };
 
 template <class T>
@@ -112,9 +116,10 @@ class Worker {
         kernel_(block.kernel),
         lanes_(kernel_.lanes),
         panels_(kernel_.backward_panels),
-        chunk_(std::max<Index>(1, kChunkKeys / kernel_.backward_tile)),
         dk_row_((block.q.dim + kernel_.pad - 1) / kernel_.pad * kernel_.pad),
         dv_row_((block.v.dim + kernel_.pad - 1) / kernel_.pad * kernel_.pad),
+        chunk_(std::max<Index>(1, kChunkBytes / (block.k_bytes() + block.v_bytes() +
+                                                 kernel_.backward_tile * (dk_row_ + dv_row_) * 4))),
         q_(aligned(kernel_.q_backward_size(block.d_qk()))),
         d_o_(aligned(kernel_.q_backward_size(block.d_v()))),
         scratch_(aligned(kernel_.backward_scratch(block.d_qk(), block.d_v()))),
@@ -130,19 +135,22 @@ class Worker {
         rules_(static_cast<std::size_t>(panels_),
                PanelRules(block.rules, kernel_.lanes, kernel_.backward_tile)) {}
 
-  /// Adds what the unit's keys give to dk, dv and, by rows, to `dq` times `factor`.
-  void run(const Unit& unit, const Packs<T>& packs, View<float> dq, float factor, Poller& poller) {
+  /// Adds what the unit's keys give to dk, dv and, by rows, to `dq` times `factor`. Where `written`
+  /// is given, dq is a copy of which only rows with a flag there, [row][head], hold numbers.
+  void run(const Unit& unit, const Packs<T>& packs, View<float> dq, float factor, char* written,
+           Poller& poller) {
     for (Index from = unit.tiles.begin; from < unit.tiles.end; from += chunk_) {
       const Range tiles{from, std::min(from + chunk_, unit.tiles.end)};
       for (Index g = unit.groups.begin; g < unit.groups.end; ++g) {
-        chunk(block_.groups[static_cast<std::size_t>(g)], tiles, packs, dq, factor, poller);
+        chunk(block_.groups[static_cast<std::size_t>(g)], tiles, packs, dq, factor, written,
+              poller);
       }
     }
   }
 
  private:
   void chunk(const HeadGroup& group, Range tiles, const Packs<T>& packs, View<float> dq,
-             float factor, Poller& poller) {
+             float factor, char* written, Poller& poller) {
     const Index rows_of_tile = kernel_.backward_tile;
     std::fill_n(dk_.get(), tiles.size() * rows_of_tile * dk_row_, 0.0f);
     std::fill_n(dv_.get(), tiles.size() * rows_of_tile * dv_row_, 0.0f);
@@ -155,7 +163,9 @@ class Worker {
                           block_.where.query_heads.begin + group.heads.begin, rows);
       if (live.none()) continue;
       bool packed = false;
+      const Range seen = live.bounds(rows);
       for (Index t = tiles.begin; t < tiles.end; ++t) {
+        if (intersect(seen, block_.tile(t)).empty()) continue;
         if (!find_pieces(live, now, group, block_.tile(t))) continue;
         if (!packed) start(group, now);
         packed = true;
@@ -163,7 +173,7 @@ class Worker {
         poller.after(static_cast<double>(now.size() * block_.tile(t).size()) *
                      static_cast<double>(6 * block_.q.dim + 4 * block_.v.dim));
       }
-      if (packed) give_dq(now.size(), dq, factor);
+      if (packed) give_dq(now.size(), dq, factor, written);
       any = any || packed;
     }
     if (any) give_dkv(group, tiles);
@@ -254,13 +264,17 @@ class Worker {
                       .dv = dv_.get() + row * dv_row_});
   }
 
-  void give_dq(Index lanes, View<float> dq, float factor) const {
+  void give_dq(Index lanes, View<float> dq, float factor, char* written) const {
     std::vector<float*> row(static_cast<std::size_t>(lanes_));
     for (Index p = 0; p < used_; ++p) {
       for (Index i = 0; i < lanes_; ++i) {
         const auto at = static_cast<std::size_t>(p * lanes_ + i);
-        row[static_cast<std::size_t>(i)] =
-            p * lanes_ + i < lanes ? dq.at(row_of_[at], head_of_[at]) : nullptr;
+        float*& to = row[static_cast<std::size_t>(i)];
+        to = p * lanes_ + i < lanes ? dq.at(row_of_[at], head_of_[at]) : nullptr;
+        if (to == nullptr || written == nullptr) continue;
+        char& flag = written[row_of_[at] * dq.heads + head_of_[at]];
+        if (flag == 0) std::fill_n(to, dq.dim, 0.0f);
+        flag = 1;
       }
       kernel_.add_panel(dq_.get() + p * lanes_ * block_.q.dim, block_.d_qk(), factor, row.data());
     }
@@ -282,8 +296,8 @@ class Worker {
   const Kernel& kernel_;
   Index lanes_;
   Index panels_;
-  Index chunk_;  ///< tiles of keys
   Index dk_row_, dv_row_;
+  Index chunk_;  ///< tiles of keys
   Buffer<std::byte> q_, d_o_;
   Buffer<std::byte> scratch_;
   Buffer<float> dq_, dk_, dv_;
@@ -300,15 +314,20 @@ template <class T>
 std::vector<Unit> units_of(const Block<T>& block, const std::vector<Cluster>& clusters,
                            Index parts) {
   std::vector<Unit> units;
+  std::map<Index, std::vector<double>> areas;  // of the tiles, by variant
   for (const Cluster& cluster : clusters) {
     std::vector<double> until{0};  // area of the tiles before
     for (Index t = 0; t < block.tiles; ++t) {
       double sum = 0;
       for (Index g = cluster.begin; g < cluster.end; ++g) {
         const HeadGroup& group = block.groups[static_cast<std::size_t>(g)];
-        sum += static_cast<double>(
-            group.heads.size() * area(block.mask, block.where.query_heads.begin + group.heads.begin,
-                                      block.where.queries, part(block.where.keys, block.tile(t))));
+        const Index head = block.where.query_heads.begin + group.heads.begin;
+        std::vector<double>& known = areas[block.mask.variant(head)];
+        if (static_cast<Index>(known.size()) == t) {
+          known.push_back(static_cast<double>(
+              area(block.mask, head, block.where.queries, part(block.where.keys, block.tile(t)))));
+        }
+        sum += static_cast<double>(group.heads.size()) * known[static_cast<std::size_t>(t)];
       }
       until.push_back(until.back() + sum);
     }
@@ -366,48 +385,49 @@ void backward_block(View<const T> q, View<const T> k, View<const T> v, View<cons
       std::max<Index>(1, std::min(block.tiles / kTilesOfPart,
                                   kPartBytes / (dq_size * static_cast<Index>(sizeof(float))))));
   const std::vector<Unit> units = units_of(block, clusters, parts);
-  Buffer<float> copies(parts > 1 ? parts * dq_size : 0);
+  CallWorkspace workspace(work);
+  auto* copies =
+      parts > 1 ? workspace.take<float>(Workspace::Use::partials, parts * dq_size) : nullptr;
   const auto copy = [&](Index part) {
-    return View<float>{copies.get() + part * dq_size, q.rows, q.heads, q.dim};
+    return View<float>{copies + part * dq_size, q.rows, q.heads, q.dim};
   };
-  Packs<T> packs(block);
+  // Which rows of a copy somebody has written; the others are not even zero.
+  std::vector<char> written(parts > 1 ? static_cast<std::size_t>(parts * q.rows * q.heads) : 0);
+  const auto flags = [&](Index part) { return written.data() + part * q.rows * q.heads; };
+  Packs<T> packs(block, workspace);
   Caught caught;
 #pragma omp parallel num_threads(work.threads)
   {
     const Entered entered(kernel);
     Poller poller(work.poll, caught, omp_get_thread_num() == 0);
-#pragma omp for schedule(dynamic, 4) nowait
+#pragma omp for schedule(dynamic, 4)
     for (Index job = 0; job < packs.jobs(); ++job) {
       packs.fill(job);
       poller.after(static_cast<double>(kernel.backward_tile * (k.dim + v.dim)) * 8);
     }
-    if (parts > 1) {
-#pragma omp for schedule(static)
-      for (Index i = 0; i < parts * q.rows; ++i) {
-        std::fill_n(copies.get() + i * q.heads * q.dim, q.heads * q.dim, 0.0f);
-      }
-    }
-#pragma omp barrier
     Worker<T> worker(block);
 #pragma omp for schedule(dynamic)
     for (std::size_t i = 0; i < units.size(); ++i) {
       const Unit& unit = units[i];
       if (parts > 1) {
-        worker.run(unit, packs, copy(unit.part), 1.0f, poller);
+        worker.run(unit, packs, copy(unit.part), 1.0f, flags(unit.part), poller);
       } else {
-        worker.run(unit, packs, dq, block.scale, poller);
+        worker.run(unit, packs, dq, block.scale, nullptr, poller);
       }
     }
     if (parts > 1) {
+      std::vector<float> sum(static_cast<std::size_t>(q.dim));
 #pragma omp for schedule(static)
       for (Index row = 0; row < q.rows; ++row) {
         for (Index h = 0; h < q.heads; ++h) {
-          float* to = dq.at(row, h);
-          for (Index i = 0; i < q.dim; ++i) {
-            float sum = 0;
-            for (Index part = 0; part < parts; ++part) sum += copy(part).at(row, h)[i];
-            to[i] += block.scale * sum;
+          std::fill(sum.begin(), sum.end(), 0.0f);
+          for (Index part = 0; part < parts; ++part) {
+            if (flags(part)[row * q.heads + h] == 0) continue;
+            const float* from = copy(part).at(row, h);
+            for (Index i = 0; i < q.dim; ++i) sum[static_cast<std::size_t>(i)] += from[i];
           }
+          float* to = dq.at(row, h);
+          for (Index i = 0; i < q.dim; ++i) to[i] += block.scale * sum[static_cast<std::size_t>(i)];
         }
       }
     }

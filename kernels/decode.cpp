@@ -12,10 +12,9 @@
 namespace dattn {
 namespace {
 
-/// Keys that one group reads before the next group reads them: all heads of a key lie in the same
-/// pages, which the TLB should still know.
+/// Keys of one call of the kernel; masks are looked at once for each.
 constexpr Index kBlock = 512;
-constexpr int kGranule = 32;
+constexpr int kGranule = 16;
 /// Parts of the keys, at most, and keys of a part, at least; not by threads, so that bits do not
 /// depend on them.
 constexpr Index kParts = 64;
@@ -45,6 +44,7 @@ struct Batch {
   std::vector<Index> row_of, head_of;
   LaneMasks masks;
   PanelRules rules;
+  std::vector<Piece> pieces;
   std::vector<float> m;
   std::vector<double> l;
   std::vector<float> o;
@@ -78,18 +78,19 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
 
   const Index parts = std::clamp<Index>(k.rows / kLeast, 1, kParts);
   const Index records = q.rows * q.heads;
-  Buffer<float> found(parts * records * out.dim);
+  CallWorkspace workspace(work);
+  auto* found = workspace.take<float>(Workspace::Use::partials, parts * records * out.dim);
   const auto part_view = [&](Index part) {
-    return View<float>{found.get() + part * records * out.dim, q.rows, q.heads, out.dim};
+    return View<float>{found + part * records * out.dim, q.rows, q.heads, out.dim};
   };
-  clear(View<float>{found.get(), parts * q.rows, q.heads, out.dim});
+  clear(View<float>{found, parts * q.rows, q.heads, out.dim});
 
   Caught caught;
 #pragma omp parallel num_threads(work.threads)
   {
     const Entered entered(kernel);
     Poller poller(work.poll, caught, omp_get_thread_num() == 0);
-    std::vector<Piece> pieces;
+    std::vector<DecodeStep> steps;
 #pragma omp for schedule(dynamic)
     for (Index part = 0; part < parts; ++part) {
       std::vector<Batch> batches;
@@ -103,41 +104,47 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
       const Range mine = even_part(k.rows, parts, part);
       for (Index from = mine.begin; from < mine.end; from += kBlock) {
         const Range keys{from, std::min(from + kBlock, mine.end)};
+        steps.clear();
         for (Batch& batch : batches) {
           const auto g = static_cast<std::size_t>(batch.group - groups.data());
-          live[g].pieces({batch.row_of.front(), batch.row_of.back() + 1}, keys, kGranule, pieces);
-          if (pieces.empty()) continue;
-          const bool masked =
-              std::any_of(pieces.begin(), pieces.end(), [](const Piece& x) { return x.masked; });
+          live[g].pieces({batch.row_of.front(), batch.row_of.back() + 1}, keys, kGranule,
+                         batch.pieces);
+          if (batch.pieces.empty()) continue;
+          const bool masked = std::any_of(batch.pieces.begin(), batch.pieces.end(),
+                                          [](const Piece& x) { return x.masked; });
           const Lanes seen = masked ? batch.masks.spell(live[g], batch.row_of, keys) : Lanes{};
           batch.rules.keys(keys, batch.group->key_head);
-          kernel.decode({.q = q_of_group[g] + batch.lanes.begin * q.dim,
-                         .lanes = static_cast<int>(batch.lanes.size()),
-                         .k = rows_of(k, batch.group->key_head, keys),
-                         .v = rows_of(v, batch.group->value_head, keys),
-                         .pieces = pieces.data(),
-                         .piece_count = static_cast<int>(pieces.size()),
-                         .begin = seen.begin,
-                         .end = seen.end,
-                         .bits = seen.bits,
-                         .rules = batch.rules.rules(),
-                         .normalizer = rules.normalizer(),
-                         .m = batch.m.data(),
-                         .l = batch.l.data(),
-                         .o = batch.o.data()});
-          poller.after(static_cast<double>(keys.size() * batch.lanes.size() * 2 * (k.dim + v.dim)));
+          steps.push_back({.q = q_of_group[g] + batch.lanes.begin * q.dim,
+                           .lanes = static_cast<int>(batch.lanes.size()),
+                           .k = rows_of(k, batch.group->key_head, keys),
+                           .v = rows_of(v, batch.group->value_head, keys),
+                           .pieces = batch.pieces.data(),
+                           .piece_count = static_cast<int>(batch.pieces.size()),
+                           .begin = seen.begin,
+                           .end = seen.end,
+                           .bits = seen.bits,
+                           .rules = batch.rules.rules(),
+                           .normalizer = rules.normalizer(),
+                           .m = batch.m.data(),
+                           .l = batch.l.data(),
+                           .o = batch.o.data()});
         }
+        if (!steps.empty()) kernel.decode(steps.data(), static_cast<int>(steps.size()));
+        poller.after(static_cast<double>(keys.size() * records * 2 * (k.dim + v.dim)));
       }
       for (const Batch& batch : batches) {
         for (std::size_t i = 0; i < batch.m.size(); ++i) {
-          merge_lane(batch.m[i], batch.l[i], batch.o.data() + static_cast<Index>(i) * v.dim, 1,
-                     part_view(part).at(batch.row_of[i], batch.head_of[i]), v.dim);
+          float* record = part_view(part).at(batch.row_of[i], batch.head_of[i]);
+          const MergeWeights w = merge_head(batch.m[i], batch.l[i], record);
+          if (w.add == 0) continue;
+          const float* o = batch.o.data() + static_cast<Index>(i) * v.dim;
+          for (Index x = 0; x < v.dim; ++x) record[2 + x] = record[2 + x] * w.keep + o[x] * w.add;
         }
       }
     }
   }
   for (Index part = 0; part < parts; ++part) {
-    merge<float>(part_view(part).data, found.get(), part == 0 ? 0 : records, out.dim);
+    merge<float>(part_view(part).data, found, part == 0 ? 0 : records, out.dim);
   }
   for (Index row = 0; row < q.rows; ++row) {
     for (Index h = 0; h < q.heads; ++h) {

@@ -74,8 +74,22 @@ LiveRows::LiveRows(const Where& where, const Mask& mask, Index head, Range rows)
   }
 }
 
+Range LiveRows::bounds(Range rows) const {
+  Range out{0, 0};
+  for (Index row = rows.begin; row < rows.end; ++row) {
+    const std::span<const Range> spans = of(row);
+    if (spans.empty()) continue;
+    const Range seen{spans.front().begin, spans.back().end};
+    out = out.empty() ? seen : Range{std::min(out.begin, seen.begin), std::max(out.end, seen.end)};
+  }
+  return out;
+}
+
 std::span<const Range> LiveRows::from(Index row, Index key) const {
   const std::span<const Range> spans = of(row);
+  // Nearly always one span, or none.
+  if (spans.size() <= 1)
+    return spans.empty() || spans[0].end <= key ? std::span<const Range>{} : spans;
   const auto first = std::upper_bound(spans.begin(), spans.end(), key,
                                       [](Index at, const Range& span) { return at < span.end; });
   return {first, spans.end()};
@@ -98,27 +112,36 @@ void LiveRows::pieces(Range rows, Range tile, int granule, std::vector<Piece>& o
     out.push_back({0, count, false});
     return;
   }
-  // Pairs seen of each granule.
+  // Pairs seen of each granule, and by how many more rows a granule is seen whole than the one
+  // before.
   constexpr int kMost = 64;
-  std::array<Index, kMost> seen{};
+  std::array<int, kMost> seen{};
+  std::array<int, kMost + 1> whole{};
   const int granules = (count + granule - 1) / granule;
   CHECK(granules <= kMost, granules);
   for (Index row = rows.begin; row < rows.end; ++row) {
     for (const Range span : from(row, tile.begin)) {
       if (span.begin >= tile.end) break;
-      const Range part = intersect(span, tile);
-      for (Index at = part.begin; at < part.end;) {
-        const Index g = (at - tile.begin) / granule;
-        const Index end = std::min(part.end, tile.begin + (g + 1) * granule);
-        seen[static_cast<std::size_t>(g)] += end - at;
-        at = end;
+      const auto begin = static_cast<int>(std::max(span.begin, tile.begin) - tile.begin);
+      const auto end = static_cast<int>(std::min(span.end, tile.end) - tile.begin);
+      const int first = begin / granule;
+      const int last = (end - 1) / granule;
+      if (first == last) {
+        seen[static_cast<std::size_t>(first)] += end - begin;
+        continue;
       }
+      seen[static_cast<std::size_t>(first)] += (first + 1) * granule - begin;
+      seen[static_cast<std::size_t>(last)] += end - last * granule;
+      ++whole[static_cast<std::size_t>(first + 1)];
+      --whole[static_cast<std::size_t>(last)];
     }
   }
+  int rows_whole = 0;
   for (int g = 0; g < granules; ++g) {
-    const Index pairs = seen[static_cast<std::size_t>(g)];
-    if (pairs == 0) continue;
     const int size = std::min(granule, count - g * granule);
+    rows_whole += whole[static_cast<std::size_t>(g)];
+    const Index pairs = seen[static_cast<std::size_t>(g)] + rows_whole * size;
+    if (pairs == 0) continue;
     const bool masked = pairs < rows.size() * size;
     if (!out.empty() && out.back().masked == masked &&
         out.back().first + out.back().count == g * granule) {

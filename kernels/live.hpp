@@ -31,6 +31,9 @@ class LiveRows {
   bool none() const { return spans_.empty(); }
   Range rows() const { return rows_; }
 
+  /// The smallest Range with every key that some of the query rows `rows` sees.
+  Range bounds(Range rows) const;
+
   /// What the query rows [rows.begin, rows.end), a part of rows(), see of the keys `tile`.
   /// Pieces are cut at multiples of `granule` from tile.begin.
   void pieces(Range rows, Range tile, int granule, std::vector<Piece>& out) const;

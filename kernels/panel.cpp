@@ -102,8 +102,8 @@ void check_score(const Score& score, const Where& where) {
 
 }  // namespace
 
-void merge_lane(float m_base2, double l, const float* o, Index stride, float* record, Index d_v) {
-  if (l == 0) return;  // no key; a row of NaN scores has m = -inf too, but l = NaN
+MergeWeights merge_head(float m_base2, double l, float* record) {
+  if (l == 0) return {1, 0};  // no key; a row of NaN scores has m = -inf too, but l = NaN
   const double m = static_cast<double>(m_base2) * std::numbers::ln2;
   const float top = std::max(static_cast<float>(m), record[0]);
   const double here = std::exp(m - static_cast<double>(top));
@@ -111,10 +111,7 @@ void merge_lane(float m_base2, double l, const float* o, Index stride, float* re
       record[1] == 0 ? 0.0 : std::exp(static_cast<double>(record[0]) - static_cast<double>(top));
   record[0] = top;
   record[1] = static_cast<float>(l * here + static_cast<double>(record[1]) * there);
-  for (Index i = 0; i < d_v; ++i) {
-    record[2 + i] = static_cast<float>(static_cast<double>(o[i * stride]) * here +
-                                       static_cast<double>(record[2 + i]) * there);
-  }
+  return {static_cast<float>(there), static_cast<float>(here)};
 }
 
 template <class T>

@@ -5,8 +5,6 @@
 #include <chrono>
 #include <cstddef>
 #include <exception>
-#include <memory>
-#include <new>
 
 #include "kernels/attend.hpp"
 #include "kernels/check.hpp"
@@ -60,25 +58,22 @@ class Poller {
   Clock::time_point last_ = Clock::now();
 };
 
-/// Numbers or bytes nobody has initialised, on a cache line's boundary.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(Index count)
-      : memory_(static_cast<T*>(
-            ::operator new (static_cast<std::size_t>(count) * sizeof(T), std::align_val_t{64}))) {}
-  T* get() const { return memory_.get(); }
-  T& operator[](Index i) const { return memory_.get()[i]; }
-
- private:
-  struct Delete {
-    void operator()(T* p) const { ::operator delete (p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<T, Delete> memory_;
-};
-
 /// A size in bytes, rounded up so that what follows is aligned too.
 inline Index aligned(Index bytes) { return (bytes + 63) / 64 * 64; }
+
+/// The workspace of a call: the caller's, or one that ends with the call.
+class CallWorkspace {
+ public:
+  explicit CallWorkspace(const Work& work) : used_(work.workspace) {}
+  template <class T>
+  T* take(Workspace::Use use, Index count) {
+    return (used_ != nullptr ? *used_ : own_).template take<T>(use, count);
+  }
+
+ private:
+  Workspace* used_;
+  Workspace own_;
+};
 
 template <class T>
 constexpr Element element_of() {
@@ -150,8 +145,15 @@ class PanelRules {
   std::vector<int> query_, key_;
 };
 
-/// Merges the state (m in base 2, l, o[i * stride]) of a lane into a record (kernels/partial.hpp).
-void merge_lane(float m, double l, const float* o, Index stride, float* record, Index d_v);
+/// How the sums of a record and of a lane's state add up.
+struct MergeWeights {
+  float keep;  ///< of what the record held
+  float add;   ///< of what the lane found; 0: leave the record alone
+};
+
+/// Merges the maximum (base 2) and the sum of a lane's state into a record (kernels/partial.hpp);
+/// the other numbers of the record are to be merged with the weights that it returns.
+MergeWeights merge_head(float m, double l, float* record);
 
 /// The preconditions that attend and attend_backward share.
 template <class T>

@@ -56,6 +56,7 @@ struct Engine<T>::State {
   T& transport;
   EngineOptions options;
   std::vector<Memory> homes;
+  Workspace workspace;
   std::vector<const std::byte*> bound;  ///< by home, for inputs: the caller's memory or ours
   std::vector<Flight> flights;
   std::vector<T> axes;  ///< one transport for each axis of a mesh of several
@@ -260,7 +261,7 @@ struct Engine<T>::State {
                       slot(step.v).block.heads,
                       problem.queries().positions(q.rows),
                       problem.keys().positions(k.rows)};
-    const Work work{options.score, options.threads, [this] { poll(); }, options.isa};
+    const Work work{options.score, options.threads, [this] { poll(); }, options.isa, &workspace};
     attend(read<E>(step.q).only(local), read<E>(step.k), read<E>(step.v),
            write<E>(step.out).only(local), where, problem.mask(), work);
   }

@@ -1065,25 +1065,13 @@ void backward(const BackwardStep& step) {
 }
 
 void add_panel(const float* panel, int d_qk, float factor, float* const* row) {
-  for (int column = 0; column < 2; ++column) {
-    for (int from = 0; from < d_qk; from += 16) {
-      const int size = d_qk - from < 16 ? d_qk - from : 16;
-      Int block[16] = {};
-      for (int i = 0; i < size; ++i) {
-        block[i] = (Int)load(panel + (from + i) * kLanes + column * kW);
-      }
-      transpose(block);
-      for (int i = 0; i < 16; ++i) {
-        float* to = row[16 * column + i];
-        if (to == nullptr) continue;
-        if (size == 16) {
-          store(to + from, load(to + from) + (Vec)block[i] * factor);
-        } else {
-          for (int j = 0; j < size; ++j) to[from + j] += ((Vec)block[i])[j] * factor;
-        }
-      }
-    }
+  float keep[kLanes];
+  float add[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    keep[i] = 1;
+    add[i] = factor;
   }
+  give_rows<2>(panel, d_qk, keep, add, row);
 }
 
 // ----------------------------------------------------------------------------------------- thread
@@ -1122,6 +1110,7 @@ const Kernel& kernel() {
       .pack_k = pack_k,
       .pack_v = pack_v,
       .forward = forward,
+      .give = give_rows<2>,
       .q_backward_size = q_backward_size,
       .k_backward_size = k_backward_size,
       .v_backward_size = v_backward_size,

@@ -31,9 +31,19 @@ inline float get(const void* row, Element element, long i) {
 
 inline Vec get_vector(const void* row, Element element, long i) {
   if (element == Element::f4) return load(static_cast<const float*>(row) + i);
+#if DATTN_LANES == 16 && defined(__AVX512F__)
+  const void* at = static_cast<const unsigned short*>(row) + i;
+  const auto* half = static_cast<const __m256i*>(at);
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(half)), 16);
+#elif DATTN_LANES == 8 && defined(__AVX2__)
+  const void* at = static_cast<const unsigned short*>(row) + i;
+  const auto* half = static_cast<const __m128i*>(at);
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(half)), 16);
+#else
   Half h;
   __builtin_memcpy(&h, static_cast<const unsigned short*>(row) + i, sizeof h);
   return (Vec)(__builtin_convertvector(h, Int) << 16);
+#endif
 }
 
 inline const void* row_of(const Rows& rows, long i) {
@@ -91,18 +101,29 @@ void pack_by_row(const Rows& from, float* to) {
                               : pack_by_row<Element::bf16>(from, to);
 }
 
-/// Rows as A of a product over rows: [slab][tile][rows of the slab].
+/// Rows as A of a product over rows: [slab][tile][rows of the slab]; may write a vector further.
+template <Element E>
 void pack_by_slab(const Rows& from, int tile, float* to) {
   const Slabs slabs(from.dim);
-  for (int j = 0; j < from.count; ++j) {
-    const void* row = row_of(from, j);
-    for (int s = 0; s < slabs.count; ++s) {
-      const int begin = slabs.begin(s);
-      const int size = slabs.begin(s + 1) - begin;
-      float* at = to + static_cast<long>(tile) * begin + static_cast<long>(j) * size;
-      for (int i = 0; i < size; ++i) at[i] = get(row, from.element, begin + i);
+  for (int s = 0; s < slabs.count; ++s) {
+    const int begin = slabs.begin(s);
+    const int size = slabs.begin(s + 1) - begin;
+    float* at = to + static_cast<long>(tile) * begin;
+    // Whole vectors where a row has them: each store overwrites what the one before wrote too much.
+    const bool whole = kM <= kW && begin + kW <= from.dim;
+    for (int j = 0; j < from.count; ++j, at += size) {
+      const void* row = row_of(from, j);
+      if (whole) {
+        store(at, get_vector(row, E, begin));
+      } else {
+        for (int i = 0; i < size; ++i) at[i] = get(row, E, begin + i);
+      }
     }
   }
+}
+void pack_by_slab(const Rows& from, int tile, float* to) {
+  from.element == Element::f4 ? pack_by_slab<Element::f4>(from, tile, to)
+                              : pack_by_slab<Element::bf16>(from, tile, to);
 }
 
 /// Rows as B: [d][kPanel].
@@ -130,7 +151,7 @@ void pack_panel(const void* const* row, Element element, int d, float factor, fl
 
 long panel_bytes(int d) { return 4L * kPanel * d; }
 long k_bytes(int d) { return 4L * (kTile * d + kW); }
-long v_bytes(int d) { return 4L * kTile * d; }
+long v_bytes(int d) { return 4L * (kTile * d + kW); }
 long forward_bytes(int, int) { return 4L * (kTile + kM) * kPanel; }
 
 void pack_q(const void* const* row, Element element, int d, float factor, void* to) {
@@ -347,7 +368,7 @@ long q_backward_bytes(int d) {
   return 4L * (panels_floats(d) + static_cast<long>(kBackwardLanes) * up(d, kPanel));
 }
 // A pack of a tile of keys: by row, then by slab. Of values: by row.
-long k_backward_bytes(int d) { return 2 * 4L * kBackwardTile * d; }
+long k_backward_bytes(int d) { return 4L * (2 * kBackwardTile * d + kW); }
 long v_backward_bytes(int d) { return 4L * (kBackwardTile * d + kW); }
 
 constexpr long kStage = static_cast<long>(kBackwardTile + kM) * kPanel;
@@ -432,24 +453,13 @@ void differentiate(const BackwardStep& s, const Piece& piece, const float* score
 }
 
 void add_panel(const float* panel, int d, float factor, float* const* row) {
-  for (int n = 0; n < kN; ++n, panel += kW, row += kW) {
-    int i = 0;
-    for (; i + kW <= d; i += kW) {
-      Vec t[kW];
-#pragma GCC unroll 16
-      for (int j = 0; j < kW; ++j) t[j] = load(panel + (i + j) * kPanel);
-      transpose(t);
-#pragma GCC unroll 16
-      for (int m = 0; m < kW; ++m) {
-        if (row[m] != nullptr) store(row[m] + i, load(row[m] + i) + t[m] * factor);
-      }
-    }
-    for (; i < d; ++i) {
-      for (int m = 0; m < kW; ++m) {
-        if (row[m] != nullptr) row[m][i] += panel[i * kPanel + m] * factor;
-      }
-    }
+  float keep[kPanel];
+  float add[kPanel];
+  for (int i = 0; i < kPanel; ++i) {
+    keep[i] = 1;
+    add[i] = factor;
   }
+  give_rows<kN>(panel, d, keep, add, row);
 }
 
 void backward(const BackwardStep& s) {
@@ -521,16 +531,11 @@ void backward(const BackwardStep& s) {
 // A block of keys is scored, then its values are summed. Memory sets the pace, so each of the two
 // asks for what the other one reads next: the values of this block, the keys of the next one.
 constexpr int kDecodeLanes = 8;
-constexpr int kDecodeKeys = 32;  // of a block
+constexpr int kDecodeKeys =
+    16;  // of a block: as many rows as there are streams that a core follows
 constexpr int kDecodeN = kDecodeLanes > kW ? kDecodeLanes / kW : 1;
 
 constexpr int size_of(Element element) { return element == Element::f4 ? 4 : 2; }
-
-inline float sum_of(Vec x) {
-  float sum = 0;
-  for (int i = 0; i < kW; ++i) sum += x[i];
-  return sum;
-}
 
 /// t[0] becomes the sums of the numbers of each of the kW vectors: see transpose.
 template <int Step = 1>
@@ -550,7 +555,7 @@ inline void sums_of(Vec (&t)[kW]) {
 
 /// Asks for the bytes [begin, end) of a row.
 inline void ask_for(const char* row, long begin, long end) {
-  for (long i = begin; i < end; i += 64) __builtin_prefetch(row + i);
+  for (long i = begin; i < end; i += 64) __builtin_prefetch(row + i, 0, 2);
 }
 
 /// score[lane][kDecodeKeys] of keys [first, first + count); asks for their values.
@@ -612,9 +617,10 @@ struct Count {
   static constexpr int value = X;
 };
 
-/// o[lane] += weight[lane][key] v[key]; asks for the keys [next, next + count).
+/// o[lane] += weight[lane][key] v[key]; asks for the rows `next`.
 template <int F, Element E>
-void decode_values(const DecodeStep& s, int first, int count, int next, const float* weight) {
+void decode_values(const DecodeStep& s, int first, int count, const Rows& next,
+                   const float* weight) {
   constexpr int kVectors = (F <= 2 ? 8 : F <= 4 ? 4 : 2) / (kW == 16 ? 1 : 2);
   const int d = s.v.dim;
   int i = 0;
@@ -631,9 +637,7 @@ void decode_values(const DecodeStep& s, int first, int count, int next, const fl
       for (int x = 0; x < kX; ++x) acc[f][x] = load(s.o + static_cast<long>(f) * d + i + x * kW);
     }
     for (int j = 0; j < count; ++j) {
-      if (next + j < s.k.count) {
-        ask_for(static_cast<const char*>(row_of(s.k, next + j)), begin, end);
-      }
+      if (j < next.count) ask_for(static_cast<const char*>(row_of(next, j)), begin, end);
       const void* row = row_of(s.v, first + j);
       Vec column[kX];
 #pragma GCC unroll 8
@@ -720,78 +724,87 @@ void decode_rules(const DecodeStep& s, const Piece& block, float* score) {
   }
 }
 
+/// One block of keys; `next` are the keys of the block after it, of this step or another.
 template <int F, Element E>
-void decode_lanes(const DecodeStep& s) {
+void decode_block(const DecodeStep& s, const Piece& block, const Rows& next) {
   alignas(64) float score[F * kDecodeKeys];
   const int d = s.v.dim;
-  const bool plain = absent(s.rules);
-  for (int t = 0; t < s.piece_count; ++t) {
-    for (int from = 0; from < s.pieces[t].count; from += kDecodeKeys) {
-      Piece block = s.pieces[t];
-      block.first += from;
-      block.count = block.count - from < kDecodeKeys ? block.count - from : kDecodeKeys;
-      decode_scores<F, E>(s, block.first, block.count, score);
-      if (!plain || block.masked) decode_rules(s, block, score);
-      for (int f = 0; f < F; ++f) {
-        float* at = score + f * kDecodeKeys;
-        // Whole vectors: what stands behind the last key weighs nothing.
-        const int whole = up(block.count, kW);
-        for (int j = block.count; j < whole; ++j) at[j] = -kInf;
-        Vec sum = {};
-        if (s.normalizer == Normalizer::softmax) {
-          Vec tops = all(-kInf);
-          for (int j = 0; j < whole; j += kW) tops = max(load(at + j), tops);
-          float now = s.m[f];
-          for (int i = 0; i < kW; ++i) now = tops[i] > now ? tops[i] : now;
-          const float base = now == -kInf ? 0.0f : now;
-          if (now != s.m[f]) {
-            const float decay = exp2(all(s.m[f] - base))[0];
-            s.m[f] = now;
-            s.l[f] *= static_cast<double>(decay);
-            for (int i = 0; i < d; ++i) s.o[static_cast<long>(f) * d + i] *= decay;
-          }
-          for (int j = 0; j < whole; j += kW) {
-            const Vec weight = exp2(load(at + j) - base);
-            store(at + j, weight);
-            sum += weight;
-          }
-        } else {
-          s.m[f] = 0;
-          for (int j = 0; j < whole; j += kW) {
-            const Vec weight = sigmoid2(load(at + j) + s.rules.shift);
-            store(at + j, weight);
-            sum += weight;
-          }
-        }
-        s.l[f] += static_cast<double>(sum_of(sum));
+  decode_scores<F, E>(s, block.first, block.count, score);
+  if (block.masked || !absent(s.rules)) decode_rules(s, block, score);
+  for (int f = 0; f < F; ++f) {
+    float* at = score + f * kDecodeKeys;
+    // Whole vectors: what stands behind the last key weighs nothing.
+    const int whole = up(block.count, kW);
+    for (int j = block.count; j < whole; ++j) at[j] = -kInf;
+    Vec sum = {};
+    if (s.normalizer == Normalizer::softmax) {
+      Vec tops = all(-kInf);
+      for (int j = 0; j < whole; j += kW) tops = max(load(at + j), tops);
+      const float top = top_of(tops);
+      const float now = top > s.m[f] ? top : s.m[f];
+      const float base = now == -kInf ? 0.0f : now;
+      if (now != s.m[f]) {
+        const float decay = exp2(all(s.m[f] - base))[0];
+        s.m[f] = now;
+        s.l[f] *= static_cast<double>(decay);
+        for (int i = 0; i < d; ++i) s.o[static_cast<long>(f) * d + i] *= decay;
       }
-      if (block.masked) {
-        decode_values_seen(s, block.first, block.count, score);
-      } else {
-        decode_values<F, E>(s, block.first, block.count, block.first + block.count, score);
+      for (int j = 0; j < whole; j += kW) {
+        const Vec weight = exp2(load(at + j) - base);
+        store(at + j, weight);
+        sum += weight;
+      }
+    } else {
+      s.m[f] = 0;
+      for (int j = 0; j < whole; j += kW) {
+        const Vec weight = sigmoid2(load(at + j) + s.rules.shift);
+        store(at + j, weight);
+        sum += weight;
       }
     }
+    s.l[f] += static_cast<double>(sum_of(sum));
+  }
+  if (block.masked) {
+    decode_values_seen(s, block.first, block.count, score);
+  } else {
+    decode_values<F, E>(s, block.first, block.count, next, score);
   }
 }
 
-void decode(const DecodeStep& s) {
-  const bool f4 = s.k.element == Element::f4;
-  switch (s.lanes) {
-#define DATTN_CASE(F)                                                         \
-  case F:                                                                     \
-    f4 ? decode_lanes<F, Element::f4>(s) : decode_lanes<F, Element::bf16>(s); \
-    break;
-    DATTN_CASE(1)
-    DATTN_CASE(2)
-    DATTN_CASE(3)
-    DATTN_CASE(4)
-    DATTN_CASE(5)
-    DATTN_CASE(6)
-    DATTN_CASE(7)
-    DATTN_CASE(8)
-#undef DATTN_CASE
-    default:
-      __builtin_unreachable();
+using DecodeBlock = void (*)(const DecodeStep&, const Piece&, const Rows&);
+
+template <Element E>
+DecodeBlock decode_block_of(int lanes) {
+  static constexpr DecodeBlock table[kDecodeLanes] = {
+      decode_block<1, E>, decode_block<2, E>, decode_block<3, E>, decode_block<4, E>,
+      decode_block<5, E>, decode_block<6, E>, decode_block<7, E>, decode_block<8, E>};
+  return table[lanes - 1];
+}
+
+void decode(const DecodeStep* steps, int count) {
+  // The block of a step that begins at `from`, cut to one of its pieces; empty where there is none.
+  const auto part = [](const DecodeStep& s, int from, int t) {
+    const Piece& piece = s.pieces[t];
+    const int begin = piece.first > from ? piece.first : from;
+    const int last = piece.first + piece.count;
+    const int end = last < from + kDecodeKeys ? last : from + kDecodeKeys;
+    return Piece{begin, end - begin, piece.masked};
+  };
+  for (int from = 0; from < steps[0].k.count; from += kDecodeKeys) {
+    for (int i = 0; i < count; ++i) {
+      const DecodeStep& s = steps[i];
+      const bool wraps = i + 1 == count;
+      Rows next = steps[wraps ? 0 : i + 1].k;
+      const int begin = wraps ? from + kDecodeKeys : from;
+      next.count = next.count - begin < kDecodeKeys ? next.count - begin : kDecodeKeys;
+      if (next.count > 0) next.data = row_of(next, begin);
+      const DecodeBlock run = s.k.element == Element::f4 ? decode_block_of<Element::f4>(s.lanes)
+                                                         : decode_block_of<Element::bf16>(s.lanes);
+      for (int t = 0; t < s.piece_count; ++t) {
+        const Piece block = part(s, from, t);
+        if (block.count > 0) run(s, block, next);
+      }
+    }
   }
 }
 
@@ -834,6 +847,7 @@ constexpr Kernel kKernel{
     .pack_k = pack_k,
     .pack_v = pack_v,
     .forward = forward,
+    .give = give_rows<kN>,
     .q_backward_size = q_backward_bytes,
     .k_backward_size = k_backward_bytes,
     .v_backward_size = v_backward_bytes,

@@ -134,6 +134,8 @@ struct Kernel {
   void (*pack_k)(const Rows& k, void* to);  ///< 1 .. tile rows
   void (*pack_v)(const Rows& v, void* to);
   void (*forward)(const ForwardStep& step);
+  /// row[lane][0 .. d_v) = row * keep[lane] + o[d_v][lane] * add[lane]; null rows are passed over.
+  void (*give)(const float* o, int d_v, const float* keep, const float* add, float* const* row);
 
   long (*q_backward_size)(int dim);  ///< of a tile of backward_panels panels; for Q and for dO
   long (*k_backward_size)(int d_qk);
@@ -149,7 +151,9 @@ struct Kernel {
   /// row[lane][0 .. d_qk) += factor * panel[d_qk][lane]: a panel of dq; null rows are passed over.
   void (*add_panel)(const float* panel, int d_qk, float factor, float* const* row);
 
-  void (*decode)(const DecodeStep& step);
+  /// Steps over the same number of keys; they take turns, so that heads which lie side by side in
+  /// memory are read side by side.
+  void (*decode)(const DecodeStep* steps, int count);
 
   /// Prepares the calling thread (denormals count as zero, tile registers); `leave` gets what it
   /// returned and puts everything back. Every call of the other functions stands between the two.
