@@ -19,8 +19,6 @@ constexpr int kGranule = 16;
 /// depend on them.
 constexpr Index kParts = 64;
 constexpr Index kLeast = 256;
-/// Lanes of one step.
-constexpr Index kStepLanes = 8;
 
 /// The lanes of a group that go through the keys together, and what they found.
 struct Batch {
@@ -55,6 +53,7 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
                   const Where& where, const Mask& mask, const Work& work,
                   const std::vector<HeadGroup>& groups) {
   const Kernel& kernel = kernel_of<T>(work);
+  const Index step_lanes = kernel.decode_lanes;
   const BlockRules rules(work.score, where);
   std::vector<LiveRows> live;
   for (const HeadGroup& group : groups) {
@@ -96,8 +95,8 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
       std::vector<Batch> batches;
       for (const HeadGroup& group : groups) {
         const Index lanes = q.rows * group.heads.size();
-        for (Index first = 0; first < lanes; first += kStepLanes) {
-          batches.emplace_back(group, Range{first, std::min(first + kStepLanes, lanes)}, rules,
+        for (Index first = 0; first < lanes; first += step_lanes) {
+          batches.emplace_back(group, Range{first, std::min(first + step_lanes, lanes)}, rules,
                                v.dim);
         }
       }

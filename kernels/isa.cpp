@@ -52,13 +52,7 @@ bool has_amx() {
 std::vector<const Isa*> probe() {
   std::vector<const Isa*> found;
 #if defined(DATTN_HAS_X86)
-  // Few queries leave tile registers idle: they decode as without.
-  static const Kernel tiles = [] {
-    Kernel kernel = amx::kernel();
-    kernel.decode = avx512::kernel().decode;
-    return kernel;
-  }();
-  static const Isa amx_isa{"amx", &avx512::kernel(), &tiles};
+  static const Isa amx_isa{"amx", &avx512::kernel(), &amx::kernel()};
   static const Isa avx512_isa{"avx512", &avx512::kernel(), &avx512::kernel()};
   static const Isa avx2_isa{"avx2", &avx2::kernel(), &avx2::kernel()};
   // These ask the processor and, for the wide registers, whether the system saves them.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "kernels/check.hpp"
 
@@ -70,6 +71,8 @@ LiveRows::LiveRows(const Where& where, const Mask& mask, Index head, Range rows)
         before += k.count;
       }
       first_.push_back(spans_.size());
+      single_ = single_ && spans_.size() - begin <= 1;
+      one_.push_back(spans_.size() > begin ? spans_[begin] : Range{0, 0});
     }
   }
 }
@@ -101,11 +104,18 @@ void LiveRows::pieces(Range rows, Range tile, int granule, std::vector<Piece>& o
   // Most tiles are seen by all rows or by none.
   bool all = true;
   bool none = true;
-  for (Index row = rows.begin; row < rows.end; ++row) {
-    const std::span<const Range> spans = from(row, tile.begin);
-    all = all && !spans.empty() && spans.front().contains(tile);
-    none = none && (spans.empty() || spans.front().begin >= tile.end);
-    if (!all && !none) break;
+  if (single_) {
+    for (Index row = rows.begin; row < rows.end; ++row) {
+      const Range seen = one_[static_cast<std::size_t>(row - rows_.begin)];
+      all &= (seen.begin <= tile.begin) & (seen.end >= tile.end);
+      none &= (seen.begin >= tile.end) | (seen.end <= tile.begin);
+    }
+  } else {
+    for (Index row = rows.begin; row < rows.end && (all || none); ++row) {
+      const std::span<const Range> spans = from(row, tile.begin);
+      all = all && !spans.empty() && spans.front().contains(tile);
+      none = none && (spans.empty() || spans.front().begin >= tile.end);
+    }
   }
   if (none) return;
   if (all) {
@@ -119,13 +129,17 @@ void LiveRows::pieces(Range rows, Range tile, int granule, std::vector<Piece>& o
   std::array<int, kMost + 1> whole{};
   const int granules = (count + granule - 1) / granule;
   CHECK(granules <= kMost, granules);
+  // A shift where there is one: a division costs as much as the rest.
+  const bool power = (granule & (granule - 1)) == 0;
+  const int shift = std::countr_zero(static_cast<unsigned>(granule));
+  const auto granule_of = [&](int key) { return power ? key >> shift : key / granule; };
   for (Index row = rows.begin; row < rows.end; ++row) {
     for (const Range span : from(row, tile.begin)) {
       if (span.begin >= tile.end) break;
       const auto begin = static_cast<int>(std::max(span.begin, tile.begin) - tile.begin);
       const auto end = static_cast<int>(std::min(span.end, tile.end) - tile.begin);
-      const int first = begin / granule;
-      const int last = (end - 1) / granule;
+      const int first = granule_of(begin);
+      const int last = granule_of(end - 1);
       if (first == last) {
         seen[static_cast<std::size_t>(first)] += end - begin;
         continue;

@@ -53,6 +53,8 @@ class LiveRows {
   std::span<const Range> from(Index row, Index key) const;
 
   Range rows_;
+  bool single_ = true;      ///< no row has two spans, and
+  std::vector<Range> one_;  ///< these are they, of each row; empty where it has none
   std::vector<Range> spans_;
   std::vector<std::size_t> first_;  ///< of each row, in spans_
 };

@@ -106,7 +106,9 @@ MergeWeights merge_head(float m_base2, double l, float* record) {
   if (l == 0) return {1, 0};  // no key; a row of NaN scores has m = -inf too, but l = NaN
   const double m = static_cast<double>(m_base2) * std::numbers::ln2;
   const float top = std::max(static_cast<float>(m), record[0]);
-  const double here = std::exp(m - static_cast<double>(top));
+  // Nearly always what rounding m took away: two terms of the series are exact then.
+  const double away = m - static_cast<double>(top);
+  const double here = std::abs(away) < 1e-3 ? 1 + away * (1 + away / 2) : std::exp(away);
   const double there =
       record[1] == 0 ? 0.0 : std::exp(static_cast<double>(record[0]) - static_cast<double>(top));
   record[0] = top;

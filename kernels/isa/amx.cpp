@@ -251,13 +251,15 @@ inline Halves weave_high(Halves a, Halves b) {
                                  63);
 }
 
-/// Four perfect shuffles of the rows are a transposition.
-inline void transpose(Int (&rows)[16]) {
-  for (int stage = 0; stage < 4; ++stage) {
-    Int next[16];
-    for (int i = 0; i < 8; ++i) {
+/// As many perfect shuffles as a number of a row has bits transpose: four of 16 rows of 16. With 8
+/// rows it is three, of 8 rows of 8 pairs; [row][8][2] becomes [8][2][row].
+template <int Rows>
+inline void transpose(Int (&rows)[Rows]) {
+  for (int stage = Rows; stage > 1; stage /= 2) {
+    Int next[Rows];
+    for (int i = 0; i < Rows / 2; ++i) {
       const Int a = rows[i];
-      const Int b = rows[i + 8];
+      const Int b = rows[i + Rows / 2];
       next[2 * i] =
           __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
       next[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29,
@@ -1074,6 +1076,454 @@ void add_panel(const float* panel, int d_qk, float factor, float* const* row) {
   give_rows<2>(panel, d_qk, keep, add, row);
 }
 
+// ----------------------------------------------------------------------------------------- decode
+//
+// Keys are read as they lie: 16 rows of K are an A tile, queries are the B tiles. What rounding a
+// query to bfloat16 loses is a second query, its rest; up to kNarrow lanes have both in one tile.
+// Weights become the rows of an A tile, the values its B tiles, in pairs of the keys j and j + 16.
+
+constexpr int kDecodeLanes = kW;
+constexpr int kNarrow = kW / 2;
+constexpr int kHalf = kChunk / 2;
+
+/// One step during one call; entries of lanes that there are not repeat others.
+struct alignas(64) DecodeState {
+  float m[kW];  // of up to kNarrow lanes: twice
+  float slope[kW];
+  int query[kW];
+  int begin[kW];
+  int end[kW];
+  const float* bias[kW];
+  ScoreRules rules;
+  Lanes allowed;
+  char* q;  // B tiles
+};
+
+/// Of a block; what grows with the rows lies in memory of the call.
+struct alignas(64) DecodeScratch {
+  float s[kChunk * kW];
+  char p[kReg];
+  char keys[2 * kReg];
+  float decay[kW];
+  float sum[kW];
+  char* pairs;      // [d_v / 32][2] B tiles
+  float* products;  // [d_v / 32][2][16 lanes][16]
+};
+
+/// Rows that are read soon.
+struct Ahead {
+  const char* data;
+  long row;  // bytes
+  long size;
+  int count;
+  Ahead(const Rows& rows, int first)
+      : data((const char*)rows.data + 2L * first * rows.stride),
+        row(2 * rows.stride),
+        size(2L * rows.dim),
+        count(rows.count - first < kChunk ? rows.count - first : kChunk) {}
+  /// Asks for part c of every row. Into the second level: rows lie apart by powers of two, and
+  /// would share few sets of the first.
+  DATTN_INLINE void ask(int c) const {
+    if (64L * c >= size) return;
+    const char* at = data + 64L * c;
+    int j = 0;
+    for (; j + 8 <= count; j += 8) {
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i, at += row) __builtin_prefetch(at, 0, 2);
+    }
+    for (; j < count; ++j, at += row) __builtin_prefetch(at, 0, 2);
+  }
+};
+
+inline Vec low_halves(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+}
+inline Vec high_halves(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30,
+                                 31);
+}
+inline Vec swap_halves(Vec v) {
+  return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
+// Weaving within 128 bits takes one instruction; columns come out in this order and are put back
+// in the sums.
+inline Halves weave_quarters_low(Halves a, Halves b) {
+  return __builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 8, 40, 9, 41, 10, 42, 11, 43, 16,
+                                 48, 17, 49, 18, 50, 19, 51, 24, 56, 25, 57, 26, 58, 27, 59);
+}
+inline Halves weave_quarters_high(Halves a, Halves b) {
+  return __builtin_shufflevector(a, b, 4, 36, 5, 37, 6, 38, 7, 39, 12, 44, 13, 45, 14, 46, 15, 47,
+                                 20, 52, 21, 53, 22, 54, 23, 55, 28, 60, 29, 61, 30, 62, 31, 63);
+}
+inline Vec quarters_low(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+}
+inline Vec quarters_high(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30,
+                                 31);
+}
+
+/// Floats [from, from + 16) of a row of `dim`, zeros beyond it.
+inline Vec float_part(const float* row, int from, int dim) {
+  if (dim - from >= kW) return load(row + from);
+  Vec v{};
+  if (from < dim) __builtin_memcpy(&v, row + from, 4 * (unsigned)(dim - from));
+  return v;
+}
+
+constexpr long decode_q_size(int lanes, int d_qk) {
+  return (lanes <= kNarrow ? 1 : 2) * kReg * chunks_of(d_qk);
+}
+
+/// [d_qk / 32] B tiles: lanes in columns 0..7 and their rests in columns 8..15, or two tiles each.
+void pack_decode_q(const DecodeStep& step, char* to) {
+  const bool narrow_lanes = step.lanes <= kNarrow;
+  const int d = step.k.dim;
+  for (int c = 0; c < chunks_of(d); ++c) {
+    Int tiles[2][16] = {};
+    for (int f = 0; f < step.lanes; ++f) {
+      const float* row = step.q + (long)f * d;
+      Vec part[2];
+      for (int i = 0; i < 2; ++i) part[i] = float_part(row, c * kChunk + i * kW, d);
+      const Halves q = narrow(part[0], part[1]);
+      part[0] = part[0] - (Vec)weave_low(Halves{}, q);
+      part[1] = part[1] - (Vec)weave_high(Halves{}, q);
+      for (Vec& x : part) x = x == x ? x : Vec{};  // infinity has no rest
+      const Halves rest = narrow(part[0], part[1]);
+      tiles[0][f] = (Int)q;
+      (narrow_lanes ? tiles[0][kNarrow + f] : tiles[1][f]) = (Int)rest;
+    }
+    for (int i = 0; i < (narrow_lanes ? 1 : 2); ++i, to += kReg) {
+      transpose(tiles[i]);
+      __builtin_memcpy(to, tiles[i], sizeof tiles[i]);
+    }
+  }
+}
+
+void begin_decode(const DecodeStep& step, DecodeState& state) {
+  pack_decode_q(step, state.q);
+  state.rules = step.rules;
+  for (int i = 0; i < kW; ++i) {
+    const int own = step.lanes <= kNarrow ? i % kNarrow : i;
+    const int lane = own < step.lanes ? own : step.lanes - 1;
+    state.m[i] = step.m[lane];
+    if (step.rules.slope != nullptr) state.slope[i] = step.rules.slope[lane];
+    if (step.rules.query != nullptr) state.query[i] = step.rules.query[lane];
+    if (step.rules.bias != nullptr) state.bias[i] = step.rules.bias[lane];
+    if (step.begin != nullptr) state.begin[i] = step.begin[lane];
+    if (step.end != nullptr) state.end[i] = step.end[lane];
+  }
+  if (step.rules.slope != nullptr) state.rules.slope = state.slope;
+  if (step.rules.query != nullptr) state.rules.query = state.query;
+  if (step.rules.bias != nullptr) state.rules.bias = state.bias;
+  state.allowed = {state.begin, state.end, step.bits};
+}
+
+/// Tiles 0 and 1 += part c of 32 keys, `row` bytes apart, times the queries.
+template <bool Narrow>
+DATTN_INLINE void decode_scores(const char* keys, long row, const char* q) {
+  tile_load<6>(q, 64);
+  if constexpr (!Narrow) tile_load<7>(q + kReg, 64);
+  tile_load<4>(keys, row);
+  tile_dot<0, 4, 6>();
+  if constexpr (!Narrow) tile_dot<0, 4, 7>();
+  tile_load<5>(keys + kHalf * row, row);
+  tile_dot<1, 5, 6>();
+  if constexpr (!Narrow) tile_dot<1, 5, 7>();
+}
+
+/// Part c of key j of a block.
+inline Halves part_of(const Rows& rows, const Piece& block, int j, int c) {
+  return row_part(j < block.count ? row_of(rows, block.first + j) : nullptr, c * kChunk, rows.dim);
+}
+
+/// The same as an A tile pair, zeros where there are no keys.
+void copy_keys(const Rows& k, const Piece& block, int c, char* to) {
+  for (int j = 0; j < kChunk; ++j, to += 64) {
+    const Halves part = part_of(k, block, j, c);
+    __builtin_memcpy(to, &part, 64);
+  }
+}
+
+DATTN_INLINE void weave_pair(Halves a, Halves b, char* to) {
+  const Halves low = weave_quarters_low(a, b);
+  const Halves high = weave_quarters_high(a, b);
+  __builtin_memcpy(to, &low, 64);
+  __builtin_memcpy(to + kReg, &high, 64);
+}
+
+/// Part c of the values of a whole block, in pairs.
+DATTN_INLINE void weave_values(const char* v, long row, char* to) {
+  for (int j = 0; j < kHalf; ++j, v += row, to += 64) {
+    Halves a;
+    Halves b;
+    __builtin_memcpy(&a, v, 64);
+    __builtin_memcpy(&b, v + kHalf * row, 64);
+    weave_pair(a, b, to);
+  }
+}
+
+/// The same of any block. Where it is masked, numbers that are not finite are left out, and bits
+/// of their keys are returned: a weight of 0 would not keep them out.
+unsigned weave_some_values(const Rows& v, const Piece& block, int c, char* to) {
+  unsigned left_out = 0;
+  const auto part = [&](int j) {
+    Halves x = part_of(v, block, j, c);
+    if (block.masked) {
+      const auto wild = (x & 0x7f80) == 0x7f80;
+      if (any((Int)wild)) left_out |= 1u << j;
+      x = wild ? Halves{} : x;
+    }
+    return x;
+  };
+  for (int j = 0; j < kHalf; ++j) weave_pair(part(j), part(j + kHalf), to + j * 64L);
+  return left_out;
+}
+
+/// Scores [32][16] to weights: rows of p and, in place, [16] vectors of lanes of the keys
+/// (0, 8), (1, 9) .. (7, 15), (16, 24) .. (23, 31) if Narrow, else [32] vectors of lanes.
+template <bool Narrow>
+DATTN_INLINE void decode_weights(const DecodeStep& step, DecodeState& state, const Piece& block,
+                                 DecodeScratch& scratch) {
+  constexpr int kVectors = Narrow ? kChunk / 2 : kChunk;
+  constexpr int kKeysUp = kVectors / 2;  // from the vector of a key to that of its pair
+  float* s = scratch.s;
+  const bool finished = plain(step.rules, block);
+  if (!finished) {
+    for (int j = 0; Narrow && j < kChunk; ++j) {
+      const Vec x = load(s + j * kW);
+      store(s + j * kW, x + swap_halves(x));
+    }
+    apply_rules<1>(state.rules, block, s, nullptr);
+    if (block.masked) forbid<1>(state.allowed, block, s);
+    for (int j = block.count; j < kChunk; ++j) store(s + j * kW, all(-kInf));
+  }
+  Vec x[kVectors];
+  for (int i = 0; i < kVectors; ++i) {
+    if constexpr (Narrow) {
+      const float* at = s + (i + (i & 8)) * kW;
+      const Vec a = load(at);
+      const Vec b = load(at + 8 * kW);
+      x[i] = low_halves(a, b);
+      if (finished) x[i] = x[i] + high_halves(a, b);
+    } else {
+      x[i] = load(s + i * kW);
+    }
+  }
+
+  Vec decay = all(1.0f);
+  Vec sums[4] = {};
+  if (step.normalizer == Normalizer::softmax) {
+    Vec tops[4];
+    for (Vec& top : tops) top = all(-kInf);
+    for (int i = 0; i < kVectors; ++i) tops[i % 4] = max(x[i], tops[i % 4]);
+    Vec top = max(max(tops[0], tops[1]), max(tops[2], tops[3]));
+    if constexpr (Narrow) top = max(top, swap_halves(top));
+    const Vec m = load(state.m);
+    const Vec now = top > m ? top : m;
+    const Vec base = now == -kInf ? Vec{} : now;
+    decay = now == m ? decay : exp2(m - base);
+    store(state.m, now);
+    for (int i = 0; i < kVectors; ++i) {
+      x[i] = exp2(x[i] - base);
+      sums[i % 4] = sums[i % 4] + x[i];
+    }
+  } else {
+    store(state.m, Vec{});
+    for (int i = 0; i < kVectors; ++i) {
+      x[i] = sigmoid2(x[i] + step.rules.shift);
+      sums[i % 4] = sums[i % 4] + x[i];
+    }
+  }
+  Vec sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  if constexpr (Narrow) sum = sum + swap_halves(sum);
+  store(scratch.decay, decay);
+  store(scratch.sum, sum);
+  for (int f = 0; f < step.lanes; ++f) {
+    step.l[f] = step.l[f] * (double)scratch.decay[f] + (double)scratch.sum[f];
+  }
+  if (block.masked) {
+    for (int i = 0; i < kVectors; ++i) store(s + i * kW, x[i]);
+  }
+
+  Int rows[kKeysUp];
+  for (int i = 0; i < kKeysUp; ++i) {
+    if constexpr (Narrow) {
+      const Halves v = narrow(x[i], x[i + kKeysUp]);
+      rows[i] = (Int)__builtin_shufflevector(v, v, 0, 16, 8, 24, 1, 17, 9, 25, 2, 18, 10, 26, 3, 19,
+                                             11, 27, 4, 20, 12, 28, 5, 21, 13, 29, 6, 22, 14, 30, 7,
+                                             23, 15, 31);
+    } else {
+      rows[i] = (Int)weave(x[i], x[i + kKeysUp]);
+    }
+  }
+  transpose(rows);
+  __builtin_memcpy(scratch.p, rows, sizeof rows);
+}
+
+/// o = o * decay + products, which have their columns as weave_pair leaves them.
+DATTN_INLINE void add_products(const DecodeStep& step, const DecodeScratch& scratch) {
+  const int d = step.v.dim;
+  for (int c = 0; c < chunks_of(d); ++c) {
+    const float* from = scratch.products + c * 2L * kW * kW;
+    float* to = step.o + c * kChunk;
+    for (int f = 0; f < step.lanes; ++f, from += kW, to += d) {
+      const Vec decay = all(scratch.decay[f]);
+      const Vec a = load(from);
+      const Vec b = load(from + kW * kW);
+      const Vec sum[2] = {quarters_low(a, b), quarters_high(a, b)};
+      if (d - c * kChunk >= kChunk) {
+        store(to, load(to) * decay + sum[0]);
+        store(to + kW, load(to + kW) * decay + sum[1]);
+        continue;
+      }
+      for (int i = 0; i < 2 && c * kChunk + i * kW < d; ++i) {
+        const int left = d - c * kChunk - i * kW;
+        const Vec next = float_part(to + i * kW, 0, left) * decay + sum[i];
+        __builtin_memcpy(to + i * kW, &next, 4 * (unsigned)(left < kW ? left : kW));
+      }
+    }
+  }
+}
+
+/// What weave_some_values has left out.
+template <bool Narrow>
+void add_left_out(const DecodeStep& step, const Piece& block, const float* weights, unsigned keys) {
+  const int d = step.v.dim;
+  for (int j = 0; j < block.count; ++j) {
+    if ((keys >> j & 1u) == 0) continue;
+    const float* weight = weights + (Narrow ? ((j & 7) + (j >> 1 & 8)) * kW + (j & 8) : j * kW);
+    const auto* row = (const unsigned short*)row_of(step.v, block.first + j);
+    for (int f = 0; f < step.lanes; ++f) {
+      for (int i = 0; i < d && weight[f] != 0; ++i) {
+        if ((row[i] & 0x7f80) != 0x7f80) continue;
+        const unsigned bits = (unsigned)row[i] << 16;
+        float x;
+        __builtin_memcpy(&x, &bits, 4);
+        step.o[(long)f * d + i] += weight[f] * x;
+      }
+    }
+  }
+}
+
+template <bool Narrow>
+void decode_block(const DecodeStep& step, DecodeState& state, const Piece& block,
+                  const Ahead& next_keys, const Ahead& next_values, DecodeScratch& scratch) {
+  const int k_chunks = chunks_of(step.k.dim);
+  const int v_chunks = chunks_of(step.v.dim);
+  const bool whole_keys = block.count == kChunk && step.k.dim % kChunk == 0;
+  const bool whole_values = block.count == kChunk && step.v.dim % kChunk == 0 && !block.masked;
+  const auto* k = (const char*)row_of(step.k, block.first);
+  const auto* v = (const char*)row_of(step.v, block.first);
+  unsigned left_out = 0;
+  tile_zero<0>();
+  tile_zero<1>();
+  // Values are woven while the tiles multiply.
+  for (int c = 0; c < k_chunks || c < v_chunks; ++c) {
+    next_keys.ask(c);
+    if (c < k_chunks) {
+      const char* q = state.q + c * (Narrow ? 1 : 2) * kReg;
+      if (whole_keys) {
+        decode_scores<Narrow>(k + c * 64L, 2 * step.k.stride, q);
+      } else {
+        copy_keys(step.k, block, c, scratch.keys);
+        decode_scores<Narrow>(scratch.keys, 64, q);
+      }
+    }
+    if (c < v_chunks) {
+      char* pairs = scratch.pairs + c * kPairs;
+      if (whole_values) {
+        weave_values(v + c * 64L, 2 * step.v.stride, pairs);
+      } else {
+        left_out |= weave_some_values(step.v, block, c, pairs);
+      }
+    }
+  }
+  tile_store<0>(scratch.s, 64);
+  tile_store<1>(scratch.s + kHalf * kW, 64);
+  decode_weights<Narrow>(step, state, block, scratch);
+  tile_load<6>(scratch.p, 64);
+  for (int c = 0; c < v_chunks; ++c) {
+    next_values.ask(c);
+    const char* pairs = scratch.pairs + c * kPairs;
+    float* products = scratch.products + c * 2L * kW * kW;
+    tile_load<4>(pairs, 64);
+    tile_zero<0>();
+    tile_dot<0, 6, 4>();
+    tile_load<5>(pairs + kReg, 64);
+    tile_zero<1>();
+    tile_dot<1, 6, 5>();
+    if (++c < v_chunks) {
+      next_values.ask(c);
+      tile_load<4>(pairs + kPairs, 64);
+      tile_zero<2>();
+      tile_dot<2, 6, 4>();
+      tile_load<5>(pairs + kPairs + kReg, 64);
+      tile_zero<3>();
+      tile_dot<3, 6, 5>();
+    }
+    tile_store<0>(products, 64);
+    tile_store<1>(products + kW * kW, 64);
+    if (c < v_chunks) {
+      tile_store<2>(products + 2 * kW * kW, 64);
+      tile_store<3>(products + 3 * kW * kW, 64);
+    }
+  }
+  add_products(step, scratch);
+  if (left_out != 0) add_left_out<Narrow>(step, block, scratch.s, left_out);
+}
+
+void decode(const DecodeStep* steps, int count) {
+  long size = 64 + count * (long)sizeof(DecodeState);
+  int d_v = 0;
+  for (int i = 0; i < count; ++i) {
+    size += decode_q_size(steps[i].lanes, steps[i].k.dim);
+    d_v = steps[i].v.dim > d_v ? steps[i].v.dim : d_v;
+  }
+  void* memory = __builtin_malloc((unsigned long)(size + 2 * kPairs * chunks_of(d_v)));
+  if (memory == nullptr) __builtin_trap();
+  char* at = (char*)memory + (64 - (unsigned long)memory % 64);
+  auto* states = (DecodeState*)at;
+  at += count * (long)sizeof(DecodeState);
+  for (int i = 0; i < count; ++i) {
+    states[i].q = at;
+    at += decode_q_size(steps[i].lanes, steps[i].k.dim);
+  }
+  DecodeScratch scratch{};
+  scratch.pairs = at;
+  scratch.products = (float*)(at + kPairs * chunks_of(d_v));
+
+  const Ahead first_keys(steps[0].k, 0);
+  const Ahead first_values(steps[0].v, 0);
+  for (int c = 0; c < chunks_of(steps[0].k.dim); ++c) first_keys.ask(c);
+  for (int c = 0; c < chunks_of(steps[0].v.dim); ++c) first_values.ask(c);
+  for (int i = 0; i < count; ++i) begin_decode(steps[i], states[i]);
+  for (int from = 0; from < steps[0].k.count; from += kChunk) {
+    for (int i = 0; i < count; ++i) {
+      const DecodeStep& step = steps[i];
+      const bool wraps = i + 1 == count;
+      const DecodeStep& next = steps[wraps ? 0 : i + 1];
+      const Ahead next_keys(next.k, wraps ? from + kChunk : from);
+      const Ahead next_values(next.v, wraps ? from + kChunk : from);
+      const auto run_block = step.lanes <= kNarrow ? decode_block<true> : decode_block<false>;
+      for (int t = 0; t < step.piece_count; ++t) {
+        const Piece& piece = step.pieces[t];
+        const int begin = piece.first > from ? piece.first : from;
+        const int last = piece.first + piece.count;
+        const int end = last < from + kChunk ? last : from + kChunk;
+        if (begin >= end) continue;
+        run_block(step, states[i], {begin, end - begin, piece.masked}, next_keys, next_values,
+                  scratch);
+      }
+    }
+  }
+  for (int i = 0; i < count; ++i) {
+    for (int f = 0; f < steps[i].lanes; ++f) steps[i].m[f] = states[i].m[f];
+  }
+  __builtin_free(memory);
+}
+
 // ----------------------------------------------------------------------------------------- thread
 
 #if defined(__x86_64__)
@@ -1120,7 +1570,8 @@ const Kernel& kernel() {
       .pack_v_backward = pack_v_backward,
       .backward = backward,
       .add_panel = add_panel,
-      .decode = nullptr,
+      .decode = decode,
+      .decode_lanes = kDecodeLanes,
       .enter = enter,
       .leave = leave,
   };

@@ -100,7 +100,7 @@ struct BackwardStep {
 /// A few queries of one group against keys as they lie in memory.
 struct DecodeStep {
   const float* q;  ///< [lanes][d_qk], scale and log2(e) included (and 1 / cap)
-  int lanes;       ///< 1 .. 8
+  int lanes;       ///< 1 .. Kernel::decode_lanes
   Rows k;          ///< any number of keys
   Rows v;
   const Piece* pieces;  ///< `first` is any key here
@@ -154,6 +154,7 @@ struct Kernel {
   /// Steps over the same number of keys; they take turns, so that heads which lie side by side in
   /// memory are read side by side.
   void (*decode)(const DecodeStep* steps, int count);
+  int decode_lanes;  ///< of a DecodeStep, at most
 
   /// Prepares the calling thread (denormals count as zero, tile registers); `leave` gets what it
   /// returned and puts everything back. Every call of the other functions stands between the two.

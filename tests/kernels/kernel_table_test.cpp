@@ -17,6 +17,7 @@
 #include "kernels/isa.hpp"
 #include "kernels/isa/amx_emulated.hpp"
 #include "kernels/isa/kernel.hpp"
+#include "kernels/range.hpp"
 
 namespace dattn {
 namespace {
@@ -310,6 +311,175 @@ struct View {
   }
 };
 
+/// Groups of a few queries against keys as they lie: heads side by side, in a row of all of them.
+struct DecodeCase {
+  int d_qk = 64;
+  int d_v = 64;
+  int keys = 300;
+  int lanes = 4;
+  int groups = 2;
+  Holes holes = Holes::none;  // dead_ends: no lane sees the second quarter
+  unsigned rules = 0;
+  Normalizer normalizer = Normalizer::softmax;
+  double scale = 1;
+  int calls = 1;
+  bool wild = false;  ///< NaN and infinity in K and V of pairs that nobody may see
+};
+
+std::ostream& operator<<(std::ostream& out, const DecodeCase& c) {
+  return out << "d " << c.d_qk << " " << c.d_v << " keys " << c.keys << " lanes " << c.lanes
+             << " groups " << c.groups << " holes " << static_cast<int>(c.holes) << " rules "
+             << c.rules << " normalizer " << static_cast<int>(c.normalizer) << " scale " << c.scale
+             << " calls " << c.calls << " wild " << c.wild;
+}
+
+struct DecodeProblem {
+  DecodeCase c;
+  std::mt19937 random{11};
+  std::normal_distribution<double> normal;
+  std::vector<float> q;  ///< [groups][lanes][d_qk]
+  Matrix k, v;           ///< [keys][groups][d]
+  float cap = 0;
+  float shift = 0;
+  int reach = 30;
+  std::vector<float> slope, key_weight;
+  std::vector<std::vector<float>> bias;
+  std::vector<const float*> bias_rows;
+  std::vector<int> query_position, key_position;
+  std::vector<char> allowed;  ///< [lanes][keys]
+
+  DecodeProblem(Element element, const DecodeCase& of)
+      : c(of), k(c.keys, c.groups * c.d_qk, element), v(c.keys, c.groups * c.d_v, element) {
+    for (int i = 0; i < c.groups * c.lanes * c.d_qk; ++i) {
+      q.push_back(static_cast<float>(normal(random) * c.scale / std::sqrt(c.d_qk)));
+    }
+    for (Matrix* m : {&k, &v}) {
+      for (int i = 0; i < m->count; ++i) {
+        for (int j = 0; j < m->dim; ++j) m->set(i, j, normal(random));
+        for (long j = m->dim; j < m->stride && i + 1 < m->count; ++j) {
+          m->set(i, static_cast<int>(j), std::numeric_limits<double>::quiet_NaN());
+        }
+      }
+    }
+    if ((c.rules & kCap) != 0) cap = 1.5f;
+    if (c.normalizer == Normalizer::sigmoid) shift = -3.25f;
+    for (int f = 0; f < c.lanes; ++f) {
+      slope.push_back(0.01f * static_cast<float>(f + 1));
+      query_position.push_back(7 * f + 5);
+      auto& row = bias.emplace_back();
+      for (int j = 0; j <= 2 * reach; ++j) row.push_back(static_cast<float>(normal(random)));
+    }
+    for (const auto& row : bias) bias_rows.push_back(row.data());
+    for (int j = 0; j < c.keys; ++j) {
+      key_weight.push_back(static_cast<float>(normal(random)));
+      key_position.push_back(j);
+    }
+    for (int f = 0; f < c.lanes; ++f) {
+      for (int j = 0; j < c.keys; ++j) allowed.push_back(sees(f, j) ? 1 : 0);
+    }
+    if (c.wild) make_wild();
+  }
+
+  bool sees(int f, int j) {
+    switch (c.holes) {
+      case Holes::none:
+        return true;
+      case Holes::causal:
+        return j < c.keys - 9 * f;
+      case Holes::window:
+        return f % 3 != 2 && j >= 20 * f && j < 20 * f + 77;
+      case Holes::random:
+        return f % 6 != 1 && random() % 3 == 0;
+      case Holes::dead_ends:
+        return j < c.keys / 4 || j >= c.keys / 2;
+    }
+    return true;
+  }
+  bool may(int f, int j) const { return allowed[at(f * c.keys + j)] != 0; }
+  bool seen(int j) const {
+    for (int f = 0; f < c.lanes; ++f) {
+      if (may(f, j)) return true;
+    }
+    return false;
+  }
+
+  void make_wild() {
+    constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+    for (int j = 0; j < c.keys; ++j) {
+      if (seen(j)) continue;
+      for (int i = j % 3; i < k.dim; i += 3) k.set(j, i, j % 2 == 0 ? kNan : kInf);
+      for (int i = j % 5; i < v.dim; i += 5) v.set(j, i, j % 2 == 0 ? kNan : -kInf);
+    }
+  }
+
+  double score(int group, int f, int j) const {
+    double s = 0;
+    for (int x = 0; x < c.d_qk; ++x) {
+      s +=
+          static_cast<double>(q[at((group * c.lanes + f) * c.d_qk + x)]) * k(j, group * c.d_qk + x);
+    }
+    if (cap != 0) s = static_cast<double>(cap) * std::tanh(s);
+    const int apart = key_position[at(j)] - query_position[at(f)];
+    if ((c.rules & kSlope) != 0) s -= static_cast<double>(slope[at(f)]) * std::abs(apart);
+    if ((c.rules & kBias) != 0) s += bias[at(f)][at(std::clamp(apart, -reach, reach) + reach)];
+    if ((c.rules & kWeight) != 0) s += key_weight[at(j)];
+    return s + static_cast<double>(shift);
+  }
+
+  ScoreRules rules(int first_key) const {
+    ScoreRules r{};
+    r.cap = cap;
+    if ((c.rules & kSlope) != 0) r.slope = slope.data();
+    if ((c.rules & kBias) != 0) r.bias = bias_rows.data();
+    if ((c.rules & (kSlope | kBias)) != 0) {
+      r.query = query_position.data();
+      r.key = &key_position[at(first_key)];
+    }
+    r.reach = reach;
+    if ((c.rules & kWeight) != 0) r.key_weight = &key_weight[at(first_key)];
+    r.shift = shift;
+    return r;
+  }
+};
+
+/// What the lanes see of the keys [first, first + count), in pieces that begin anywhere.
+struct DecodeView {
+  std::vector<Piece> pieces;
+  std::vector<int> begin, end;
+  std::vector<unsigned> bits;
+  bool intervals = true;
+
+  DecodeView(const DecodeProblem& p, int first, int count)
+      : begin(at(p.c.lanes)), end(at(p.c.lanes)), bits(at(count)) {
+    const unsigned full = (1u << p.c.lanes) - 1;
+    for (int f = 0; f < p.c.lanes; ++f) {
+      bool none = true;
+      for (int j = 0; j < count; ++j) {
+        if (!p.may(f, first + j)) continue;
+        if (none) begin[at(f)] = j;
+        if (!none && end[at(f)] != j) intervals = false;
+        end[at(f)] = j + 1;
+        none = false;
+        bits[at(j)] |= 1u << f;
+      }
+    }
+    constexpr int kSizes[] = {16, 5, 40, 1, 33, 64};
+    for (int j = 0, n = 0; j < count; ++n) {
+      const int size = std::min(kSizes[n % 6], count - j);
+      const auto of = bits.begin() + j;
+      const bool dead = std::all_of(of, of + size, [](unsigned b) { return b == 0; });
+      const bool masked = !std::all_of(of, of + size, [&](unsigned b) { return b == full; });
+      if (!dead && !pieces.empty() && pieces.back().first + pieces.back().count == j &&
+          pieces.back().masked == masked) {
+        pieces.back().count += size;
+      } else if (!dead) {
+        pieces.push_back({j, size, masked});
+      }
+      j += size;
+    }
+  }
+};
+
 double distance(const std::vector<double>& want, const std::function<double(std::size_t)>& found) {
   double difference = 0;
   double size = 0;
@@ -330,6 +500,9 @@ class KernelTable : public testing::TestWithParam<Subject> {
 
   void check_forward(const Case& c);
   void check_backward(const Case& c, int panels);
+  void check_decode(const DecodeCase& c);
+  /// Whether decode multiplies rounded weights.
+  bool tiles() const { return half() && GetParam().name.starts_with("amx"); }
 
  private:
   long before_ = 0;
@@ -407,7 +580,8 @@ void KernelTable::check_forward(const Case& c) {
       found.push_back(static_cast<double>(o[x * lanes + i]) / (softmax ? l[at(i)] : 1));
     }
   }
-  EXPECT_LT(distance(want, [&](std::size_t i) { return found[i]; }), half() ? 4e-3 : 1e-6 + 3e-7 * largest);
+  EXPECT_LT(distance(want, [&](std::size_t i) { return found[i]; }),
+            half() ? 4e-3 : 1e-6 + 3e-7 * largest);
 }
 
 void KernelTable::check_backward(const Case& c, int panels) {
@@ -538,6 +712,103 @@ void KernelTable::check_backward(const Case& c, int panels) {
   }
 }
 
+/// Everything a decode leaves, of all lanes of all groups.
+struct Decoded {
+  std::vector<float> m;
+  std::vector<double> l;
+  std::vector<float> o;
+  Decoded(long lanes, long d_v, Normalizer normalizer)
+      : m(at(lanes), normalizer == Normalizer::softmax ? -kInfF : 0),
+        l(at(lanes)),
+        o(at(lanes * d_v)) {}
+};
+
+void run_decode(const Kernel& kernel, const DecodeProblem& p, Range keys, Decoded& found) {
+  const DecodeCase& c = p.c;
+  const int first = static_cast<int>(keys.begin);
+  const int count = static_cast<int>(keys.size());
+  const DecodeView view(p, first, count);
+  std::vector<DecodeStep> steps;
+  for (int g = 0; g < c.groups; ++g) {
+    Rows k = p.k.rows(first, count);
+    Rows v = p.v.rows(first, count);
+    const long size = k.element == Element::f4 ? 4 : 2;
+    k.data = static_cast<const char*>(k.data) + size * g * c.d_qk;
+    v.data = static_cast<const char*>(v.data) + size * g * c.d_v;
+    k.dim = c.d_qk;
+    v.dim = c.d_v;
+    const long lane = static_cast<long>(g) * c.lanes;
+    steps.push_back({.q = &p.q[at(lane * c.d_qk)],
+                     .lanes = c.lanes,
+                     .k = k,
+                     .v = v,
+                     .pieces = view.pieces.data(),
+                     .piece_count = static_cast<int>(view.pieces.size()),
+                     .begin = view.intervals ? view.begin.data() : nullptr,
+                     .end = view.intervals ? view.end.data() : nullptr,
+                     .bits = view.intervals ? nullptr : view.bits.data(),
+                     .rules = p.rules(first),
+                     .normalizer = c.normalizer,
+                     .m = &found.m[at(lane)],
+                     .l = &found.l[at(lane)],
+                     .o = &found.o[at(lane * c.d_v)]});
+  }
+  kernel.decode(steps.data(), c.groups);
+}
+
+void KernelTable::check_decode(const DecodeCase& c) {
+  SCOPED_TRACE(testing::PrintToString(c));
+  const DecodeProblem p(GetParam().element, c);
+  const bool softmax = c.normalizer == Normalizer::softmax;
+  Decoded all(static_cast<long>(c.groups) * c.lanes, c.d_v, c.normalizer);
+  for (int call = 0; call < c.calls; ++call) {
+    run_decode(kernel(), p, {c.keys * call / c.calls, c.keys * (call + 1) / c.calls}, all);
+  }
+
+  std::vector<double> want, found;
+  for (int lane = 0; lane < c.groups * c.lanes; ++lane) {
+    SCOPED_TRACE("lane " + std::to_string(lane));
+    const int f = lane % c.lanes;
+    const int g = lane / c.lanes;
+    const float* o = &all.o[at(lane * c.d_v)];
+    const double m = static_cast<double>(all.m[at(lane)]);
+    const double l = all.l[at(lane)];
+    std::vector<double> scores;
+    double top = softmax ? -kInf : 0;
+    for (int j = 0; j < c.keys; ++j) {
+      scores.push_back(p.may(f, j) ? p.score(g, f, j) : -kInf);
+      if (softmax) top = std::max(top, scores.back());
+    }
+    double sum = 0;
+    std::vector<double> row(at(c.d_v));
+    for (int j = 0; j < c.keys; ++j) {
+      if (!p.may(f, j)) continue;
+      const double s = scores[at(j)];
+      const double w = softmax ? std::exp2(s - top) : 1 / (1 + std::exp2(-s));
+      sum += w;
+      for (int x = 0; x < c.d_v; ++x) row[at(x)] += w * p.v(j, g * c.d_v + x);
+    }
+    if (sum == 0) {
+      EXPECT_EQ(m, softmax ? -kInf : 0);
+      EXPECT_EQ(l, 0);
+      for (int x = 0; x < c.d_v; ++x) EXPECT_EQ(o[x], 0);
+      continue;
+    }
+    if (softmax) {
+      EXPECT_NEAR(m + std::log2(l), top + std::log2(sum),
+                  (tiles() ? 3e-5 : 2e-6) * (1 + std::abs(top)));
+    } else {
+      EXPECT_EQ(m, 0);
+      EXPECT_NEAR(l, sum, (tiles() ? 3e-5 : 2e-6) * sum);
+    }
+    for (int x = 0; x < c.d_v; ++x) {
+      want.push_back(softmax ? row[at(x)] / sum : row[at(x)]);
+      found.push_back(static_cast<double>(o[x]) / (softmax ? l : 1));
+    }
+  }
+  EXPECT_LT(distance(want, [&](std::size_t i) { return found[i]; }), tiles() ? 4e-3 : 2e-6);
+}
+
 const std::vector<Holes> kHoles{Holes::none, Holes::causal, Holes::window, Holes::random,
                                 Holes::dead_ends};
 
@@ -660,6 +931,109 @@ TEST_P(KernelTable, NanStaysInTheLanesThatSeeIt) {
       EXPECT_EQ(std::isnan(l[at(i)]), nan);
       EXPECT_TRUE(nan || m[i] > -kInfF);
       for (int x = 0; x < d; ++x) EXPECT_EQ(std::isnan(o[x * lanes + i]), nan);
+    }
+  }
+}
+
+TEST_P(KernelTable, DecodeOfEveryWidth) {
+  for (const int d : {1, 17, 32, 64, 80, 96, 128, 200, 576}) check_decode({.d_qk = d, .d_v = d});
+  check_decode({.d_qk = 64, .d_v = 128});
+  check_decode({.d_qk = 128, .d_v = 17});
+  check_decode({.d_qk = 17, .d_v = 128});
+  check_decode({.d_qk = 576, .d_v = 512, .lanes = kernel().decode_lanes, .groups = 1});
+}
+
+TEST_P(KernelTable, DecodeOfEveryNumberOfLanesGroupsAndKeys) {
+  for (int lanes = 1; lanes <= kernel().decode_lanes; ++lanes) {
+    for (const int keys : {1, 31, 32, 33, 100}) {
+      check_decode({.keys = keys, .lanes = lanes, .groups = lanes % 4 + 1});
+    }
+    check_decode({.d_qk = 128, .d_v = 128, .keys = 512, .lanes = lanes, .calls = 3});
+  }
+}
+
+TEST_P(KernelTable, DecodeUnderMasks) {
+  for (const Holes holes : kHoles) {
+    for (const int d : {128, 40}) {
+      for (const int lanes : {1, 3, 8, kernel().decode_lanes}) {
+        for (const int calls : {1, 2}) {
+          check_decode({.d_qk = d,
+                        .d_v = d,
+                        .lanes = lanes,
+                        .groups = 3,
+                        .holes = holes,
+                        .calls = calls,
+                        .wild = calls == 1});
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelTable, DecodeWithEveryRule) {
+  for (unsigned rules = 0; rules < 16; ++rules) {
+    for (const Normalizer normalizer : {Normalizer::softmax, Normalizer::sigmoid}) {
+      for (const Holes holes : {Holes::none, Holes::causal, Holes::random}) {
+        for (const int lanes : {5, kernel().decode_lanes}) {
+          check_decode({.d_qk = 40,
+                        .lanes = lanes,
+                        .holes = holes,
+                        .rules = rules,
+                        .normalizer = normalizer,
+                        .scale = 0.3,
+                        .calls = 2});
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelTable, DecodeOfScoresFarFromZero) {
+  check_decode({.scale = 30});
+  check_decode({.keys = 1000, .lanes = kernel().decode_lanes, .scale = 30, .calls = 2});
+}
+
+TEST_P(KernelTable, DecodeKeepsNanInTheLanesThatSeeIt) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  constexpr int kAt = 17;  // a number of V
+  for (const int lanes : {3, 8, kernel().decode_lanes}) {
+    for (const double wild : {kNan, kInf, -kInf}) {
+      for (const int d : {64, 40}) {
+        SCOPED_TRACE(std::to_string(lanes) + " lanes, " + std::to_string(wild));
+        DecodeProblem p(GetParam().element, {.d_qk = d, .d_v = d, .keys = 100, .lanes = lanes});
+        const auto forbid = [&](int f, int j) { p.allowed[at(f * p.c.keys + j)] = 0; };
+        // Lane 0 sees a wild value, lane 1 a wild key, lane 2 asks for NaN.
+        for (const int j : {5, 45, 77}) {
+          for (int f = 1; f < lanes; ++f) forbid(f, j);
+        }
+        for (int f = 0; f < lanes; ++f) {
+          if (f != 1) forbid(f, 50);
+        }
+        Decoded tame(2L * lanes, d, Normalizer::softmax);
+        run_decode(kernel(), p, {0, p.c.keys}, tame);
+        for (const int j : {5, 45, 77}) p.v.set(j, kAt, wild);
+        p.k.set(50, 3, kNan);
+        p.q[at(2 * d + 1)] = static_cast<float>(kNan);
+        Decoded found(2L * lanes, d, Normalizer::softmax);
+        run_decode(kernel(), p, {0, p.c.keys}, found);
+        for (int lane = 0; lane < 2 * lanes; ++lane) {
+          SCOPED_TRACE("lane " + std::to_string(lane));
+          const bool nan = lane == 1 || lane == 2;
+          const bool value = lane == 0;
+          EXPECT_EQ(std::isnan(found.l[at(lane)]), nan);
+          for (int x = 0; x < d; ++x) {
+            const float o = found.o[at(lane * d + x)];
+            if (nan) {
+              EXPECT_TRUE(std::isnan(o));
+            } else if (value && x == kAt) {
+              EXPECT_EQ(testing::PrintToString(std::fabs(o)),
+                        testing::PrintToString(std::fabs(static_cast<float>(wild))));
+            } else {
+              EXPECT_EQ(o, tame.o[at(lane * d + x)]);
+            }
+          }
+        }
+      }
     }
   }
 }
