@@ -8,7 +8,7 @@
 //                --threads 1 [--json]
 //   bench_attend --kernel decode --dtype f32,bf16 --threads 1,2
 //   bench_attend --dtype bf16 --mask causal --against-full
-//   bench_attend --suite issue
+//   bench_attend --suite targets
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -207,7 +207,7 @@ std::string shown(const std::string& mask) {
   return mask.size() <= 40 ? mask : mask.substr(0, 20) + "..." + mask.substr(mask.size() - 8);
 }
 
-/// A line of output to come: a cell, and what the issue wants of it.
+/// A line of output to come: a cell, and what is wanted of it.
 struct Row {
   Cell cell;
   bool against_full = false;
@@ -365,8 +365,8 @@ class Bench {
   bool as_json_;
 };
 
-/// The table of "What it must show". Kernels, dtypes, heads and tokens are the issue's.
-std::vector<Row> issue_suite(int threads, const Isa* isa) {
+/// What one thread, or one machine, should reach: floor and goal of each kind of work.
+std::vector<Row> target_suite(int threads, const Isa* isa) {
   std::vector<Row> rows;
   const auto cell = [&](const char* kernel, const char* dtype, const std::string& mask, Index d) {
     Cell out;
@@ -516,7 +516,7 @@ po::options_description bench_options() {
       ("threads", po::value<std::string>()->default_value("1"), "comma list")                    //
       ("isa", po::value<std::string>()->default_value(""), "instruction set, if not the best")   //
       ("against-full", "alternate with the same kernel under the full mask instead of anchors")  //
-      ("suite", word({"issue"}), "issue: the rows of issue 3 with floor, goal and verdict")      //
+      ("suite", word({"targets"}), "targets: rows with floor, goal and verdict")                 //
       ("repeat", po::value<Positive>()->default_value({15}), "steady repeats of a row")          //
       ("seconds", po::value<Finite>(), "of a row, at most")                                      //
       ("serve", "work on request, one JSON object a line (bench/peers)")                         //
@@ -578,7 +578,7 @@ int bench(int argc, char** argv) {
   std::vector<Row> rows;
   if (values.count("suite") != 0) {
     for (const Index threads : counts(values, "threads")) {
-      for (Row& row : issue_suite(static_cast<int>(threads), &isa)) rows.push_back(std::move(row));
+      for (Row& row : target_suite(static_cast<int>(threads), &isa)) rows.push_back(std::move(row));
     }
   } else {
     rows = rows_of(values, &isa);

@@ -14,7 +14,7 @@ namespace {
 
 /// Keys of one call of the kernel; masks are looked at once for each.
 constexpr Index kBlock = 512;
-constexpr int kGranule = 16;
+constexpr int kGranule = 32;
 /// Parts of the keys, at most, and keys of a part, at least; not by threads, so that bits do not
 /// depend on them.
 constexpr Index kParts = 64;
