@@ -300,7 +300,7 @@ class Worker {
         row[lane] = nullptr;
         if (p * lanes_ + i >= lanes) continue;
         float* record = out.at(row_of_[at], head_of_[at]);
-        const MergeWeights w = merge_head(m_[at], l_[at], record);
+        const MergeWeights w = merge_head(kernel_.nats * m_[at], l_[at], record);
         if (w.add == 0) continue;
         keep[lane] = w.keep;
         add[lane] = w.add;
@@ -386,7 +386,7 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
                  where,
                  mask,
                  kernel,
-                 BlockRules(work.score, where),
+                 BlockRules(work.score, where, kernel),
                  head_groups(where, mask),
                  (k.rows + kernel.tile - 1) / kernel.tile};
   Index most_lanes = 0;

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <limits>
 #include <map>
-#include <numbers>
 
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"
@@ -210,7 +209,7 @@ class Worker {
       if (!used || block_.rules.normalizer() == Normalizer::sigmoid) continue;
       const float lse = *block_.lse.at(row_of_[at], head_of_[at]);
       if (lse == -kInf) continue;
-      lse_[i] = static_cast<float>(static_cast<double>(lse) * std::numbers::log2e);
+      lse_[i] = static_cast<float>(static_cast<double>(lse) / kernel_.nats);
       delta_[i] = *block_.delta.at(row_of_[at], head_of_[at]);
     }
     const auto used = static_cast<int>(used_);
@@ -372,7 +371,7 @@ void backward_block(View<const T> q, View<const T> k, View<const T> v, View<cons
                        where,
                        mask,
                        kernel,
-                       BlockRules(work.score, where),
+                       BlockRules(work.score, where, kernel),
                        static_cast<float>(work.score.scale),
                        head_groups(where, mask),
                        (k.rows + kernel.backward_tile - 1) / kernel.backward_tile};

@@ -54,7 +54,7 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
                   const std::vector<HeadGroup>& groups) {
   const Kernel& kernel = kernel_of<T>(work);
   const Index step_lanes = kernel.decode_lanes;
-  const BlockRules rules(work.score, where);
+  const BlockRules rules(work.score, where, kernel);
   std::vector<LiveRows> live;
   for (const HeadGroup& group : groups) {
     CHECK(q.rows * group.heads.size() <= kDecodeLanes, q.rows, group.heads.size());
@@ -134,7 +134,7 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
       for (const Batch& batch : batches) {
         for (std::size_t i = 0; i < batch.m.size(); ++i) {
           float* record = part_view(part).at(batch.row_of[i], batch.head_of[i]);
-          const MergeWeights w = merge_head(batch.m[i], batch.l[i], record);
+          const MergeWeights w = merge_head(kernel.nats * batch.m[i], batch.l[i], record);
           if (w.add == 0) continue;
           const float* o = batch.o.data() + static_cast<Index>(i) * v.dim;
           for (Index x = 0; x < v.dim; ++x) record[2 + x] = record[2 + x] * w.keep + o[x] * w.add;

@@ -2,15 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
 
 #include "kernels/check.hpp"
 #include "kernels/partial.hpp"
 
 namespace dattn {
 namespace {
-
-constexpr auto kLog2E = static_cast<float>(std::numbers::log2e);
 
 Index position_of(const Runs& runs, Index row) { return part(runs, {row, row + 1}).front().first; }
 
@@ -21,13 +18,13 @@ int near(Index position, Index base) {
 
 }  // namespace
 
-BlockRules::BlockRules(const Score& score, const Where& where)
+BlockRules::BlockRules(const Score& score, const Where& where, const Kernel& kernel)
     : score_(score),
       where_(where),
-      factor_(static_cast<float>(score.soft_cap > 0 ? score.scale / score.soft_cap
-                                                    : score.scale * std::numbers::log2e)),
+      unit_(1 / kernel.nats),
+      factor_(static_cast<float>(score.scale * (score.soft_cap > 0 ? 1 / score.soft_cap : unit_))),
       bias_(score.bias) {
-  for (float& x : bias_) x *= kLog2E;
+  for (float& x : bias_) x *= static_cast<float>(unit_);
 }
 
 PanelRules::PanelRules(const BlockRules& block, int lanes, int tile) : block_(block) {
@@ -52,7 +49,8 @@ void PanelRules::lanes(std::span<const Index> row_of_lane, std::span<const Index
     const bool used = i < row_of_lane.size() && row_of_lane[i] >= 0;
     const Index head = block_.where_.query_heads.begin + (used ? head_of_lane[i] : 0);
     query_[i] = used ? near(position_of(block_.where_.queries, row_of_lane[i]), base_) : 0;
-    if (!slope_.empty()) slope_[i] = kLog2E * score.alibi[static_cast<std::size_t>(head)];
+    if (!slope_.empty())
+      slope_[i] = static_cast<float>(block_.unit_) * score.alibi[static_cast<std::size_t>(head)];
     if (!bias_.empty()) bias_[i] = block_.bias_.data() + head * width;
   }
 }
@@ -67,21 +65,22 @@ void PanelRules::keys(Range tile, Index key_head) {
   if (!weight_.empty()) {
     for (Index i = 0; i < tile.size(); ++i) {
       weight_[static_cast<std::size_t>(i)] =
-          kLog2E * *block_.where_.key_weights.at(tile.begin + i, key_head);
+          static_cast<float>(block_.unit_) *
+          *block_.where_.key_weights.at(tile.begin + i, key_head);
     }
   }
 }
 
 ScoreRules PanelRules::rules() const {
   const Score& score = block_.score_;
-  return {.cap = static_cast<float>(score.soft_cap * std::numbers::log2e),
+  return {.cap = static_cast<float>(score.soft_cap * block_.unit_),
           .slope = slope_.empty() ? nullptr : slope_.data(),
           .bias = bias_.empty() ? nullptr : bias_.data(),
           .reach = static_cast<int>(score.reach),
           .query = query_.empty() ? nullptr : query_.data(),
           .key = key_.empty() ? nullptr : key_.data(),
           .key_weight = weight_.empty() ? nullptr : weight_.data(),
-          .shift = static_cast<float>(score.shift * std::numbers::log2e)};
+          .shift = static_cast<float>(score.shift * block_.unit_)};
 }
 
 namespace {
@@ -102,9 +101,8 @@ void check_score(const Score& score, const Where& where) {
 
 }  // namespace
 
-MergeWeights merge_head(float m_base2, double l, float* record) {
+MergeWeights merge_head(double m, double l, float* record) {
   if (l == 0) return {1, 0};  // no key; a row of NaN scores has m = -inf too, but l = NaN
-  const double m = static_cast<double>(m_base2) * std::numbers::ln2;
   const float top = std::max(static_cast<float>(m), record[0]);
   // Nearly always what rounding m took away: two terms of the series are exact then.
   const double away = m - static_cast<double>(top);

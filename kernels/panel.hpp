@@ -105,10 +105,10 @@ Rows rows_of(View<const T> view, Index head, Range rows) {
           static_cast<int>(view.dim), element_of<T>()};
 }
 
-/// The score rules of a block in base 2.
+/// The score rules of a block in a kernel's unit.
 class BlockRules {
  public:
-  BlockRules(const Score& score, const Where& where);
+  BlockRules(const Score& score, const Where& where, const Kernel& kernel);
 
   /// What enters a pack of Q.
   float factor() const { return factor_; }
@@ -120,8 +120,9 @@ class BlockRules {
   friend class PanelRules;
   const Score& score_;
   const Where& where_;
+  double unit_;  ///< a score of 1 in the kernel's unit
   float factor_;
-  std::vector<float> bias_;  ///< as score.bias, base 2
+  std::vector<float> bias_;  ///< as score.bias
 };
 
 /// The rules of the lanes of a panel and of the keys of a tile.
@@ -151,9 +152,10 @@ struct MergeWeights {
   float add;   ///< of what the lane found; 0: leave the record alone
 };
 
-/// Merges the maximum (base 2) and the sum of a lane's state into a record (kernels/partial.hpp);
-/// the other numbers of the record are to be merged with the weights that it returns.
-MergeWeights merge_head(float m, double l, float* record);
+/// Merges the maximum (in natural units) and the sum of a lane's state into a record
+/// (kernels/partial.hpp); the other numbers of the record are to be merged with the weights that it
+/// returns.
+MergeWeights merge_head(double m, double l, float* record);
 
 /// The preconditions that attend and attend_backward share.
 template <class T>

@@ -1546,6 +1546,7 @@ void leave(long) {}
 
 const Kernel& kernel() {
   static constexpr Kernel table{
+      .nats = 0.69314718055994531,
       .lanes = kLanes,
       .granule = kChunk,
       .tile = kTile,

@@ -51,6 +51,11 @@ inline const void* row_of(const Rows& rows, long i) {
   return static_cast<const char*>(rows.data) + i * rows.stride * size;
 }
 
+/// e^x for x <= 0: the maximum weighs exactly 1, and scores stay what q.k made them.
+inline Vec exp(Vec x) { return exp2(x * kLog2E); }
+/// 1 / (1 + e^-x)
+inline Vec sigmoid(Vec x) { return sigmoid2(x * kLog2E); }
+
 constexpr int up(int n, int to) { return (n + to - 1) / to * to; }
 
 // --- Packs
@@ -172,9 +177,11 @@ inline void clear(Vec (&acc)[M][kN]) {
   }
 }
 
-/// c[kM][kPanel] = a[depth][kM]^T b[depth][kPanel]; top <- max(top, c) if Top.
-template <bool Top>
-inline void by_row(const float* a, const float* b, int depth, float* c, Vec* top) {
+constexpr int kPiece = 48;  // numbers of a row that are summed in registers, at most
+
+/// c[kM][kPanel] = a[depth][kM]^T b[depth][kPanel], or += if Add; top <- max(top, c) if Top.
+template <bool Top, bool Add>
+inline void by_row_piece(const float* a, const float* b, int depth, float* c, Vec* top) {
   Vec acc[kM][kN];
   clear(acc);
   for (int i = 0; i < depth; ++i) {
@@ -192,10 +199,27 @@ inline void by_row(const float* a, const float* b, int depth, float* c, Vec* top
   for (int m = 0; m < kM; ++m) {
 #pragma GCC unroll 16
     for (int n = 0; n < kN; ++n) {
-      store(c + (m * kN + n) * kW, acc[m][n]);
+      float* to = c + (m * kN + n) * kW;
+      if constexpr (Add) acc[m][n] += load(to);
+      store(to, acc[m][n]);
       if constexpr (Top) top[n] = max(acc[m][n], top[n]);
     }
   }
+}
+
+/// The same over any depth, piece by piece: rounding grows with the square root of the pieces then,
+/// not of the depth, and a score is held to 1e-6.
+template <bool Top>
+inline void by_row(const float* a, const float* b, int depth, float* c, Vec* top) {
+  const int pieces = (depth + kPiece - 1) / kPiece;
+  if (pieces <= 1) return by_row_piece<Top, false>(a, b, depth, c, top);
+  const int even = (depth + pieces - 1) / pieces;
+  by_row_piece<false, false>(a, b, even, c, nullptr);
+  int from = even;
+  for (; depth - from > even; from += even) {
+    by_row_piece<false, true>(a + from * kM, b + from * kPanel, even, c, nullptr);
+  }
+  by_row_piece<Top, true>(a + from * kM, b + from * kPanel, depth - from, c, top);
 }
 
 /// Rows [first, first + count) of a pack by row against a panel, into c[count][kPanel] and a few
@@ -325,17 +349,17 @@ void forward(const ForwardStep& s) {
       store(s.m + n * kW, now);
       // A row that has met no key yet keeps -inf; subtracting 0 there keeps NaN away.
       const Vec base = now == all(-kInf) ? Vec{} : now;
-      decay[n] = exp2(before - base);
+      decay[n] = exp(before - base);
       int j = 0;
       for (; j + 4 <= rows; j += 4, at += 4 * kPanel) {
         for (int i = 0; i < 4; ++i) {
-          const Vec weight = exp2(load(at + i * kPanel) - base);
+          const Vec weight = exp(load(at + i * kPanel) - base);
           store(at + i * kPanel, weight);
           part[i] += weight;
         }
       }
       for (; j < rows; ++j, at += kPanel) {
-        const Vec weight = exp2(load(at) - base);
+        const Vec weight = exp(load(at) - base);
         store(at, weight);
         part[0] += weight;
       }
@@ -343,7 +367,7 @@ void forward(const ForwardStep& s) {
       store(s.m + n * kW, Vec{});
       decay[n] = all(1.0f);
       for (int j = 0; j < rows; ++j, at += kPanel) {
-        const Vec weight = sigmoid2(load(at) + s.rules.shift);
+        const Vec weight = sigmoid(load(at) + s.rules.shift);
         store(at, weight);
         part[j & 3] += weight;
       }
@@ -440,7 +464,7 @@ void differentiate(const BackwardStep& s, const Piece& piece, const float* score
     for (int j = 0; j < piece.count; ++j) {
       const int at = (j * kN + n) * kW;
       const Vec x = load(score + at);
-      const Vec weight = softmax ? exp2(x - base) : sigmoid2(x + shift);
+      const Vec weight = softmax ? exp(x - base) : sigmoid(x + shift);
       Vec ds = weight * (load(dp + at) - mean);
       if (!softmax) ds = ds * (1.0f - weight);
       if (derivative != nullptr) ds = ds * load(derivative + at);
@@ -744,20 +768,20 @@ void decode_block(const DecodeStep& s, const Piece& block, const Rows& next) {
       const float now = top > s.m[f] ? top : s.m[f];
       const float base = now == -kInf ? 0.0f : now;
       if (now != s.m[f]) {
-        const float decay = exp2(all(s.m[f] - base))[0];
+        const float decay = exp(all(s.m[f] - base))[0];
         s.m[f] = now;
         s.l[f] *= static_cast<double>(decay);
         for (int i = 0; i < d; ++i) s.o[static_cast<long>(f) * d + i] *= decay;
       }
       for (int j = 0; j < whole; j += kW) {
-        const Vec weight = exp2(load(at + j) - base);
+        const Vec weight = exp(load(at + j) - base);
         store(at + j, weight);
         sum += weight;
       }
     } else {
       s.m[f] = 0;
       for (int j = 0; j < whole; j += kW) {
-        const Vec weight = sigmoid2(load(at + j) + s.rules.shift);
+        const Vec weight = sigmoid(load(at + j) + s.rules.shift);
         store(at + j, weight);
         sum += weight;
       }
@@ -833,6 +857,7 @@ void leave(long) {}
 #endif
 
 constexpr Kernel kKernel{
+    .nats = 1,
     .lanes = kPanel,
     .granule = kGranule,
     .tile = kTile,

@@ -9,7 +9,7 @@
 // vector lanes: maxima and sums of the softmax need no horizontal step, and the products of forward
 // and backward read what the ones before them left, as it lies.
 //
-// Scores, maxima and LSEs in here are in base 2: score * log2(e).
+// Scores, maxima and LSEs in here are in the kernel's own unit, of Kernel::nats natural ones.
 
 namespace dattn {
 
@@ -34,7 +34,7 @@ struct Piece {
 /// What a score is besides scale * q.k, for the lanes of a panel; absent parts are null or 0. In
 /// order: soft cap, then ALiBi, the table by distance and the weight of the key are added.
 struct ScoreRules {
-  float cap;           ///< scores become cap * tanh(s); q is packed with 1 / cap. Base 2; 0: no cap
+  float cap;           ///< scores become cap * tanh(s); q is packed with 1 / cap. 0: no cap
   const float* slope;  ///< [lanes] ALiBi: - slope * abs(position of the key - of the query)
   const float* const*
       bias;  ///< [lanes] added: bias[lane][clamp(key - query, -reach, reach) + reach]
@@ -53,8 +53,8 @@ struct Lanes {
   const unsigned* bits;  ///< [tile] bit `lane` of each key; null: the intervals hold
 };
 
-/// Softmax: weights 2^(score - m), out the state (m, l, o). Sigmoid: weights 1 / (1 + 2^-score),
-/// out m = 0, l = sum of the weights.
+/// Softmax: weights exp(score - m), out the state (m, l, o). Sigmoid: weights 1 / (1 +
+/// exp(-score)), out m = 0, l = sum of the weights.
 enum class Normalizer : int { softmax, sigmoid };
 
 /// One panel against live pieces of one tile: one step of the online softmax.
@@ -71,8 +71,8 @@ struct ForwardStep {
   Normalizer normalizer;
   void* scratch;  ///< Kernel::forward_scratch bytes, 64-byte aligned
   float* m;       ///< [lanes] running maximum, or any number near it; -inf before the first key
-  double* l;      ///< [lanes] running sum of 2^(score - m)
-  float* o;       ///< [d_v][lanes] running sum of 2^(score - m) * v
+  double* l;      ///< [lanes] running sum of exp(score - m)
+  float* o;       ///< [d_v][lanes] running sum of exp(score - m) * v
 };
 
 /// A tile of queries (`panels` panels) against live pieces of one tile of keys.
@@ -90,7 +90,7 @@ struct BackwardStep {
   const ScoreRules* rules;     ///< [panels]
   Normalizer normalizer;
   void* scratch;       ///< Kernel::backward_scratch bytes, 64-byte aligned
-  const float* lse;    ///< [panels * lanes], base 2; +inf: the lane sees nothing. Sigmoid: not read
+  const float* lse;    ///< [panels * lanes]; +inf: the lane sees nothing. Sigmoid: not read
   const float* delta;  ///< [panels * lanes] sum of dO * O. Sigmoid: not read
   float* dq;           ///< [panels][d_qk][lanes] += dS K, without the scale
   float* dk;           ///< [tile][padded d_qk] += dS^T Q, without the scale
@@ -99,7 +99,7 @@ struct BackwardStep {
 
 /// A few queries of one group against keys as they lie in memory.
 struct DecodeStep {
-  const float* q;  ///< [lanes][d_qk], scale and log2(e) included (and 1 / cap)
+  const float* q;  ///< [lanes][d_qk], scale included, in the kernel's unit (or 1 / cap)
   int lanes;       ///< 1 .. Kernel::decode_lanes
   Rows k;          ///< any number of keys
   Rows v;
@@ -118,6 +118,7 @@ struct DecodeStep {
 /// The functions of one instruction set for one way to hold numbers. Packs and scratch are bytes
 /// that only the kernel understands, 64-byte aligned; sizes are in bytes.
 struct Kernel {
+  double nats;          ///< of a score of 1 in here: 1, or ln 2 where powers of 2 are what is cheap
   int lanes;            ///< queries of a panel
   int granule;          ///< live pieces begin at multiples of it
   int tile;             ///< keys of a tile in forward, at most; a multiple of granule

@@ -100,7 +100,7 @@ TEST_P(Oracle, ScoresOfTenThousandPickTheBestKey) {
       const Index best = *std::max_element(keys.begin(), keys.end(), by_score);
       EXPECT_NEAR(lse, 100.0 * static_cast<double>(p.k.at(best, 0, 0)), 1e-2);
       for (std::size_t i = 0; i < o.size(); ++i) {
-        EXPECT_FLOAT_EQ(o[i], p.v.at(best, h, static_cast<Index>(i)));
+        EXPECT_EQ(o[i], p.v.at(best, h, static_cast<Index>(i)));
       }
     });
   }
@@ -236,13 +236,13 @@ using Types = testing::Types<float, double>;
 TYPED_TEST_SUITE(Poll, Types);
 
 TYPED_TEST(Poll, IsCalledByTheCallingThread) {
-  const auto p = random_problem<TypeParam>({2000, 300, 4, 1, 1, 8, 8}, "full");
+  const auto p = random_problem<TypeParam>({2000, 3000, 4, 1, 1, 8, 8}, "full");
   std::atomic<int> calls = 0;
   std::atomic<int> strangers = 0;
   const auto caller = std::this_thread::get_id();
   const auto poll = [&] { ++(std::this_thread::get_id() == caller ? calls : strangers); };
   const auto polled = attend_whole(p, {.poll = poll});
-  EXPECT_GT(calls, 10);
+  EXPECT_GT(calls, 100);
   attend_whole(p, {.threads = 3, .poll = poll});
   EXPECT_EQ(strangers, 0);
   EXPECT_EQ(polled.numbers, attend_whole(p, {}).numbers);

@@ -43,6 +43,10 @@ std::vector<Subject> subjects() {
   return all;
 }
 
+/// e to the power of a score in the kernel's unit, and back.
+double power(const Kernel& kernel, double score) { return std::exp(score * kernel.nats); }
+double score_of_sum(const Kernel& kernel, double sum) { return std::log(sum) / kernel.nats; }
+
 std::size_t at(long i) { return static_cast<std::size_t>(i); }
 
 /// Packs and scratch as kernels want them; full of NaN until written.
@@ -143,7 +147,7 @@ struct Problem {
   Case c;
   int queries;
   Matrix q, k, v, d_o;
-  double factor;  ///< of q.k, base 2 (or into the cap)
+  double factor;  ///< of q.k, into the kernel's unit (or into the cap)
   float cap = 0;
   int reach = 0;
   float shift = 0;
@@ -226,7 +230,7 @@ struct Problem {
 
   bool may(int i, int j) const { return allowed[at(i * c.keys + j)] != 0; }
 
-  /// A score in base 2, and its derivative by scale * q.k in natural units.
+  /// A score, and its derivative by scale * q.k in natural units.
   double score(int i, int j, double* derivative = nullptr) const {
     double s = 0;
     for (int x = 0; x < c.d_qk; ++x) s += q(i, x) * k(j, x);
@@ -558,7 +562,7 @@ void KernelTable::check_forward(const Case& c) {
       if (!p.may(i, j)) continue;
       const double s = p.score(i, j);
       largest = std::max(largest, std::abs(s));
-      const double w = softmax ? std::exp2(s - top) : 1 / (1 + std::exp2(-s));
+      const double w = softmax ? power(table, s - top) : 1 / (1 + power(table, -s));
       sum += w;
       for (int x = 0; x < c.d_v; ++x) row[at(x)] += w * p.v(j, x);
     }
@@ -569,8 +573,8 @@ void KernelTable::check_forward(const Case& c) {
       continue;
     }
     if (softmax) {
-      EXPECT_NEAR(static_cast<double>(m[i]) + std::log2(l[at(i)]), top + std::log2(sum),
-                  (half() ? 3e-4 : 2e-5) + 1e-6 * std::abs(top));
+      EXPECT_NEAR(static_cast<double>(m[i]) + score_of_sum(table, l[at(i)]),
+                  top + score_of_sum(table, sum), (half() ? 3e-4 : 2e-5) + 1e-6 * std::abs(top));
     } else {
       EXPECT_EQ(m[i], 0);
       EXPECT_NEAR(l[at(i)], sum, (half() ? 3e-4 : 2e-6) * sum);
@@ -608,13 +612,13 @@ void KernelTable::check_backward(const Case& c, int panels) {
       if (p.may(i, j)) top = std::max(top, weights[at(j)]);
     }
     for (int j = 0; j < c.keys; ++j) {
-      if (p.may(i, j)) sum += std::exp2(weights[at(j)] - top);
+      if (p.may(i, j)) sum += power(table, weights[at(j)] - top);
     }
-    lse[at(i)] = sum == 0 ? kInf : top + std::log2(sum);
+    lse[at(i)] = sum == 0 ? kInf : top + score_of_sum(table, sum);
     for (int j = 0; j < c.keys; ++j) {
       if (!p.may(i, j)) continue;
       double& w = weights[at(j)];
-      w = softmax ? std::exp2(w - lse[at(i)]) : 1 / (1 + std::exp2(-w));
+      w = softmax ? power(table, w - lse[at(i)]) : 1 / (1 + power(table, -w));
       for (int x = 0; x < c.d_v; ++x) d_weights[at(j)] += p.d_o(i, x) * p.v(j, x);
       if (softmax) delta[at(i)] += w * d_weights[at(j)];
     }
@@ -784,7 +788,7 @@ void KernelTable::check_decode(const DecodeCase& c) {
     for (int j = 0; j < c.keys; ++j) {
       if (!p.may(f, j)) continue;
       const double s = scores[at(j)];
-      const double w = softmax ? std::exp2(s - top) : 1 / (1 + std::exp2(-s));
+      const double w = softmax ? power(kernel(), s - top) : 1 / (1 + power(kernel(), -s));
       sum += w;
       for (int x = 0; x < c.d_v; ++x) row[at(x)] += w * p.v(j, g * c.d_v + x);
     }
@@ -795,7 +799,7 @@ void KernelTable::check_decode(const DecodeCase& c) {
       continue;
     }
     if (softmax) {
-      EXPECT_NEAR(m + std::log2(l), top + std::log2(sum),
+      EXPECT_NEAR(m + score_of_sum(kernel(), l), top + score_of_sum(kernel(), sum),
                   (tiles() ? 3e-5 : 2e-6) * (1 + std::abs(top)));
     } else {
       EXPECT_EQ(m, 0);

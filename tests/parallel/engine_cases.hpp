@@ -120,7 +120,7 @@ std::string trouble_with(const Case& c, Transport& transport, bool checked, cons
   if (!(error <= (narrow ? 1e-6 : 1e-14) * reference)) {
     trouble += " O is off by " + std::to_string(error / reference);
   }
-  if (!(mine.lse_error <= (narrow ? 3e-6 : 1e-13))) {
+  if (!(mine.lse_error <= (narrow ? 1e-6 : 1e-13))) {
     trouble += " LSE is off by " + std::to_string(mine.lse_error);
   }
   if (!mine.rows_without_keys_are_empty) trouble += " a row without keys is not empty";
