@@ -481,6 +481,25 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
 
 }  // namespace
 
+Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index keys, int threads,
+                   const Isa& isa) {
+  const Kernel& kernel = *isa.f4;
+  const auto d_qk = static_cast<int>(shape.d_qk);
+  const auto d_v = static_cast<int>(shape.d_v);
+  const Index tile_bytes = aligned(kernel.k_size(d_qk)) + aligned(kernel.v_size(d_v));
+  const Index head_bytes = (keys + kernel.tile - 1) / kernel.tile * tile_bytes;
+  const Index packs = std::min(query_heads * head_bytes, std::max(kPackBytes, head_bytes));
+  // kUnits parts of all records where they fit a tile of lanes (decode: kDecodeLanes of each head),
+  // and never more than kUnits tiles of lanes beyond those that there are.
+  const Index records = queries * query_heads;
+  const Index partials = std::min(
+      kUnits * records, std::max(2 * kUnits * kLanes, kUnits * kDecodeLanes * query_heads));
+  const Index lanes = kLanes + kernel.lanes;
+  const Index worker = lanes * (shape.d_qk + shape.d_v) * 4 + tile_bytes +
+                       aligned(kernel.forward_scratch(d_qk, d_v));
+  return packs + partials * record_length(shape.d_v) * 4 + threads * worker;
+}
+
 void attend(View<const float> q, View<const float> k, View<const float> v, View<float> out,
             const Where& where, const Mask& mask, const Work& work) {
   attend_block(q, k, v, out, where, mask, work);

@@ -59,6 +59,13 @@ class Workspace {
     return reinterpret_cast<T*>(held.memory.get());
   }
 
+  /// All that it holds.
+  Index bytes() const {
+    Index sum = 0;
+    for (const Held& held : held_) sum += held.bytes;
+    return sum;
+  }
+
  private:
   struct Held {
     Buffer<std::byte> memory;

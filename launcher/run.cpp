@@ -15,6 +15,7 @@
 #include "launcher/report.hpp"
 #include "launcher/together.hpp"
 #include "launcher/values.hpp"
+#include "parallel/pairs.hpp"
 
 namespace dattn {
 namespace {
@@ -159,6 +160,23 @@ int choose_threads(const RunOptions& options, const Host& host, Communicator& wo
   return options.threads > 0 ? options.threads : std::max(1, host.cpu_count / ranks_here);
 }
 
+/// Memory in bytes that the kernels of a rank take beside its slots, at most.
+Index kernel_bytes(const Problem& problem, const Program& program, int threads) {
+  Index most = 0;
+  if (problem.type() == Type::f8) return most;
+  for (const Step& step : program.steps) {
+    const auto* attend = std::get_if<Attend>(&step);
+    if (attend == nullptr) continue;
+    const auto rows = [&](SlotId id) {
+      return size(program.slots[static_cast<std::size_t>(id)].block.rows);
+    };
+    most = std::max(most, attend_bytes(problem.shape(), rows(attend->q),
+                                       heads_served(program, *attend, problem.shape()).size(),
+                                       rows(attend->k), threads, chosen_isa()));
+  }
+  return most;
+}
+
 /// Refuses a plan that does not fit into the memory of a host, before anything is allocated.
 void require_memory(const std::vector<RankReport>& ranks, const Problem& problem, const Plan& plan,
                     const Rehearsal& rehearsal) {
@@ -167,7 +185,8 @@ void require_memory(const std::vector<RankReport>& ranks, const Problem& problem
     auto& [needed, available] = hosts[ranks[r].host.name];
     // O and LSE leave the plan's Partial for arrays of their own, one number a record shorter.
     const Block& result = plan[r].delivers;
-    needed += rehearsal.memory_bytes[r] + bytes_of(result, problem.shape(), problem.type());
+    needed += rehearsal.memory_bytes[r] + bytes_of(result, problem.shape(), problem.type()) +
+              kernel_bytes(problem, plan[r], ranks[r].threads);
     available = ranks[r].host.available_bytes;
   }
   for (const auto& [name, need] : hosts) {

@@ -179,22 +179,29 @@ inline void clear(Vec (&acc)[M][kN]) {
 
 constexpr int kPiece = 48;  // numbers of a row that are summed in registers, at most
 
+/// acc[M][lanes] += A[M][depth] b[depth][lanes]: A(m, i) = a[m * Row + i * Column], rows of b are
+/// `step` apart. Every product of this file.
+template <int M, int Row, int Column>
+inline void multiply(const float* a, const float* b, long step, int depth, Vec (&acc)[M][kN]) {
+  for (int i = 0; i < depth; ++i, a += Column, b += step) {
+    Vec column[kN];
+#pragma GCC unroll 16
+    for (int n = 0; n < kN; ++n) column[n] = load(b + n * kW);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const Vec x = all(a[m * Row]);
+#pragma GCC unroll 16
+      for (int n = 0; n < kN; ++n) acc[m][n] += x * column[n];
+    }
+  }
+}
+
 /// c[kM][kPanel] = a[depth][kM]^T b[depth][kPanel], or += if Add; top <- max(top, c) if Top.
 template <bool Top, bool Add>
 inline void by_row_piece(const float* a, const float* b, int depth, float* c, Vec* top) {
   Vec acc[kM][kN];
   clear(acc);
-  for (int i = 0; i < depth; ++i) {
-    Vec column[kN];
-#pragma GCC unroll 16
-    for (int n = 0; n < kN; ++n) column[n] = load(b + i * kPanel + n * kW);
-#pragma GCC unroll 16
-    for (int m = 0; m < kM; ++m) {
-      const Vec x = all(a[i * kM + m]);
-#pragma GCC unroll 16
-      for (int n = 0; n < kN; ++n) acc[m][n] += x * column[n];
-    }
-  }
+  multiply<kM, 1, kM>(a, b, kPanel, depth, acc);
 #pragma GCC unroll 16
   for (int m = 0; m < kM; ++m) {
 #pragma GCC unroll 16
@@ -255,17 +262,8 @@ void by_slab(const Piece* pieces, int count, const float* slab, const float* p, 
   for (int t = 0; t < count; ++t) {
     const float* a = slab + static_cast<long>(pieces[t].first) * M;
     if constexpr (!Packed) b = p + pieces[t].first * Stride;
-    for (int j = 0; j < pieces[t].count; ++j, a += M, b += Stride) {
-      Vec column[kN];
-#pragma GCC unroll 16
-      for (int n = 0; n < kN; ++n) column[n] = load(b + n * kW);
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) {
-        const Vec x = all(a[m]);
-#pragma GCC unroll 16
-        for (int n = 0; n < kN; ++n) acc[m][n] += x * column[n];
-      }
-    }
+    multiply<M, 1, M>(a, b, Stride, pieces[t].count, acc);
+    if constexpr (Packed) b += static_cast<long>(pieces[t].count) * Stride;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
@@ -429,18 +427,7 @@ void by_lane(const float* a, const float* b, int depth, int width, float* c) {
   for (int col = 0; col < width; col += kPanel) {
     Vec acc[kM][kN];
     clear(acc);
-    const float* from = b + col;
-    for (int i = 0; i < depth; ++i, from += width) {
-      Vec column[kN];
-#pragma GCC unroll 16
-      for (int n = 0; n < kN; ++n) column[n] = load(from + n * kW);
-#pragma GCC unroll 16
-      for (int m = 0; m < kM; ++m) {
-        const Vec x = all(a[m * kBackwardLanes + i]);
-#pragma GCC unroll 16
-        for (int n = 0; n < kN; ++n) acc[m][n] += x * column[n];
-      }
-    }
+    multiply<kM, kBackwardLanes, 1>(a, b + col, width, depth, acc);
 #pragma GCC unroll 16
     for (int m = 0; m < kM; ++m) {
 #pragma GCC unroll 16
@@ -549,288 +536,7 @@ void backward(const BackwardStep& s) {
   }
 }
 
-// --- Decode
-
-// A block of keys is scored, then its values are summed. Memory sets the pace, so each of the two
-// asks for what the other one reads next: the values of this block, the keys of the next one.
-constexpr int kDecodeLanes = 8;
-// Keys of a block. Measured: 32 reach 0.87 to 0.94 of the memory's rate on AVX-512 where 16 reach
-// 0.70 to 0.96; on AVX2 16 are a fifth faster.
-constexpr int kDecodeKeys = kW == 16 ? 32 : 16;
-constexpr int kDecodeN = kDecodeLanes > kW ? kDecodeLanes / kW : 1;
-
-constexpr int size_of(Element element) { return element == Element::f4 ? 4 : 2; }
-
-/// t[0] becomes the sums of the numbers of each of the kW vectors: see transpose.
-template <int Step = 1>
-inline void sums_of(Vec (&t)[kW]) {
-  Int low;
-  Int high;
-  for (int j = 0; j < kW; ++j) {
-    low[j] = (j & Step) == 0 ? j : kW + j - Step;
-    high[j] = (j & Step) == 0 ? j + Step : kW + j;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kW; i += 2 * Step) {
-    t[i] = shuffle(t[i], t[i + Step], low) + shuffle(t[i], t[i + Step], high);
-  }
-  if constexpr (2 * Step < kW) sums_of<2 * Step>(t);
-}
-
-/// Asks for the bytes [begin, end) of a row.
-inline void ask_for(const char* row, long begin, long end) {
-  for (long i = begin; i < end; i += 64) __builtin_prefetch(row + i, 0, 2);
-}
-
-/// score[lane][kDecodeKeys] of keys [first, first + count); asks for their values.
-template <int F, Element E>
-void decode_scores(const DecodeStep& s, int first, int count, float* score) {
-  // A vector for each lane and key, so many keys at once that there are kW of them, where that
-  // goes.
-  constexpr int kLanes = F <= 1 ? 1 : F <= 2 ? 2 : F <= 4 ? 4 : 8;
-  constexpr int kKeys = kLanes >= kW ? 1 : kW / kLanes;
-  const int d = s.k.dim;
-  const int whole = d / kW * kW;
-  for (int j = 0; j < count; j += kKeys) {
-    const void* row[kKeys];
-    for (int x = 0; x < kKeys; ++x) {
-      const int key = first + (j + x < count ? j + x : count - 1);
-      row[x] = row_of(s.k, key);
-      ask_for(static_cast<const char*>(row_of(s.v, key)), 0, s.v.dim * size_of(E));
-    }
-    Vec acc[kKeys][kLanes];
-#pragma GCC unroll 16
-    for (int x = 0; x < kKeys; ++x) {
-#pragma GCC unroll 8
-      for (int f = 0; f < kLanes; ++f) acc[x][f] = Vec{};
-    }
-    for (int i = 0; i < whole; i += kW) {
-      Vec key[kKeys];
-#pragma GCC unroll 16
-      for (int x = 0; x < kKeys; ++x) key[x] = get_vector(row[x], E, i);
-#pragma GCC unroll 8
-      for (int f = 0; f < F; ++f) {
-        const Vec q = load(s.q + static_cast<long>(f) * d + i);
-#pragma GCC unroll 16
-        for (int x = 0; x < kKeys; ++x) acc[x][f] += key[x] * q;
-      }
-    }
-    float dot[kKeys][kLanes];
-    if constexpr (kKeys * kLanes == kW) {
-      Vec t[kW];
-#pragma GCC unroll 16
-      for (int n = 0; n < kW; ++n) t[n] = acc[n / kLanes][n % kLanes];
-      sums_of(t);
-      __builtin_memcpy(dot, &t[0], sizeof t[0]);
-    } else {
-      for (int f = 0; f < F; ++f) dot[0][f] = sum_of(acc[0][f]);
-    }
-    for (int x = 0; x < kKeys && j + x < count; ++x) {
-      for (int f = 0; f < F; ++f) {
-        float sum = dot[x][f];
-        for (int i = whole; i < d; ++i)
-          sum += get(row[x], E, i) * s.q[static_cast<long>(f) * d + i];
-        score[f * kDecodeKeys + j + x] = sum;
-      }
-    }
-  }
-}
-
-template <int X>
-struct Count {
-  static constexpr int value = X;
-};
-
-/// o[lane] += weight[lane][key] v[key]; asks for the rows `next`.
-template <int F, Element E>
-void decode_values(const DecodeStep& s, int first, int count, const Rows& next,
-                   const float* weight) {
-  constexpr int kVectors = (F <= 2 ? 8 : F <= 4 ? 4 : 2) / (kW == 16 ? 1 : 2);
-  const int d = s.v.dim;
-  int i = 0;
-  const auto slab = [&](auto vectors) {
-    constexpr int kX = decltype(vectors)::value;
-    // As much of the next keys as this slab is of the values; the last one asks for the rest.
-    const long begin = static_cast<long>(i) * size_of(E);
-    const bool last = i + (kX + 1) * kW > d;
-    const long end = (last ? s.k.dim : i + kX * kW < s.k.dim ? i + kX * kW : s.k.dim) * size_of(E);
-    Vec acc[F][kX];
-#pragma GCC unroll 8
-    for (int f = 0; f < F; ++f) {
-#pragma GCC unroll 8
-      for (int x = 0; x < kX; ++x) acc[f][x] = load(s.o + static_cast<long>(f) * d + i + x * kW);
-    }
-    for (int j = 0; j < count; ++j) {
-      if (j < next.count) ask_for(static_cast<const char*>(row_of(next, j)), begin, end);
-      const void* row = row_of(s.v, first + j);
-      Vec column[kX];
-#pragma GCC unroll 8
-      for (int x = 0; x < kX; ++x) column[x] = get_vector(row, E, i + x * kW);
-#pragma GCC unroll 8
-      for (int f = 0; f < F; ++f) {
-        const Vec w = all(weight[f * kDecodeKeys + j]);
-#pragma GCC unroll 8
-        for (int x = 0; x < kX; ++x) acc[f][x] += w * column[x];
-      }
-    }
-#pragma GCC unroll 8
-    for (int f = 0; f < F; ++f) {
-#pragma GCC unroll 8
-      for (int x = 0; x < kX; ++x) store(s.o + static_cast<long>(f) * d + i + x * kW, acc[f][x]);
-    }
-    i += kX * kW;
-  };
-  while (i + kVectors * kW <= d) slab(Count<kVectors>{});
-  while (i + kW <= d) slab(Count<1>{});
-  for (; i < d; ++i) {
-    for (int j = 0; j < count; ++j) {
-      const float x = get(row_of(s.v, first + j), E, i);
-      for (int f = 0; f < F; ++f) {
-        s.o[static_cast<long>(f) * d + i] += weight[f * kDecodeKeys + j] * x;
-      }
-    }
-  }
-}
-
-/// The same where lanes do not see every key: a weight of 0 does not keep NaN or infinity out.
-void decode_values_seen(const DecodeStep& s, int first, int count, const float* weight) {
-  const int d = s.v.dim;
-  for (int f = 0; f < s.lanes; ++f) {
-    float* o = s.o + static_cast<long>(f) * d;
-    for (int j = 0; j < count; ++j) {
-      const float w = weight[f * kDecodeKeys + j];
-      if (w == 0) continue;
-      const void* row = row_of(s.v, first + j);
-      int i = 0;
-      for (; i + kW <= d; i += kW) {
-        store(o + i, load(o + i) + get_vector(row, s.v.element, i) * w);
-      }
-      for (; i < d; ++i) o[i] += w * get(row, s.v.element, i);
-    }
-  }
-}
-
-/// Rules and masks, through the layout in which lanes are neighbours.
-void decode_rules(const DecodeStep& s, const Piece& block, float* score) {
-  alignas(64) float turned[kDecodeKeys * kDecodeN * kW] = {};
-  constexpr int kRow = kDecodeN * kW;
-  if (!absent(s.rules)) {
-    for (int j = 0; j < block.count; ++j) {
-      for (int f = 0; f < s.lanes; ++f) turned[j * kRow + f] = score[f * kDecodeKeys + j];
-    }
-    // What the rules say of lanes is held for s.lanes lanes only: let the vectors end in the last.
-    alignas(64) float slope[kRow] = {};
-    alignas(64) int query[kRow] = {};
-    const float* bias[kRow];
-    ScoreRules rules = s.rules;
-    for (int f = 0; f < kRow; ++f) {
-      const int lane = f < s.lanes ? f : s.lanes - 1;
-      if (rules.slope != nullptr) slope[f] = rules.slope[lane];
-      if (rules.query != nullptr) query[f] = rules.query[lane];
-      if (rules.bias != nullptr) bias[f] = s.rules.bias[lane];
-    }
-    if (rules.slope != nullptr) rules.slope = slope;
-    if (rules.query != nullptr) rules.query = query;
-    if (rules.bias != nullptr) rules.bias = bias;
-    apply_rules<kDecodeN>(rules, block, turned, nullptr);
-    for (int j = 0; j < block.count; ++j) {
-      for (int f = 0; f < s.lanes; ++f) score[f * kDecodeKeys + j] = turned[j * kRow + f];
-    }
-  }
-  if (!block.masked) return;
-  for (int f = 0; f < s.lanes; ++f) {
-    for (int j = 0; j < block.count; ++j) {
-      const int key = block.first + j;
-      const bool sees =
-          s.bits != nullptr ? (s.bits[key] >> f & 1u) != 0 : key >= s.begin[f] && key < s.end[f];
-      if (!sees) score[f * kDecodeKeys + j] = -kInf;
-    }
-  }
-}
-
-/// One block of keys; `next` are the keys of the block after it, of this step or another.
-template <int F, Element E>
-void decode_block(const DecodeStep& s, const Piece& block, const Rows& next) {
-  alignas(64) float score[F * kDecodeKeys];
-  const int d = s.v.dim;
-  decode_scores<F, E>(s, block.first, block.count, score);
-  if (block.masked || !absent(s.rules)) decode_rules(s, block, score);
-  for (int f = 0; f < F; ++f) {
-    float* at = score + f * kDecodeKeys;
-    // Whole vectors: what stands behind the last key weighs nothing.
-    const int whole = up(block.count, kW);
-    for (int j = block.count; j < whole; ++j) at[j] = -kInf;
-    Vec sum = {};
-    if (s.normalizer == Normalizer::softmax) {
-      Vec tops = all(-kInf);
-      for (int j = 0; j < whole; j += kW) tops = max(load(at + j), tops);
-      const float top = top_of(tops);
-      const float now = top > s.m[f] ? top : s.m[f];
-      const float base = now == -kInf ? 0.0f : now;
-      if (now != s.m[f]) {
-        const float decay = exp(all(s.m[f] - base))[0];
-        s.m[f] = now;
-        s.l[f] *= static_cast<double>(decay);
-        for (int i = 0; i < d; ++i) s.o[static_cast<long>(f) * d + i] *= decay;
-      }
-      for (int j = 0; j < whole; j += kW) {
-        const Vec weight = exp(load(at + j) - base);
-        store(at + j, weight);
-        sum += weight;
-      }
-    } else {
-      s.m[f] = 0;
-      for (int j = 0; j < whole; j += kW) {
-        const Vec weight = sigmoid(load(at + j) + s.rules.shift);
-        store(at + j, weight);
-        sum += weight;
-      }
-    }
-    s.l[f] += static_cast<double>(sum_of(sum));
-  }
-  if (block.masked) {
-    decode_values_seen(s, block.first, block.count, score);
-  } else {
-    decode_values<F, E>(s, block.first, block.count, next, score);
-  }
-}
-
-using DecodeBlock = void (*)(const DecodeStep&, const Piece&, const Rows&);
-
-template <Element E>
-DecodeBlock decode_block_of(int lanes) {
-  static constexpr DecodeBlock table[kDecodeLanes] = {
-      decode_block<1, E>, decode_block<2, E>, decode_block<3, E>, decode_block<4, E>,
-      decode_block<5, E>, decode_block<6, E>, decode_block<7, E>, decode_block<8, E>};
-  return table[lanes - 1];
-}
-
-void decode(const DecodeStep* steps, int count) {
-  // The block of a step that begins at `from`, cut to one of its pieces; empty where there is none.
-  const auto part = [](const DecodeStep& s, int from, int t) {
-    const Piece& piece = s.pieces[t];
-    const int begin = piece.first > from ? piece.first : from;
-    const int last = piece.first + piece.count;
-    const int end = last < from + kDecodeKeys ? last : from + kDecodeKeys;
-    return Piece{begin, end - begin, piece.masked};
-  };
-  for (int from = 0; from < steps[0].k.count; from += kDecodeKeys) {
-    for (int i = 0; i < count; ++i) {
-      const DecodeStep& s = steps[i];
-      const bool wraps = i + 1 == count;
-      Rows next = steps[wraps ? 0 : i + 1].k;
-      const int begin = wraps ? from + kDecodeKeys : from;
-      next.count = next.count - begin < kDecodeKeys ? next.count - begin : kDecodeKeys;
-      if (next.count > 0) next.data = row_of(next, begin);
-      const DecodeBlock run = s.k.element == Element::f4 ? decode_block_of<Element::f4>(s.lanes)
-                                                         : decode_block_of<Element::bf16>(s.lanes);
-      for (int t = 0; t < s.piece_count; ++t) {
-        const Piece block = part(s, from, t);
-        if (block.count > 0) run(s, block, next);
-      }
-    }
-  }
-}
+#include "kernels/isa/fma_decode.inc"
 
 // --- Table
 // -----------------------------------------------------------------------------------------

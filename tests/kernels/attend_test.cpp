@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "tests/kernels/problem.hpp"
+#include "tests/kernels/variants.hpp"
 
 namespace dattn {
 namespace {
@@ -13,21 +13,8 @@ namespace {
 constexpr double kBoundO = 1e-6;  ///< relative, Frobenius; kernels/README.md states both
 constexpr double kBoundLse = 1e-6;
 
-struct Case {
-  Shape shape;
-  std::string mask;
-};
-
-std::string name_of(const Case& c) {
-  const Shape& s = c.shape;
-  return std::to_string(s.queries) + "x" + std::to_string(s.keys) + " heads " +
-         std::to_string(s.query_heads) + "/" + std::to_string(s.key_heads) + "/" +
-         std::to_string(s.value_heads) + " d " + std::to_string(s.d_qk) + "/" +
-         std::to_string(s.d_v) + " " + c.mask;
-}
-
-const std::vector<Case>& cases() {
-  static const std::vector<Case> table{
+const std::vector<ShapeMask>& cases() {
+  static const std::vector<ShapeMask> table{
       {{1, 1, 1, 1, 1, 1, 1}, "causal"},
       {{1, 95, 2, 1, 1, 3, 17}, "full"},
       {{63, 96, 2, 2, 1, 17, 3}, "causal"},
@@ -56,7 +43,7 @@ class Attend : public testing::TestWithParam<const Isa*> {
 };
 
 TEST_P(Attend, MatchesTheReference) {
-  for (const Case& c : cases()) {
+  for (const ShapeMask& c : cases()) {
     SCOPED_TRACE(name_of(c));
     const auto problem = random_problem<float>(c.shape, c.mask);
     const Distance d = distance(problem, everything(c.shape), attend_whole(problem, work()));
@@ -66,7 +53,7 @@ TEST_P(Attend, MatchesTheReference) {
 }
 
 TEST_P(Attend, GivesTheSameBitsForAnyNumberOfThreads) {
-  for (const Case& c : cases()) {
+  for (const ShapeMask& c : cases()) {
     SCOPED_TRACE(name_of(c));
     const auto problem = random_problem<float>(c.shape, c.mask);
     const auto one = attend_whole(problem, work(1));
@@ -86,7 +73,7 @@ std::vector<std::vector<Runs>> partitions(Index n) {
 }
 
 TEST_P(Attend, MergesTheBlocksOfAnyPartitionInAnyOrder) {
-  for (const Case& c : cases()) {
+  for (const ShapeMask& c : cases()) {
     SCOPED_TRACE(name_of(c));
     const auto problem = random_problem<float>(c.shape, c.mask);
     Work how = work();
@@ -137,12 +124,27 @@ TEST_P(Attend, StaysWithinItsBoundsOverManyKeys) {
   EXPECT_LE(d.lse, kBoundLse);
 }
 
+TEST_P(Attend, TakesNoMoreMemoryThanItSays) {
+  std::vector<ShapeMask> all = cases();
+  all.push_back({{1, 3000, 32, 8, 8, 16, 16}, "causal"});   // decode, in parts
+  all.push_back({{300, 2000, 2, 1, 1, 16, 16}, "causal"});  // few tiles of queries, many of keys
+  for (const ShapeMask& c : all) {
+    SCOPED_TRACE(name_of(c));
+    Workspace workspace;
+    Work how = work();
+    how.workspace = &workspace;
+    attend_whole(random_problem<float>(c.shape, c.mask), how);
+    EXPECT_LE(workspace.bytes(), attend_bytes(c.shape, c.shape.queries, c.shape.query_heads,
+                                              c.shape.keys, 1, *GetParam()));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Isa, Attend,
                          testing::ValuesIn(available_isas().begin(), available_isas().end()),
                          [](const auto& one) { return std::string(one.param->name); });
 
 TEST(AttendDouble, MatchesTheReferenceToRounding) {
-  for (const Case& c : cases()) {
+  for (const ShapeMask& c : cases()) {
     SCOPED_TRACE(name_of(c));
     const auto problem = random_problem<double>(c.shape, c.mask);
     const auto one = attend_whole(problem, {});
@@ -154,7 +156,7 @@ TEST(AttendDouble, MatchesTheReferenceToRounding) {
 }
 
 TEST(AttendDouble, MergesTheBlocksOfAnyPartition) {
-  for (const Case& c : cases()) {
+  for (const ShapeMask& c : cases()) {
     SCOPED_TRACE(name_of(c));
     const auto problem = random_problem<double>(c.shape, c.mask);
     for (const std::vector<Runs>& sides : partitions(c.shape.keys)) {
