@@ -128,6 +128,7 @@ TEST_P(Attend, TakesNoMoreMemoryThanItSays) {
   std::vector<ShapeMask> all = cases();
   all.push_back({{1, 3000, 32, 8, 8, 16, 16}, "causal"});   // decode, in parts
   all.push_back({{300, 2000, 2, 1, 1, 16, 16}, "causal"});  // few tiles of queries, many of keys
+  all.push_back({{300, 2000, 8, 8, 8, 64, 64}, "causal"});  // packs are most of it
   for (const ShapeMask& c : all) {
     SCOPED_TRACE(name_of(c));
     Workspace workspace;
