@@ -1,5 +1,5 @@
 // The bfloat16 kernel for AVX-512 with AMX. With DATTN_AMX_EMULATED the same code runs anywhere,
-// on tiles in memory: only the layer right below differs.
+// on tiles in memory: only amx_tiles.inc differs.
 //
 // A panel has 32 lanes, two columns of 16 queries. Keys go in chunks of 32: S^T = K Q^T of a chunk
 // goes through a staging buffer, its weights leave as the B tiles of O^T += V^T P^T. The staging is
@@ -11,57 +11,14 @@
 #include "kernels/isa/amx_emulated.hpp"
 #endif
 
-// 0: phases one after the other, 1: scores of the next chunk during the softmax, 2: also the
-// products with V of the chunks before.
-#ifndef DATTN_AMX_PIPELINE
-#define DATTN_AMX_PIPELINE 1
-#endif
-#ifndef DATTN_AMX_TILE
-#define DATTN_AMX_TILE 256
-#endif
-#ifndef DATTN_AMX_BACKWARD_TILE
-#define DATTN_AMX_BACKWARD_TILE 128
-#endif
-#ifndef DATTN_AMX_BACKWARD_PIPELINE
-#define DATTN_AMX_BACKWARD_PIPELINE 1
-#endif
-// How many of the 16 slices of a softmax share the tile instructions: the stores should not be
-// the last thing before the next chunk reads them.
-#ifndef DATTN_AMX_SPREAD
-#define DATTN_AMX_SPREAD 14
-#endif
-// 0: reduce + scalef, 1: two additions + scalef.
-#ifndef DATTN_AMX_EXP
-#define DATTN_AMX_EXP 0
-#endif
-#ifndef DATTN_AMX_PREFETCH
-#define DATTN_AMX_PREFETCH 0
-#endif
-
-// Whether weights lie in rows 256 bytes apart, half a page from the scores they come from, so that
-// no load of scores has the page offset of a store just before it.
-#ifndef DATTN_AMX_WIDE
-#define DATTN_AMX_WIDE 0
-#endif
-// Whether the queries stay in tile registers during the scores of 64 numbers (not with PIPELINE 2).
-#ifndef DATTN_AMX_HOLD
-#define DATTN_AMX_HOLD 0
-#endif
-
-#ifdef DATTN_AMX_EMULATED
-#define DATTN_INLINE inline  // nothing to gain, and sanitizers multiply the code
-#else
-#define DATTN_INLINE inline __attribute__((always_inline))
-#endif
-
 namespace dattn::DATTN_ISA {
 namespace {
 
 constexpr int kLanes = 32;
 constexpr int kChunk = 32;  // keys, and numbers of a row that one tile instruction consumes
-constexpr int kTile = DATTN_AMX_TILE;
+constexpr int kTile = 256;
 constexpr int kTileChunks = kTile / kChunk;
-constexpr int kBackwardTile = DATTN_AMX_BACKWARD_TILE;
+constexpr int kBackwardTile = 128;
 constexpr int kBackwardChunks = kBackwardTile / kChunk;
 constexpr int kPanels = 4;
 constexpr long kReg = 1024;                  // bytes of a tile register
@@ -72,202 +29,9 @@ constexpr long kHeader = 64;                 // in front of packed queries
 constexpr int kSlices = kChunk / 2;          // of two keys
 constexpr float kNone = -3.402823466e+38f;   // reference of a lane that has seen no key
 constexpr float kRaise = 65536.0f;           // sums of a chunk beyond it raise the reference
-constexpr bool kWide = DATTN_AMX_WIDE != 0;
-constexpr long kWeightRow = kWide ? 256 : 64;      // bytes between rows of the weights of forward
-constexpr long kWeightColumn = kWide ? 64 : kReg;  // and from queries 0..15 to 16..31
-constexpr long kWeightSkew = kWide ? 2048 : 0;
-/// Where the weights of chunk c of a tile begin.
-constexpr long weights_at(int c) { return kWide ? c / 2 * 4096L + c % 2 * 128L : c * kPairs; }
-static_assert(kW == 16 && kTile % (2 * kChunk) == 0 && kBackwardTile % kChunk == 0);
+static_assert(kW == 16 && kTile % kChunk == 0 && kBackwardTile % kChunk == 0);
 
-typedef unsigned short Halves __attribute__((vector_size(64)));
-
-// ------------------------------------------------------------------ tiles: the layer that differs
-
-#ifdef DATTN_AMX_EMULATED
-
-struct alignas(64) Register {
-  unsigned char bytes[16][64];
-};
-thread_local Register registers[8];
-
-template <int T>
-void tile_zero() {
-  registers[T] = Register{};
-}
-template <int T>
-void tile_load(const void* from, long stride) {
-  for (int row = 0; row < 16; ++row) {
-    __builtin_memcpy(registers[T].bytes[row], (const char*)from + row * stride, 64);
-  }
-}
-template <int T>
-void tile_store(void* to, long stride) {
-  for (int row = 0; row < 16; ++row) {
-    __builtin_memcpy((char*)to + row * stride, registers[T].bytes[row], 64);
-  }
-}
-/// C += A B: rows of A hold 16 pairs, row i of B the i-th pair of each of 16 columns.
-template <int C, int A, int B>
-void tile_dot() {
-  for (int row = 0; row < 16; ++row) {
-    Vec sum;
-    __builtin_memcpy(&sum, registers[C].bytes[row], 64);
-    for (int pair = 0; pair < 16; ++pair) {
-      unsigned a;
-      Int b;
-      __builtin_memcpy(&a, &registers[A].bytes[row][4 * pair], 4);
-      __builtin_memcpy(&b, registers[B].bytes[pair], 64);
-      const Int low = all((int)(a << 16));
-      const Int high = all((int)(a & 0xffff0000u));
-      sum = sum + (Vec)low * (Vec)(b << 16);
-      sum = sum + (Vec)high * (Vec)(b & (int)0xffff0000u);
-    }
-    __builtin_memcpy(registers[C].bytes[row], &sum, 64);
-  }
-}
-
-/// 2^x, 0 far below and infinity far above; NaN stays NaN.
-inline Vec power(Vec x) {
-  const Vec magic = all(12582912.0f);
-  const Vec top = all(128.0f);
-  const Vec t = (x > top ? top : x) + magic;
-  const Vec n = t - magic;
-  Vec r = x - n;
-  const Int below = r < 0.0f;  // r is in [0, 1), as for the instruction
-  r = below ? r + 1.0f : r;
-  Vec p = all(7.706813402e-02f);
-  p = p * r + 2.276438029e-01f;
-  p = p * r + 6.951170544e-01f;
-  p = p * r + 1.0f;
-  const Vec scaled = (Vec)((Bits)p + (((Bits)t + (Bits)below) << 23));
-  return x >= top ? all(kInf) : x < all(-126.0f) ? Vec{} : scaled;
-}
-
-/// Rounds to bfloat16: `low` into the lower half.
-inline Halves narrow(Vec low, Vec high) {
-  Halves to;
-  for (int i = 0; i < 32; ++i) {
-    const float x = i < 16 ? low[i] : high[i - 16];
-    unsigned u;
-    __builtin_memcpy(&u, &x, 4);
-    const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
-    to[i] = (unsigned short)((nan ? u | 0x400000u : u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
-  }
-  return to;
-}
-
-inline void pin(Vec&) {}
-
-void configure() {}
-void release() {}
-
-#else
-
-// Volatile, and memory counts as written: tile and vector instructions stay in the order of the
-// source. The intrinsics of gcc 12 promise neither.
-template <int T>
-DATTN_INLINE void tile_zero() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(T));
-}
-template <int T>
-DATTN_INLINE void tile_load(const void* from, long stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(T) : "memory");
-}
-template <int T>
-DATTN_INLINE void tile_store(void* to, long stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(T) : "memory");
-}
-template <int C, int A, int B>
-DATTN_INLINE void tile_dot() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-}
-
-/// p * 2^floor(n). Zero-masking by all ones costs nothing; gcc 12 warns of the plain intrinsic.
-inline Vec scale_by(Vec p, Vec n) {
-  return (Vec)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)n);
-}
-
-/// 2^x, 0 far below and infinity far above; NaN stays NaN. scalef takes the floor of x itself.
-inline Vec power(Vec x) {
-#if DATTN_AMX_EXP == 0
-  const Vec r = (Vec)_mm512_reduce_ps((__m512)x, 0x09);  // x - floor(x); 0 for infinities
-  Vec p = all(7.706813402e-02f);
-  p = p * r + 2.276438029e-01f;
-  p = p * r + 6.951170544e-01f;
-  p = p * r + 1.0f;
-  return scale_by(p, x);
-#else
-  const Vec magic = all(12582912.0f);
-  const Vec n = (x + magic) - magic;
-  const Vec r = x - n;
-  Vec p = all(5.517166907e-02f);
-  p = p * r + 2.426111222e-01f;
-  p = p * r + 6.932609855e-01f;
-  p = p * r + 9.999280735e-01f;
-  return scale_by(p, n);  // NaN scaled by -inf is 0
-#endif
-}
-
-inline Halves narrow(Vec low, Vec high) {
-  return (Halves)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-}
-
-/// Computes v here: gcc would leave a chain of sums for the end and store every term until then.
-inline void pin(Vec& v) { asm("" : "+v"(v)); }
-
-struct alignas(64) Configuration {
-  unsigned char palette = 1;
-  unsigned char start_row = 0;
-  unsigned char reserved[14] = {};
-  unsigned short row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  unsigned char rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(Configuration) == 64);
-
-void configure() {
-  const Configuration c;
-  asm volatile("ldtilecfg %0" ::"m"(c) : "memory");
-}
-void release() { asm volatile("tilerelease" ::: "memory"); }
-
-#endif
-
-// --------------------------------------------------------------------------- vectors of bfloat16
-
-/// low[0], high[0], low[1], ...: a row of a B tile from two rows of weights.
-inline Halves weave(Vec low, Vec high) {
-  const Halves v = narrow(low, high);
-  return __builtin_shufflevector(v, v, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8,
-                                 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
-inline Halves weave_low(Halves a, Halves b) {
-  return __builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8,
-                                 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47);
-}
-inline Halves weave_high(Halves a, Halves b) {
-  return __builtin_shufflevector(a, b, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23,
-                                 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31,
-                                 63);
-}
-
-/// As many perfect shuffles as a number of a row has bits transpose: four of 16 rows of 16. With 8
-/// rows it is three, of 8 rows of 8 pairs; [row][8][2] becomes [8][2][row].
-template <int Rows>
-inline void transpose(Int (&rows)[Rows]) {
-  for (int stage = Rows; stage > 1; stage /= 2) {
-    Int next[Rows];
-    for (int i = 0; i < Rows / 2; ++i) {
-      const Int a = rows[i];
-      const Int b = rows[i + Rows / 2];
-      next[2 * i] =
-          __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-      next[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29,
-                                                14, 30, 15, 31);
-    }
-    __builtin_memcpy(rows, next, sizeof next);
-  }
-}
+#include "kernels/isa/amx_tiles.inc"
 
 // ---------------------------------------------------------------------------------------- packing
 
@@ -411,15 +175,14 @@ struct Both {
 
 /// The n-th of the eight instructions that multiply 2 x 2 tiles: C 0..3, A 4 and 5, B 6 and 7.
 template <int N, bool Zero>
-DATTN_INLINE void block_op(const char* a, long a_next, const char* b, long b_next,
-                           long b_row = 64) {
+DATTN_INLINE void block_op(const char* a, long a_next, const char* b, long b_next) {
   if constexpr (N == 0) tile_load<4>(a, 64);
-  if constexpr (N == 1) tile_load<6>(b, b_row);
+  if constexpr (N == 1) tile_load<6>(b, 64);
   if constexpr (N == 2) {
     if constexpr (Zero) tile_zero<0>();
     tile_dot<0, 4, 6>();
   }
-  if constexpr (N == 3) tile_load<7>(b + b_next, b_row);
+  if constexpr (N == 3) tile_load<7>(b + b_next, 64);
   if constexpr (N == 4) {
     if constexpr (Zero) tile_zero<1>();
     tile_dot<1, 4, 7>();
@@ -436,15 +199,15 @@ DATTN_INLINE void block_op(const char* a, long a_next, const char* b, long b_nex
 }
 
 template <bool Zero>
-DATTN_INLINE void block(const char* a, long a_next, const char* b, long b_next, long b_row = 64) {
-  block_op<0, Zero>(a, a_next, b, b_next, b_row);
-  block_op<1, Zero>(a, a_next, b, b_next, b_row);
-  block_op<2, Zero>(a, a_next, b, b_next, b_row);
-  block_op<3, Zero>(a, a_next, b, b_next, b_row);
-  block_op<4, Zero>(a, a_next, b, b_next, b_row);
-  block_op<5, Zero>(a, a_next, b, b_next, b_row);
-  block_op<6, Zero>(a, a_next, b, b_next, b_row);
-  block_op<7, Zero>(a, a_next, b, b_next, b_row);
+DATTN_INLINE void block(const char* a, long a_next, const char* b, long b_next) {
+  block_op<0, Zero>(a, a_next, b, b_next);
+  block_op<1, Zero>(a, a_next, b, b_next);
+  block_op<2, Zero>(a, a_next, b, b_next);
+  block_op<3, Zero>(a, a_next, b, b_next);
+  block_op<4, Zero>(a, a_next, b, b_next);
+  block_op<5, Zero>(a, a_next, b, b_next);
+  block_op<6, Zero>(a, a_next, b, b_next);
+  block_op<7, Zero>(a, a_next, b, b_next);
 }
 
 template <int N>
@@ -474,70 +237,6 @@ struct ScoreStream {
   }
 };
 
-/// ScoreStream<2> with the panel in registers 4..7, where `hold` has put it.
-struct HeldScoreStream {
-  [[maybe_unused]] static constexpr int kOps = 16;
-  const char* keys;
-  const char* panel;
-  float* s;
-  static DATTN_INLINE void hold(const char* panel) {
-    tile_load<4>(panel, 64);
-    tile_load<5>(panel + kReg, 64);
-    tile_load<6>(panel + 2 * kReg, 64);
-    tile_load<7>(panel + 3 * kReg, 64);
-  }
-  template <int I>
-  DATTN_INLINE void op() const {
-    constexpr int kHalf = I / 8;
-    const char* a = keys + 2 * kHalf * kReg;
-    if constexpr (I % 8 == 0) tile_load<2>(a, 64);
-    if constexpr (I % 8 == 1) {
-      tile_zero<0>();
-      tile_dot<0, 2, 4>();
-    }
-    if constexpr (I % 8 == 2) {
-      tile_zero<1>();
-      tile_dot<1, 2, 6>();
-    }
-    if constexpr (I % 8 == 3) tile_load<3>(a + kReg, 64);
-    if constexpr (I % 8 == 4) tile_dot<0, 3, 5>();
-    if constexpr (I % 8 == 5) tile_dot<1, 3, 7>();
-    if constexpr (I % 8 == 6) tile_store<0>(s + kHalf * 16 * kLanes, kStageRow);
-    if constexpr (I % 8 == 7) tile_store<1>(s + kHalf * 16 * kLanes + kW, kStageRow);
-  }
-};
-
-template <bool Held, int D>
-struct ScoreStreamOf {
-  using Type = ScoreStream<D>;
-};
-template <int D>
-struct ScoreStreamOf<true, D> {
-  using Type = HeldScoreStream;
-};
-
-/// A block of 32 rows of O^T += V^T P^T over N chunks.
-template <int N>
-struct ValueStream {
-  static constexpr int kOps = 8 * N + 8;
-  const char* v;
-  const long* v_at;
-  const char* p;
-  float* o;
-  template <int I>
-  DATTN_INLINE void op() const {
-    if constexpr (I < 4) {
-      load_c<I>(o, kStageRow);
-    } else if constexpr (I < 8 * N + 4) {
-      constexpr int kStep = (I - 4) / 8;
-      block_op<(I - 4) % 8, false>(v + v_at[kStep], kTileChunks * kReg, p + weights_at(kStep),
-                                   kWeightColumn, kWeightRow);
-    } else {
-      store_c<I - 8 * N - 4>(o, kStageRow);
-    }
-  }
-};
-
 template <int From, int To, class Stream>
 DATTN_INLINE void run(const Stream& stream) {
   if constexpr (From < To) {
@@ -546,15 +245,19 @@ DATTN_INLINE void run(const Stream& stream) {
   }
 }
 
-/// slice(0) .. slice(15) with the stream in between.
+// How many slices share the tile instructions: their stores should not be the last thing before
+// the next chunk reads them.
+constexpr int kSpread = 14;
+
+/// slice(0) .. slice(kSlices - 1) with the stream in between.
 template <int I = 0, class Stream, class Slice>
 DATTN_INLINE void interleave(const Stream& stream, Slice& slice) {
   if constexpr (Stream::kOps == 0) {
     for (int i = 0; i < kSlices; ++i) slice(i);
   } else if constexpr (I < kSlices) {
     constexpr int kOps = Stream::kOps;
-    constexpr int kFrom = I < DATTN_AMX_SPREAD ? I * kOps / DATTN_AMX_SPREAD : kOps;
-    constexpr int kTo = I + 1 < DATTN_AMX_SPREAD ? (I + 1) * kOps / DATTN_AMX_SPREAD : kOps;
+    constexpr int kFrom = I < kSpread ? I * kOps / kSpread : kOps;
+    constexpr int kTo = I + 1 < kSpread ? (I + 1) * kOps / kSpread : kOps;
     run<kFrom, kTo>(stream);
     slice(I);
     interleave<I + 1>(stream, slice);
@@ -577,7 +280,6 @@ struct Operand {
   const char* at;
   long next;
   const long* offset;
-  long row = 64;  ///< bytes between rows; for the right one only
 };
 
 /// c [32][32] += A B over `steps` pairs.
@@ -587,7 +289,7 @@ void accumulate(float* c, long stride, const Operand& a, const Operand& b, int s
   load_c<2>(c, stride);
   load_c<3>(c, stride);
   for (int i = 0; i < steps; ++i) {
-    block<false>(a.at + a.offset[i], a.next, b.at + b.offset[i], b.next, b.row);
+    block<false>(a.at + a.offset[i], a.next, b.at + b.offset[i], b.next);
   }
   store_c<0>(c, stride);
   store_c<1>(c, stride);
@@ -635,17 +337,12 @@ template <Normalizer N>
 struct Weigh {
   const float* s;
   char* p;
-  const char* ahead;  // lines to fetch, `lines` for each slice
-  int lines;
   float factor;
   float shift;
   Vec m[2];
   Vec sum[2];
 
   DATTN_INLINE void operator()(int slice) {
-    if constexpr (DATTN_AMX_PREFETCH != 0) {
-      for (int i = 0; i < lines; ++i) __builtin_prefetch(ahead + (slice * lines + i) * 64L);
-    }
     for (int n = 0; n < 2; ++n) {
       const float* at = s + (4 * slice + n) * kW;
       const Vec low = weight(load(at), n);
@@ -653,7 +350,7 @@ struct Weigh {
       sum[n] = sum[n] + low;
       sum[n] = sum[n] + high;
       const Halves pairs = weave(low, high);
-      __builtin_memcpy(p + n * kWeightColumn + slice * kWeightRow, &pairs, 64);
+      __builtin_memcpy(p + n * kReg + slice * 64, &pairs, 64);
     }
     pin(sum[0]);
     pin(sum[1]);
@@ -666,22 +363,19 @@ struct Weigh {
 
 struct Forward {
   const ForwardStep& step;
-  int v_blocks;
   char* p;
   float* spare;
   Piece chunks[kTileChunks];
   long v_at[kTileChunks];  // of the values of a chunk within v
   int count = 0;
-  int done = 0;   // chunks whose products with V are in o
-  int visit = 0;  // see PIPELINE 2: finished parts of the group that begins at `done`
+  int done = 0;  // chunks whose products with V are in o
   Vec m[2];
   Vec total[2] = {};
 
   explicit Forward(const ForwardStep& s)
       : step(s),
-        v_blocks(chunks_of(s.d_v)),
-        p((char*)s.scratch + 2 * kStage + kWeightSkew),
-        spare((float*)((char*)s.scratch + 2 * kStage + kWeightSkew + weights_at(kTileChunks))) {
+        p((char*)s.scratch + 2 * kStage),
+        spare((float*)((char*)s.scratch + 2 * kStage + kTileChunks * kPairs)) {
     for (int i = 0; i < step.piece_count; ++i) {
       const Piece& piece = step.pieces[i];
       for (int at = 0; at < piece.count; at += kChunk) {
@@ -695,29 +389,13 @@ struct Forward {
   /// Brings o up to the weights of the chunks before `end`.
   void add_values(int end) {
     long p_at[kTileChunks];
-    for (int i = 0; i < end; ++i) p_at[i] = weights_at(i);
-    if (visit > 0) finish_group(p_at);
+    for (int i = 0; i < end; ++i) p_at[i] = i * kPairs;
     if (done < end) {
       const Operand a{(const char*)step.v, kTileChunks * kReg, v_at + done};
-      accumulate_rows(step.o, step.d_v, spare, a, 2 * kTileChunks * kReg,
-                      {p, kWeightColumn, p_at + done, kWeightRow}, end - done);
+      accumulate_rows(step.o, step.d_v, spare, a, 2 * kTileChunks * kReg, {p, kReg, p_at + done},
+                      end - done);
     }
     done = end;
-  }
-
-  /// The parts that ValueStream has not done of the group of four chunks at `done`.
-  void finish_group(const long* p_at) {
-    for (; visit < 4; ++visit) {
-      const int half = v_blocks < 4 ? visit % 2 : 0;
-      const int b = v_blocks < 4 ? visit / 2 : visit;
-      const int first = done + 2 * half;
-      const Operand a{(const char*)step.v + b * 2L * kTileChunks * kReg, kTileChunks * kReg,
-                      v_at + first};
-      accumulate(step.o + b * 32L * kLanes, kStageRow, a,
-                 {p, kWeightColumn, p_at + first, kWeightRow}, v_blocks < 4 ? 2 : 4);
-    }
-    done += 4;
-    visit = 0;
   }
 
   /// Raises m to the maxima of chunk c (scores s * factor): what is in o, l and total shrinks.
@@ -739,14 +417,11 @@ struct Forward {
   }
 };
 
-/// D and V are d_qk / 32 and d_v / 32 where both are known and whole, or 0.
-template <Normalizer N, int D, int V>
+/// D is d_qk / 32, rounded up, or 0: any, and phases one after the other.
+template <Normalizer N, int D>
 void forward_by(const ForwardStep& step) {
   constexpr bool kSoftmax = N == Normalizer::softmax;
-  constexpr bool kAhead = D > 0 && DATTN_AMX_PIPELINE > 0;
-  constexpr bool kValues = kAhead && (V == 2 || V == 4) && DATTN_AMX_PIPELINE > 1;
-  constexpr bool kHold = kAhead && !kValues && D == 2 && DATTN_AMX_HOLD != 0;
-  using Scores = typename ScoreStreamOf<kHold, D>::Type;
+  constexpr bool kAhead = D > 0;
   Forward f(step);
   const int steps = D > 0 ? D : chunks_of(step.d_qk);
   const long chunk_size = 2 * steps * kReg;
@@ -758,10 +433,6 @@ void forward_by(const ForwardStep& step) {
     const Vec m = load(step.m + n * kW);
     f.m[n] = m == -kInf ? all(kNone) : m;
   }
-  const auto hold = [&] {
-    if constexpr (kHold) HeldScoreStream::hold(panel);
-  };
-
   const auto keys_of = [&](int c) { return keys + f.chunks[c].first / kChunk * chunk_size; };
   const auto stage = [&](int c) { return (float*)((char*)step.scratch + (c & 1) * kStage); };
   if (f.count > 0) scores(steps, keys_of(0), panel, stage(0));
@@ -769,9 +440,7 @@ void forward_by(const ForwardStep& step) {
     float* s = stage(c);
     Weigh<N> weigh{};
     weigh.s = s;
-    weigh.p = f.p + weights_at(c);
-    weigh.ahead = keys_of(c) + 2 * chunk_size;
-    weigh.lines = 2 * steps;
+    weigh.p = f.p + c * kPairs;
     weigh.factor = factor;
     weigh.shift = step.rules.shift;
     if (!plain(step.rules, f.chunks[c])) {
@@ -780,7 +449,6 @@ void forward_by(const ForwardStep& step) {
     }
     if constexpr (kSoftmax) {
       if (c == 0 && any((f.m[0] == kNone) | (f.m[1] == kNone))) f.raise(c, s, weigh.factor);
-      if (c == 0) hold();
       weigh.m[0] = f.m[0];
       weigh.m[1] = f.m[1];
     }
@@ -790,31 +458,12 @@ void forward_by(const ForwardStep& step) {
     } else if (last) {
       interleave(Nothing{}, weigh);
     } else {
-      const Scores ahead{keys_of(c + 1), panel, stage(c + 1)};
-      if constexpr (kValues) {
-        if (c >= f.done + 4 && (!kWide || f.done % 2 == 0)) {  // see weights_at
-          const int b = V < 4 ? f.visit / 2 : f.visit;
-          const int first = f.done + (V < 4 ? 2 * (f.visit % 2) : 0);
-          const ValueStream<V> values{(const char*)step.v + b * 2 * kTileChunks * kReg,
-                                      f.v_at + first, f.p + weights_at(first),
-                                      step.o + b * 32 * kLanes};
-          interleave(Both<Scores, ValueStream<V>>{ahead, values}, weigh);
-          if (++f.visit == 4) {
-            f.visit = 0;
-            f.done += 4;
-          }
-        } else {
-          interleave(ahead, weigh);
-        }
-      } else {
-        interleave(ahead, weigh);
-      }
+      interleave(ScoreStream<D>{keys_of(c + 1), panel, stage(c + 1)}, weigh);
     }
     if constexpr (kSoftmax) {
       // Also where a lane sees its first key: against kNone its weight was infinite.
       if (any((weigh.sum[0] > kRaise) | (weigh.sum[1] > kRaise))) {
         f.raise(c, s, weigh.factor);
-        hold();
         for (int n = 0; n < 2; ++n) {
           weigh.m[n] = f.m[n];
           weigh.sum[n] = Vec{};
@@ -842,24 +491,19 @@ void forward_by(const ForwardStep& step) {
 }
 
 void forward(const ForwardStep& step) {
-  constexpr bool kValues = DATTN_AMX_PIPELINE > 1;
   const int d = chunks_of(step.d_qk);
-  if (step.normalizer == Normalizer::sigmoid) return forward_by<Normalizer::sigmoid, 0, 0>(step);
-  if (kValues && step.d_v == 64 && d == 2) return forward_by<Normalizer::softmax, 2, 2>(step);
-  if (kValues && step.d_v == 128 && d == 4) return forward_by<Normalizer::softmax, 4, 4>(step);
-  if (d == 2) return forward_by<Normalizer::softmax, 2, 0>(step);
-  if (d == 4) return forward_by<Normalizer::softmax, 4, 0>(step);
+  if (step.normalizer == Normalizer::sigmoid) return forward_by<Normalizer::sigmoid, 0>(step);
+  if (d == 2) return forward_by<Normalizer::softmax, 2>(step);
+  if (d == 4) return forward_by<Normalizer::softmax, 4>(step);
 #ifndef DATTN_AMX_EMULATED
-  if (d == 3) return forward_by<Normalizer::softmax, 3, 0>(step);
-  if (d == 6) return forward_by<Normalizer::softmax, 6, 0>(step);
-  if (d == 8) return forward_by<Normalizer::softmax, 8, 0>(step);
+  if (d == 3) return forward_by<Normalizer::softmax, 3>(step);
+  if (d == 6) return forward_by<Normalizer::softmax, 6>(step);
+  if (d == 8) return forward_by<Normalizer::softmax, 8>(step);
 #endif
-  forward_by<Normalizer::softmax, 0, 0>(step);
+  forward_by<Normalizer::softmax, 0>(step);
 }
 
-long forward_scratch(int, int) {
-  return 2 * kStage + kWeightSkew + weights_at(kTileChunks) + kStage;
-}
+long forward_scratch(int, int) { return 2 * kStage + kTileChunks * kPairs + kStage; }
 
 // --------------------------------------------------------------------------------------- backward
 
@@ -927,10 +571,10 @@ struct BackwardScratch {
 
 long backward_scratch(int, int) { return sizeof(BackwardScratch); }
 
-/// D and V are d_qk / 32 and d_v / 32, rounded up, or 0.
+/// D and V are d_qk / 32 and d_v / 32, rounded up, or 0: any, and phases one after the other.
 template <Normalizer N, int D, int V>
 void backward_by(const BackwardStep& step) {
-  constexpr bool kAhead = D > 0 && V > 0 && DATTN_AMX_BACKWARD_PIPELINE > 0;
+  constexpr bool kAhead = D > 0 && V > 0;
   BackwardScratch& scratch = *(BackwardScratch*)step.scratch;
   const int q_steps = D > 0 ? D : chunks_of(step.d_qk);
   const int v_steps = V > 0 ? V : chunks_of(step.d_v);
@@ -1076,453 +720,7 @@ void add_panel(const float* panel, int d_qk, float factor, float* const* row) {
   give_rows<2>(panel, d_qk, keep, add, row);
 }
 
-// ----------------------------------------------------------------------------------------- decode
-//
-// Keys are read as they lie: 16 rows of K are an A tile, queries are the B tiles. What rounding a
-// query to bfloat16 loses is a second query, its rest; up to kNarrow lanes have both in one tile.
-// Weights become the rows of an A tile, the values its B tiles, in pairs of the keys j and j + 16.
-
-constexpr int kDecodeLanes = kW;
-constexpr int kNarrow = kW / 2;
-constexpr int kHalf = kChunk / 2;
-
-/// One step during one call; entries of lanes that there are not repeat others.
-struct alignas(64) DecodeState {
-  float m[kW];  // of up to kNarrow lanes: twice
-  float slope[kW];
-  int query[kW];
-  int begin[kW];
-  int end[kW];
-  const float* bias[kW];
-  ScoreRules rules;
-  Lanes allowed;
-  char* q;  // B tiles
-};
-
-/// Of a block; what grows with the rows lies in memory of the call.
-struct alignas(64) DecodeScratch {
-  float s[kChunk * kW];
-  char p[kReg];
-  char keys[2 * kReg];
-  float decay[kW];
-  float sum[kW];
-  char* pairs;      // [d_v / 32][2] B tiles
-  float* products;  // [d_v / 32][2][16 lanes][16]
-};
-
-/// Rows that are read soon.
-struct Ahead {
-  const char* data;
-  long row;  // bytes
-  long size;
-  int count;
-  Ahead(const Rows& rows, int first)
-      : data((const char*)rows.data + 2L * first * rows.stride),
-        row(2 * rows.stride),
-        size(2L * rows.dim),
-        count(rows.count - first < kChunk ? rows.count - first : kChunk) {}
-  /// Asks for part c of every row. Into the second level: rows lie apart by powers of two, and
-  /// would share few sets of the first.
-  DATTN_INLINE void ask(int c) const {
-    if (64L * c >= size) return;
-    const char* at = data + 64L * c;
-    int j = 0;
-    for (; j + 8 <= count; j += 8) {
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i, at += row) __builtin_prefetch(at, 0, 2);
-    }
-    for (; j < count; ++j, at += row) __builtin_prefetch(at, 0, 2);
-  }
-};
-
-inline Vec low_halves(Vec a, Vec b) {
-  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-}
-inline Vec high_halves(Vec a, Vec b) {
-  return __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30,
-                                 31);
-}
-inline Vec swap_halves(Vec v) {
-  return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-}
-
-// Weaving within 128 bits takes one instruction; columns come out in this order and are put back
-// in the sums.
-inline Halves weave_quarters_low(Halves a, Halves b) {
-  return __builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 8, 40, 9, 41, 10, 42, 11, 43, 16,
-                                 48, 17, 49, 18, 50, 19, 51, 24, 56, 25, 57, 26, 58, 27, 59);
-}
-inline Halves weave_quarters_high(Halves a, Halves b) {
-  return __builtin_shufflevector(a, b, 4, 36, 5, 37, 6, 38, 7, 39, 12, 44, 13, 45, 14, 46, 15, 47,
-                                 20, 52, 21, 53, 22, 54, 23, 55, 28, 60, 29, 61, 30, 62, 31, 63);
-}
-inline Vec quarters_low(Vec a, Vec b) {
-  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-}
-inline Vec quarters_high(Vec a, Vec b) {
-  return __builtin_shufflevector(a, b, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30,
-                                 31);
-}
-
-/// Floats [from, from + 16) of a row of `dim`, zeros beyond it.
-inline Vec float_part(const float* row, int from, int dim) {
-  if (dim - from >= kW) return load(row + from);
-  Vec v{};
-  if (from < dim) __builtin_memcpy(&v, row + from, 4 * (unsigned)(dim - from));
-  return v;
-}
-
-constexpr long decode_q_size(int lanes, int d_qk) {
-  return (lanes <= kNarrow ? 1 : 2) * kReg * chunks_of(d_qk);
-}
-
-/// [d_qk / 32] B tiles: lanes in columns 0..7 and their rests in columns 8..15, or two tiles each.
-void pack_decode_q(const DecodeStep& step, char* to) {
-  const bool narrow_lanes = step.lanes <= kNarrow;
-  const int d = step.k.dim;
-  for (int c = 0; c < chunks_of(d); ++c) {
-    Int tiles[2][16] = {};
-    for (int f = 0; f < step.lanes; ++f) {
-      const float* row = step.q + (long)f * d;
-      Vec part[2];
-      for (int i = 0; i < 2; ++i) part[i] = float_part(row, c * kChunk + i * kW, d);
-      const Halves q = narrow(part[0], part[1]);
-      part[0] = part[0] - (Vec)weave_low(Halves{}, q);
-      part[1] = part[1] - (Vec)weave_high(Halves{}, q);
-      for (Vec& x : part) x = x == x ? x : Vec{};  // infinity has no rest
-      const Halves rest = narrow(part[0], part[1]);
-      tiles[0][f] = (Int)q;
-      (narrow_lanes ? tiles[0][kNarrow + f] : tiles[1][f]) = (Int)rest;
-    }
-    for (int i = 0; i < (narrow_lanes ? 1 : 2); ++i, to += kReg) {
-      transpose(tiles[i]);
-      __builtin_memcpy(to, tiles[i], sizeof tiles[i]);
-    }
-  }
-}
-
-void begin_decode(const DecodeStep& step, DecodeState& state) {
-  pack_decode_q(step, state.q);
-  state.rules = step.rules;
-  for (int i = 0; i < kW; ++i) {
-    const int own = step.lanes <= kNarrow ? i % kNarrow : i;
-    const int lane = own < step.lanes ? own : step.lanes - 1;
-    state.m[i] = step.m[lane];
-    if (step.rules.slope != nullptr) state.slope[i] = step.rules.slope[lane];
-    if (step.rules.query != nullptr) state.query[i] = step.rules.query[lane];
-    if (step.rules.bias != nullptr) state.bias[i] = step.rules.bias[lane];
-    if (step.begin != nullptr) state.begin[i] = step.begin[lane];
-    if (step.end != nullptr) state.end[i] = step.end[lane];
-  }
-  if (step.rules.slope != nullptr) state.rules.slope = state.slope;
-  if (step.rules.query != nullptr) state.rules.query = state.query;
-  if (step.rules.bias != nullptr) state.rules.bias = state.bias;
-  state.allowed = {state.begin, state.end, step.bits};
-}
-
-/// Tiles 0 and 1 += part c of 32 keys, `row` bytes apart, times the queries.
-template <bool Narrow>
-DATTN_INLINE void decode_scores(const char* keys, long row, const char* q) {
-  tile_load<6>(q, 64);
-  if constexpr (!Narrow) tile_load<7>(q + kReg, 64);
-  tile_load<4>(keys, row);
-  tile_dot<0, 4, 6>();
-  if constexpr (!Narrow) tile_dot<0, 4, 7>();
-  tile_load<5>(keys + kHalf * row, row);
-  tile_dot<1, 5, 6>();
-  if constexpr (!Narrow) tile_dot<1, 5, 7>();
-}
-
-/// Part c of key j of a block.
-inline Halves part_of(const Rows& rows, const Piece& block, int j, int c) {
-  return row_part(j < block.count ? row_of(rows, block.first + j) : nullptr, c * kChunk, rows.dim);
-}
-
-/// The same as an A tile pair, zeros where there are no keys.
-void copy_keys(const Rows& k, const Piece& block, int c, char* to) {
-  for (int j = 0; j < kChunk; ++j, to += 64) {
-    const Halves part = part_of(k, block, j, c);
-    __builtin_memcpy(to, &part, 64);
-  }
-}
-
-DATTN_INLINE void weave_pair(Halves a, Halves b, char* to) {
-  const Halves low = weave_quarters_low(a, b);
-  const Halves high = weave_quarters_high(a, b);
-  __builtin_memcpy(to, &low, 64);
-  __builtin_memcpy(to + kReg, &high, 64);
-}
-
-/// Part c of the values of a whole block, in pairs.
-DATTN_INLINE void weave_values(const char* v, long row, char* to) {
-  for (int j = 0; j < kHalf; ++j, v += row, to += 64) {
-    Halves a;
-    Halves b;
-    __builtin_memcpy(&a, v, 64);
-    __builtin_memcpy(&b, v + kHalf * row, 64);
-    weave_pair(a, b, to);
-  }
-}
-
-/// The same of any block. Where it is masked, numbers that are not finite are left out, and bits
-/// of their keys are returned: a weight of 0 would not keep them out.
-unsigned weave_some_values(const Rows& v, const Piece& block, int c, char* to) {
-  unsigned left_out = 0;
-  const auto part = [&](int j) {
-    Halves x = part_of(v, block, j, c);
-    if (block.masked) {
-      const auto wild = (x & 0x7f80) == 0x7f80;
-      if (any((Int)wild)) left_out |= 1u << j;
-      x = wild ? Halves{} : x;
-    }
-    return x;
-  };
-  for (int j = 0; j < kHalf; ++j) weave_pair(part(j), part(j + kHalf), to + j * 64L);
-  return left_out;
-}
-
-/// Scores [32][16] to weights: rows of p and, in place, [16] vectors of lanes of the keys
-/// (0, 8), (1, 9) .. (7, 15), (16, 24) .. (23, 31) if Narrow, else [32] vectors of lanes.
-template <bool Narrow>
-DATTN_INLINE void decode_weights(const DecodeStep& step, DecodeState& state, const Piece& block,
-                                 DecodeScratch& scratch) {
-  constexpr int kVectors = Narrow ? kChunk / 2 : kChunk;
-  constexpr int kKeysUp = kVectors / 2;  // from the vector of a key to that of its pair
-  float* s = scratch.s;
-  const bool finished = plain(step.rules, block);
-  if (!finished) {
-    for (int j = 0; Narrow && j < kChunk; ++j) {
-      const Vec x = load(s + j * kW);
-      store(s + j * kW, x + swap_halves(x));
-    }
-    apply_rules<1>(state.rules, block, s, nullptr);
-    if (block.masked) forbid<1>(state.allowed, block, s);
-    for (int j = block.count; j < kChunk; ++j) store(s + j * kW, all(-kInf));
-  }
-  Vec x[kVectors];
-  for (int i = 0; i < kVectors; ++i) {
-    if constexpr (Narrow) {
-      const float* at = s + (i + (i & 8)) * kW;
-      const Vec a = load(at);
-      const Vec b = load(at + 8 * kW);
-      x[i] = low_halves(a, b);
-      if (finished) x[i] = x[i] + high_halves(a, b);
-    } else {
-      x[i] = load(s + i * kW);
-    }
-  }
-
-  Vec decay = all(1.0f);
-  Vec sums[4] = {};
-  if (step.normalizer == Normalizer::softmax) {
-    Vec tops[4];
-    for (Vec& top : tops) top = all(-kInf);
-    for (int i = 0; i < kVectors; ++i) tops[i % 4] = max(x[i], tops[i % 4]);
-    Vec top = max(max(tops[0], tops[1]), max(tops[2], tops[3]));
-    if constexpr (Narrow) top = max(top, swap_halves(top));
-    const Vec m = load(state.m);
-    const Vec now = top > m ? top : m;
-    const Vec base = now == -kInf ? Vec{} : now;
-    decay = now == m ? decay : exp2(m - base);
-    store(state.m, now);
-    for (int i = 0; i < kVectors; ++i) {
-      x[i] = exp2(x[i] - base);
-      sums[i % 4] = sums[i % 4] + x[i];
-    }
-  } else {
-    store(state.m, Vec{});
-    for (int i = 0; i < kVectors; ++i) {
-      x[i] = sigmoid2(x[i] + step.rules.shift);
-      sums[i % 4] = sums[i % 4] + x[i];
-    }
-  }
-  Vec sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  if constexpr (Narrow) sum = sum + swap_halves(sum);
-  store(scratch.decay, decay);
-  store(scratch.sum, sum);
-  for (int f = 0; f < step.lanes; ++f) {
-    step.l[f] = step.l[f] * (double)scratch.decay[f] + (double)scratch.sum[f];
-  }
-  if (block.masked) {
-    for (int i = 0; i < kVectors; ++i) store(s + i * kW, x[i]);
-  }
-
-  Int rows[kKeysUp];
-  for (int i = 0; i < kKeysUp; ++i) {
-    if constexpr (Narrow) {
-      const Halves v = narrow(x[i], x[i + kKeysUp]);
-      rows[i] = (Int)__builtin_shufflevector(v, v, 0, 16, 8, 24, 1, 17, 9, 25, 2, 18, 10, 26, 3, 19,
-                                             11, 27, 4, 20, 12, 28, 5, 21, 13, 29, 6, 22, 14, 30, 7,
-                                             23, 15, 31);
-    } else {
-      rows[i] = (Int)weave(x[i], x[i + kKeysUp]);
-    }
-  }
-  transpose(rows);
-  __builtin_memcpy(scratch.p, rows, sizeof rows);
-}
-
-/// o = o * decay + products, which have their columns as weave_pair leaves them.
-DATTN_INLINE void add_products(const DecodeStep& step, const DecodeScratch& scratch) {
-  const int d = step.v.dim;
-  for (int c = 0; c < chunks_of(d); ++c) {
-    const float* from = scratch.products + c * 2L * kW * kW;
-    float* to = step.o + c * kChunk;
-    for (int f = 0; f < step.lanes; ++f, from += kW, to += d) {
-      const Vec decay = all(scratch.decay[f]);
-      const Vec a = load(from);
-      const Vec b = load(from + kW * kW);
-      const Vec sum[2] = {quarters_low(a, b), quarters_high(a, b)};
-      if (d - c * kChunk >= kChunk) {
-        store(to, load(to) * decay + sum[0]);
-        store(to + kW, load(to + kW) * decay + sum[1]);
-        continue;
-      }
-      for (int i = 0; i < 2 && c * kChunk + i * kW < d; ++i) {
-        const int left = d - c * kChunk - i * kW;
-        const Vec next = float_part(to + i * kW, 0, left) * decay + sum[i];
-        __builtin_memcpy(to + i * kW, &next, 4 * (unsigned)(left < kW ? left : kW));
-      }
-    }
-  }
-}
-
-/// What weave_some_values has left out.
-template <bool Narrow>
-void add_left_out(const DecodeStep& step, const Piece& block, const float* weights, unsigned keys) {
-  const int d = step.v.dim;
-  for (int j = 0; j < block.count; ++j) {
-    if ((keys >> j & 1u) == 0) continue;
-    const float* weight = weights + (Narrow ? ((j & 7) + (j >> 1 & 8)) * kW + (j & 8) : j * kW);
-    const auto* row = (const unsigned short*)row_of(step.v, block.first + j);
-    for (int f = 0; f < step.lanes; ++f) {
-      for (int i = 0; i < d && weight[f] != 0; ++i) {
-        if ((row[i] & 0x7f80) != 0x7f80) continue;
-        const unsigned bits = (unsigned)row[i] << 16;
-        float x;
-        __builtin_memcpy(&x, &bits, 4);
-        step.o[(long)f * d + i] += weight[f] * x;
-      }
-    }
-  }
-}
-
-template <bool Narrow>
-void decode_block(const DecodeStep& step, DecodeState& state, const Piece& block,
-                  const Ahead& next_keys, const Ahead& next_values, DecodeScratch& scratch) {
-  const int k_chunks = chunks_of(step.k.dim);
-  const int v_chunks = chunks_of(step.v.dim);
-  const bool whole_keys = block.count == kChunk && step.k.dim % kChunk == 0;
-  const bool whole_values = block.count == kChunk && step.v.dim % kChunk == 0 && !block.masked;
-  const auto* k = (const char*)row_of(step.k, block.first);
-  const auto* v = (const char*)row_of(step.v, block.first);
-  unsigned left_out = 0;
-  tile_zero<0>();
-  tile_zero<1>();
-  // Values are woven while the tiles multiply.
-  for (int c = 0; c < k_chunks || c < v_chunks; ++c) {
-    next_keys.ask(c);
-    if (c < k_chunks) {
-      const char* q = state.q + c * (Narrow ? 1 : 2) * kReg;
-      if (whole_keys) {
-        decode_scores<Narrow>(k + c * 64L, 2 * step.k.stride, q);
-      } else {
-        copy_keys(step.k, block, c, scratch.keys);
-        decode_scores<Narrow>(scratch.keys, 64, q);
-      }
-    }
-    if (c < v_chunks) {
-      char* pairs = scratch.pairs + c * kPairs;
-      if (whole_values) {
-        weave_values(v + c * 64L, 2 * step.v.stride, pairs);
-      } else {
-        left_out |= weave_some_values(step.v, block, c, pairs);
-      }
-    }
-  }
-  tile_store<0>(scratch.s, 64);
-  tile_store<1>(scratch.s + kHalf * kW, 64);
-  decode_weights<Narrow>(step, state, block, scratch);
-  tile_load<6>(scratch.p, 64);
-  for (int c = 0; c < v_chunks; ++c) {
-    next_values.ask(c);
-    const char* pairs = scratch.pairs + c * kPairs;
-    float* products = scratch.products + c * 2L * kW * kW;
-    tile_load<4>(pairs, 64);
-    tile_zero<0>();
-    tile_dot<0, 6, 4>();
-    tile_load<5>(pairs + kReg, 64);
-    tile_zero<1>();
-    tile_dot<1, 6, 5>();
-    if (++c < v_chunks) {
-      next_values.ask(c);
-      tile_load<4>(pairs + kPairs, 64);
-      tile_zero<2>();
-      tile_dot<2, 6, 4>();
-      tile_load<5>(pairs + kPairs + kReg, 64);
-      tile_zero<3>();
-      tile_dot<3, 6, 5>();
-    }
-    tile_store<0>(products, 64);
-    tile_store<1>(products + kW * kW, 64);
-    if (c < v_chunks) {
-      tile_store<2>(products + 2 * kW * kW, 64);
-      tile_store<3>(products + 3 * kW * kW, 64);
-    }
-  }
-  add_products(step, scratch);
-  if (left_out != 0) add_left_out<Narrow>(step, block, scratch.s, left_out);
-}
-
-void decode(const DecodeStep* steps, int count) {
-  long size = 64 + count * (long)sizeof(DecodeState);
-  int d_v = 0;
-  for (int i = 0; i < count; ++i) {
-    size += decode_q_size(steps[i].lanes, steps[i].k.dim);
-    d_v = steps[i].v.dim > d_v ? steps[i].v.dim : d_v;
-  }
-  void* memory = __builtin_malloc((unsigned long)(size + 2 * kPairs * chunks_of(d_v)));
-  if (memory == nullptr) __builtin_trap();
-  char* at = (char*)memory + (64 - (unsigned long)memory % 64);
-  auto* states = (DecodeState*)at;
-  at += count * (long)sizeof(DecodeState);
-  for (int i = 0; i < count; ++i) {
-    states[i].q = at;
-    at += decode_q_size(steps[i].lanes, steps[i].k.dim);
-  }
-  DecodeScratch scratch{};
-  scratch.pairs = at;
-  scratch.products = (float*)(at + kPairs * chunks_of(d_v));
-
-  const Ahead first_keys(steps[0].k, 0);
-  const Ahead first_values(steps[0].v, 0);
-  for (int c = 0; c < chunks_of(steps[0].k.dim); ++c) first_keys.ask(c);
-  for (int c = 0; c < chunks_of(steps[0].v.dim); ++c) first_values.ask(c);
-  for (int i = 0; i < count; ++i) begin_decode(steps[i], states[i]);
-  for (int from = 0; from < steps[0].k.count; from += kChunk) {
-    for (int i = 0; i < count; ++i) {
-      const DecodeStep& step = steps[i];
-      const bool wraps = i + 1 == count;
-      const DecodeStep& next = steps[wraps ? 0 : i + 1];
-      const Ahead next_keys(next.k, wraps ? from + kChunk : from);
-      const Ahead next_values(next.v, wraps ? from + kChunk : from);
-      const auto run_block = step.lanes <= kNarrow ? decode_block<true> : decode_block<false>;
-      for (int t = 0; t < step.piece_count; ++t) {
-        const Piece& piece = step.pieces[t];
-        const int begin = piece.first > from ? piece.first : from;
-        const int last = piece.first + piece.count;
-        const int end = last < from + kChunk ? last : from + kChunk;
-        if (begin >= end) continue;
-        run_block(step, states[i], {begin, end - begin, piece.masked}, next_keys, next_values,
-                  scratch);
-      }
-    }
-  }
-  for (int i = 0; i < count; ++i) {
-    for (int f = 0; f < steps[i].lanes; ++f) steps[i].m[f] = states[i].m[f];
-  }
-  __builtin_free(memory);
-}
+#include "kernels/isa/amx_decode.inc"
 
 // ----------------------------------------------------------------------------------------- thread
 
