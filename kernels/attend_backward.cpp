@@ -437,7 +437,7 @@ void backward_block(View<const T> q, View<const T> k, View<const T> v, View<cons
 template <class T, class G>
 void delta_rows(View<const T> o, View<const G> d_o, View<T> out) {
   CHECK(o.rows == d_o.rows && o.heads == d_o.heads && o.dim == d_o.dim, o.rows, o.heads, o.dim);
-  CHECK(out.rows == o.rows && out.heads == o.heads && out.dim == 1, out.rows, out.heads, out.dim);
+  CHECK(out.rows == o.rows && out.heads == o.heads && out.dim >= 1, out.rows, out.heads, out.dim);
   for (Index row = 0; row < o.rows; ++row) {
     for (Index h = 0; h < o.heads; ++h) {
       double sum = 0;

@@ -5,7 +5,8 @@
 namespace dattn {
 
 /// out [rows, heads, 1] = sum over d_v of d_o * o, both [rows, heads, d_v]: the delta of the
-/// backward pass. A loss that depends on LSE too, with cotangent g, subtracts g from it. @pre equal
+/// backward pass. Only the first number of each head of `out` is written, so that LSE may lie
+/// beside it. A loss that depends on LSE too, with cotangent g, subtracts g from it. @pre equal
 /// extents
 void delta_of(View<const float> o, View<const float> d_o, View<float> out);
 void delta_of(View<const float> o, View<const BFloat16> d_o, View<float> out);
@@ -15,7 +16,8 @@ void delta_of(View<const double> o, View<const double> d_o, View<double> out);
 ///   P = exp(score - lse), dV += P^T dO, dS = P (dO V^T - delta), dQ += scale dS K, dK += scale
 ///   dS^T Q
 /// (with the derivative of a soft cap where there is one). lse and delta [rows, query heads, 1] are
-/// of all keys, not only of these, and natural logarithms; -inf stands for a row without keys,
+/// of all keys, not only of these, and natural logarithms; where their heads have more numbers, the
+/// first one is read (two views of pairs, the second begun one number later). -inf stands for a row without keys,
 /// whose gradient is 0. Sigmoid attention reads neither: dS = P (1 - P) dO V^T.
 ///
 /// dq [rows, query heads, d_qk], dk [keys, key heads, d_qk], dv [keys, value heads, d_v] are added

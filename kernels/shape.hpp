@@ -38,6 +38,10 @@ struct Shape {
   Range value_heads_of(Range heads) const;
   /// Floating-point operations of one allowed (head, query, key) pair: two dot products.
   double flops_per_pair() const { return 2.0 * static_cast<double>(d_qk + d_v); }
+  /// The same backward, where scores are computed again: three products of d_qk, two of d_v.
+  double backward_flops_per_pair() const {
+    return 6.0 * static_cast<double>(d_qk) + 4.0 * static_cast<double>(d_v);
+  }
 
   friend auto operator<=>(const Shape&, const Shape&) = default;
 };

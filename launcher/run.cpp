@@ -184,7 +184,7 @@ void require_memory(const std::vector<RankReport>& ranks, const Problem& problem
   for (std::size_t r = 0; r < ranks.size(); ++r) {
     auto& [needed, available] = hosts[ranks[r].host.name];
     // O and LSE leave the plan's Partial for arrays of their own, one number a record shorter.
-    const Block& result = plan[r].delivers;
+    const Block& result = plan[r].result(Kind::O).block;
     needed += rehearsal.memory_bytes[r] + bytes_of(result, problem.shape(), problem.type()) +
               kernel_bytes(problem, plan[r], ranks[r].threads);
     available = ranks[r].host.available_bytes;
@@ -337,11 +337,10 @@ class Job {
   template <class T>
   void load(Engine<Communicator>& engine) {
     const Problem& problem = *choice_.problem;
-    for (const auto& [kind, slot] : {std::pair{Kind::Q, program_.q}, std::pair{Kind::K, program_.k},
-                                     std::pair{Kind::V, program_.v}}) {
+    for (const SlotId slot : program_.inputs) {
       const Block& block = program_.slots[static_cast<std::size_t>(slot)].block;
-      const Partition& tokens = kind == Kind::Q ? problem.queries() : problem.keys();
-      options_.task.source.read(kind, tokens.positions(block.rows),
+      const Partition& tokens = of_queries(block.kind) ? problem.queries() : problem.keys();
+      options_.task.source.read(block.kind, tokens.positions(block.rows),
                                 reinterpret_cast<T*>(engine.input(slot).data()));
     }
   }
@@ -358,7 +357,7 @@ class Job {
     std::vector<T> lse;
     together(world_, [&] {
       const auto records =
-          static_cast<std::size_t>(program_.delivers.row_count() * shape.query_heads);
+          static_cast<std::size_t>(program_.result(Kind::O).block.row_count() * shape.query_heads);
       o.resize(records * static_cast<std::size_t>(shape.d_v));
       lse.resize(records);
     });
@@ -381,12 +380,12 @@ class Job {
     if (options_.check) {
       together(world_, [&] {});  // nobody checks while others still compute
       report_.verdict =
-          verify<T>(world_, problem, program_.delivers, options_.task.source, options_.task.scale,
-                    std::span<const T>(o), std::span<const T>(lse));
+          verify<T>(world_, problem, program_.result(Kind::O).block, options_.task.source,
+                    options_.task.scale, std::span<const T>(o), std::span<const T>(lse));
     }
-    auto o_file = write_tensor<T>(world_, options_.out, problem, program_.delivers,
+    auto o_file = write_tensor<T>(world_, options_.out, problem, program_.result(Kind::O).block,
                                   {shape.queries, shape.query_heads, shape.d_v}, o);
-    auto lse_file = write_tensor<T>(world_, options_.lse, problem, program_.delivers,
+    auto lse_file = write_tensor<T>(world_, options_.lse, problem, program_.result(Kind::O).block,
                                     {shape.queries, shape.query_heads}, lse);
     together(world_, [&] {  // both are complete, so both get their names
       if (leads() && o_file) o_file->commit();

@@ -33,11 +33,11 @@ struct Computed {
       source.read(kind, tokens.positions(block.rows),
                   reinterpret_cast<float*>(engine.input(slot).data()));
     };
-    load(Kind::Q, program.q, problem.queries());
-    load(Kind::K, program.k, problem.keys());
-    load(Kind::V, program.v, problem.keys());
+    load(Kind::Q, program.input(Kind::Q), problem.queries());
+    load(Kind::K, program.input(Kind::K), problem.keys());
+    load(Kind::V, program.input(Kind::V), problem.keys());
     engine.run();
-    delivers = program.delivers;
+    delivers = program.result(Kind::O).block;
     lse.resize(static_cast<std::size_t>(delivers.row_count() * kShape.query_heads));
     o.resize(lse.size() * static_cast<std::size_t>(kShape.d_v));
     engine.result(std::span(o), std::span(lse));
