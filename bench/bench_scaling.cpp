@@ -38,7 +38,8 @@ class Bench {
   Bench(const Task& task, const Choice& choice, Communicator& ranks, int threads)
       : choice_(choice),
         program_(choice.strategy->program(*choice.problem, ranks.rank())),
-        engine_(*choice_.problem, program_, ranks, {.score = {.scale = task.scale}, .threads = threads}) {
+        engine_(*choice_.problem, program_, ranks,
+                {.score = {.scale = task.scale}, .threads = threads}) {
     for (const SlotId slot : program_.inputs) {
       const Block& block = program_.slots[static_cast<std::size_t>(slot)].block;
       const Partition& tokens =

@@ -97,9 +97,21 @@ po::options_description split_options() {
   return options;
 }
 
+std::vector<Pass> Task::passes() const {
+  if (wish.gradients) return {Pass::forward, Pass::backward};
+  return {Pass::forward};
+}
+
 Task make_task(const po::variables_map& values) {
   Task task;
   task.source = source_of(values);
+  const std::string d_o = file_name(values, "grad");
+  if (d_o == "random") {
+    task.source.add_d_o(values["seed"].as<Count>().value);
+  } else if (!d_o.empty()) {
+    task.source.add_d_o(d_o);
+  }
+  task.wish.gradients = !d_o.empty() || values.count("backward") != 0;
   task.shape = task.source.shape();
   const std::string dtype = values["dtype"].as<std::string>();
   task.type = dtype == "f8" || (dtype == "auto" && task.source.wide()) ? Type::f8 : Type::f4;

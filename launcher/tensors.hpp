@@ -11,8 +11,8 @@
 
 namespace dattn {
 
-/// Where Q, K and V come from: three NumPy files [tokens, heads, dim], or a seed. Every rank reads
-/// or makes only the rows it asks for.
+/// Where Q, K, V and dO come from: NumPy files [tokens, heads, dim], or a seed. Every rank reads or
+/// makes only the rows it asks for.
 class Source {
  public:
   /// Opens the files; Failure(input) unless they are float tensors of three dimensions that fit
@@ -22,12 +22,17 @@ class Source {
   /// tensor and its place alone.
   static Source random(const Shape& shape, std::int64_t seed);
 
+  /// Adds dO from a file; Failure(input) unless it is a float tensor with O's shape.
+  void add_d_o(const std::string& d_o);
+  /// Adds a dO of standard normal numbers, as random().
+  void add_d_o(std::int64_t seed);
+
   const Shape& shape() const { return shape_; }
   bool from_files() const { return q_ != nullptr; }
   /// Whether some file holds doubles.
   bool wide() const { return wide_; }
 
-  /// Fills `out` with all heads of the rows of Q, K or V at these positions, in their order.
+  /// Fills `out` with all heads of the rows of Q, K, V or dO at these positions, in their order.
   template <class T>
   void read(Kind kind, const Runs& positions, T* out) const;
 
@@ -35,7 +40,7 @@ class Source {
   Shape shape_;
   bool wide_ = false;
   std::uint64_t seed_ = 0;
-  std::shared_ptr<const NpyReader> q_, k_, v_;
+  std::shared_ptr<const NpyReader> q_, k_, v_, d_o_;
 };
 
 }  // namespace dattn
