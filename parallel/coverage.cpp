@@ -145,6 +145,49 @@ class RowCheck {
   Runs rows_;
 };
 
+/// Checks one result of one rank.
+std::optional<Fault> check_result(const Problem& problem, const Program& program,
+                                  const Result& result, const std::vector<Cell>& cells,
+                                  std::vector<Contribution>& contributions) {
+  const Kind kind = result.block.kind;
+  // Key and value heads are looked at query head by query head: several ranks may have computed
+  // some each.
+  const Range all_heads = query_heads_of(kind, result.block.heads, problem.shape());
+  for (const Range whole : result.block.rows) {
+    Edges heads(all_heads);
+    Edges rows(whole);
+    std::vector<Cell> here;
+    for (const Cell& cell : cells) {
+      Contribution& contribution = contributions[static_cast<std::size_t>(cell.contribution)];
+      const Range of_cell = query_heads_of(kind, cell.heads, problem.shape());
+      const Cell part{intersect(intersect(of_cell, contribution.heads), all_heads),
+                      intersect(cell.rows, whole), cell.contribution};
+      if (part.heads.empty() || part.rows.empty()) continue;
+      here.push_back(part);
+      heads.add(part.heads);
+      rows.add(part.rows);
+      contribution.used = true;
+    }
+    if (all_heads.empty()) continue;
+    const auto row_parts = rows.between();
+    for (const Range head_part : heads.between()) {
+      for (const Range row_part : row_parts) {
+        std::vector<Reach> reach;
+        for (const Cell& cell : here) {
+          if (!cell.heads.contains(head_part) || !cell.rows.contains(row_part)) continue;
+          const Contribution& c = contributions[static_cast<std::size_t>(cell.contribution)];
+          for (const Range partners : *(of_queries(kind) ? c.key_rows : c.query_rows)) {
+            reach.push_back({partners, cell.contribution});
+          }
+        }
+        const RowCheck check(problem, program, contributions, kind, head_part, row_part);
+        if (auto fault = check.run(std::move(reach))) return fault;
+      }
+    }
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 void append_rects(std::vector<Rect>& rects, const Block& block) {
@@ -202,42 +245,34 @@ std::optional<std::string> misfit(std::vector<Rect> rects, const Block& target, 
   return std::nullopt;
 }
 
-std::optional<Fault> check_result(const Problem& problem, const Program& program,
-                                  const Result& result, const std::vector<Cell>& cells,
-                                  std::vector<Contribution>& contributions) {
-  const Kind kind = result.block.kind;
-  // Key and value heads are looked at query head by query head: several ranks may have computed
-  // some each.
-  const Range all_heads = query_heads_of(kind, result.block.heads, problem.shape());
-  for (const Range whole : result.block.rows) {
-    Edges heads(all_heads);
-    Edges rows(whole);
-    std::vector<Cell> here;
-    for (const Cell& cell : cells) {
-      Contribution& contribution = contributions[static_cast<std::size_t>(cell.contribution)];
-      const Range of_cell = query_heads_of(kind, cell.heads, problem.shape());
-      const Cell part{intersect(intersect(of_cell, contribution.heads), all_heads),
-                      intersect(cell.rows, whole), cell.contribution};
-      if (part.heads.empty() || part.rows.empty()) continue;
-      here.push_back(part);
-      heads.add(part.heads);
-      rows.add(part.rows);
-      contribution.used = true;
+std::optional<Fault> check_results(
+    const Problem& problem, const Plan& plan,
+    const std::function<const std::vector<Cell>&(int rank, SlotId)>& cells,
+    std::vector<Contribution>& contributions) {
+  const Pass pass = plan.front().pass;
+  const auto at_end = [](const Program& program, std::string what) {
+    return Fault{program.rank, static_cast<int>(program.steps.size()), std::move(what)};
+  };
+  for (const Program& program : plan) {
+    if (program.pass == pass) continue;
+    return at_end(program, "does not go " + std::string(name_of(pass)) + " as rank 0 does");
+  }
+  for (std::size_t i = 0; i < result_kinds(pass).size(); ++i) {
+    const Kind kind = result_kinds(pass)[i];
+    std::vector<Rect> delivered;
+    for (const Program& program : plan) append_rects(delivered, program.results[i].block);
+    Ranges rows;
+    append(rows, {0, (of_queries(kind) ? problem.queries() : problem.keys()).tokens()});
+    const Block whole{kind, {0, heads_of(kind, problem.shape())}, rows};
+    if (auto why = misfit(delivered, whole, true)) {
+      const std::string what = kind == Kind::O ? "" : std::string(name_of(kind)) + ", ";
+      return at_end(plan.front(), "of " + what + "what all ranks deliver together " + *why);
     }
-    if (all_heads.empty()) continue;
-    const auto row_parts = rows.between();
-    for (const Range head_part : heads.between()) {
-      for (const Range row_part : row_parts) {
-        std::vector<Reach> reach;
-        for (const Cell& cell : here) {
-          if (!cell.heads.contains(head_part) || !cell.rows.contains(row_part)) continue;
-          const Contribution& c = contributions[static_cast<std::size_t>(cell.contribution)];
-          for (const Range partners : *(of_queries(kind) ? c.key_rows : c.query_rows)) {
-            reach.push_back({partners, cell.contribution});
-          }
-        }
-        const RowCheck check(problem, program, contributions, kind, head_part, row_part);
-        if (auto fault = check.run(std::move(reach))) return fault;
+    for (const Program& program : plan) {
+      const Result& result = program.results[i];
+      if (auto fault = check_result(problem, program, result, cells(program.rank, result.slot),
+                                    contributions)) {
+        return fault;
       }
     }
   }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "parallel/rehearse.hpp"
 
 namespace dattn {
@@ -37,11 +39,13 @@ void move_cells(std::vector<Cell> source, const Block& block, std::vector<Cell>&
 /// part of it open. Nothing if they do not fail.
 std::optional<std::string> misfit(std::vector<Rect> rects, const Block& target, bool whole);
 
-/// Checks one result of a rank: in every row and head of it every allowed pair once (of a query row
-/// every key that it sees, of a key row every query that sees it with any head that reads it).
-/// Marks the contributions that it finds used.
-std::optional<Fault> check_result(const Problem& problem, const Program& program,
-                                  const Result& result, const std::vector<Cell>& cells,
-                                  std::vector<Contribution>& contributions);
+/// Checks what all ranks deliver: each result of the pass whole, and in every row and head of it
+/// every allowed pair once (of a query row every key that it sees, of a key row every query that
+/// sees it with any head that reads it). `cells(rank, slot)` is what a slot holds in the end. Marks
+/// the contributions that it finds used.
+std::optional<Fault> check_results(
+    const Problem& problem, const Plan& plan,
+    const std::function<const std::vector<Cell>&(int rank, SlotId)>& cells,
+    std::vector<Contribution>& contributions);
 
 }  // namespace dattn

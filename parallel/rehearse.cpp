@@ -479,16 +479,16 @@ class Stage {
   }
 
   void check_results() {
-    const Pass pass = plan_.front().pass;
     for (Rank& rank : ranks_) {
       rank.next = rank.program->steps.size();
-      if (rank.program->pass != pass) {
-        fault(rank.program->rank, rank.next,
-              "a " + std::string(name_of(rank.program->pass)) + " pass among others that are not");
-        return;
+      for (const Result& result : rank.program->results) {
+        if (!result.block.empty() && !readable(rank.program->rank, rank, result.slot)) return;
       }
     }
-    for (std::size_t i = 0; i < result_kinds(pass).size() && !result_.fault; ++i) check_result(i);
+    const auto cells = [&](int rank, SlotId s) -> const std::vector<Cell>& {
+      return content_of(ranks_[static_cast<std::size_t>(rank)], s).cells;
+    };
+    result_.fault = dattn::check_results(problem_, plan_, cells, contributions_);
     if (result_.fault) return;
     for (Rank& rank : ranks_) {
       for (std::size_t s = 0; s < rank.slots.size(); ++s) unread(rank, static_cast<SlotId>(s));
@@ -497,35 +497,6 @@ class Stage {
       if (!c.used) result_.dead.emplace_back(c.rank, c.step);
     }
     std::sort(result_.dead.begin(), result_.dead.end());
-  }
-
-  /// Checks the `i`-th result of all ranks.
-  void check_result(std::size_t i) {
-    std::vector<Rect> delivered;
-    for (Rank& rank : ranks_) {
-      const Result& result = rank.program->results[i];
-      append_rects(delivered, result.block);
-      if (!result.block.empty() && !readable(rank.program->rank, rank, result.slot)) return;
-    }
-    const Kind kind = plan_.front().results[i].block.kind;
-    Ranges rows;
-    append(rows, {0, (of_queries(kind) ? problem_.queries() : problem_.keys()).tokens()});
-    const Block whole{kind, {0, heads_of(kind, problem_.shape())}, rows};
-    if (auto why = misfit(delivered, whole, true)) {
-      const std::string what = kind == Kind::O ? "" : std::string(name_of(kind)) + ", ";
-      fault(0, plan_.front().steps.size(),
-            "of " + what + "what all ranks deliver together " + *why);
-      return;
-    }
-    for (Rank& rank : ranks_) {
-      const Result& result = rank.program->results[i];
-      const auto& cells = content_of(rank, result.slot).cells;
-      if (auto found =
-              dattn::check_result(problem_, *rank.program, result, cells, contributions_)) {
-        result_.fault = std::move(found);
-        return;
-      }
-    }
   }
 
   const Problem& problem_;
