@@ -25,9 +25,10 @@ using comm::Communicator;
 
 /// Whether --machine leaves nothing to measure; the run then sends nothing but its plan.
 bool describes_all(const std::string& machine) {
-  return machine.find("latency=") != std::string::npos &&
-         machine.find("bandwidth=") != std::string::npos &&
-         machine.find("rate=") != std::string::npos;
+  const std::string words = "," + machine;
+  return words.find(",latency=") != std::string::npos &&
+         words.find(",bandwidth=") != std::string::npos &&
+         words.find(",rate=") != std::string::npos;
 }
 
 int choose_threads(const RunOptions& options, const Host& host, Communicator& world) {

@@ -92,8 +92,8 @@ po::options_description split_options() {
        "which tokens each rank owns (see dattn list)")                                   //
       ("mesh", po::value<MeshSize>(), "extents of the mesh of ranks, e.g. 2x3 for usp")  //
       ("machine", po::value<std::string>()->default_value(""),
-       "what the forecast assumes: latency=S,bandwidth=B,rate=F,overhead=S; run measures what is "
-       "left out");
+       "what the forecast assumes: latency=S,bandwidth=B,rate=F,overhead=S,backward_rate=F [rate]; "
+       "run measures what is left out of the first three and, if anything, the backward rate");
   return options;
 }
 

@@ -198,7 +198,9 @@ void append_rects(std::vector<Rect>& rects, const Block& block) {
 void move_cells(std::vector<Cell> source, const Block& block, std::vector<Cell>& target) {
   std::vector<Rect> rects;
   append_rects(rects, block);
-  for (const Rect& r : rects) take_out(target, r);
+  for (const Rect& r : rects) {
+    if (!target.empty()) take_out(target, r);
+  }
   for (const Cell& cell : source) {
     for (const Rect& r : rects) {
       const Cell part{intersect(cell.heads, r.heads), intersect(cell.rows, r.rows),

@@ -20,6 +20,8 @@ int place_in(const std::vector<int>& group, int rank) {
 Writer::Writer(const Problem& problem, int rank) : problem_(problem) { program_.rank = rank; }
 
 SlotId Writer::slot(Block block, int home) {
+  used_.resize(static_cast<std::size_t>(program_.homes), false);
+  used_[static_cast<std::size_t>(home)] = true;
   program_.slots.push_back({std::move(block), home});
   return static_cast<SlotId>(program_.slots.size()) - 1;
 }
@@ -64,8 +66,8 @@ void Writer::add(SlotId from, SlotId into) {
 void Writer::reduce(SlotId slot, int axis) { program_.steps.push_back(Reduce{slot, axis}); }
 
 SlotId Writer::fresh(Block block, int home) {
-  const bool first = std::none_of(program_.slots.begin(), program_.slots.end(),
-                                  [&](const Slot& s) { return s.home == home; });
+  const bool first =
+      used_.size() <= static_cast<std::size_t>(home) || !used_[static_cast<std::size_t>(home)];
   const bool empty = block.empty();
   const SlotId s = slot(std::move(block), home);
   if (!first && !empty) program_.steps.push_back(Clear{s});

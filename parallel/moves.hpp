@@ -48,6 +48,7 @@ class Writer {
 
   const Problem& problem_;
   Program program_;
+  std::vector<bool> used_;  ///< by home: some slot lies there
 };
 
 /// What `rank` owns of a tensor: all heads of its rows.

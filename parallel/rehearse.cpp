@@ -241,10 +241,9 @@ class Stage {
     Home& home = home_of(rank, step.slot);
     Content& content = content_of(rank, step.slot);
     if (home.resident != step.slot || content.arrived.empty()) {
-      if (home.resident >= 0) unread(rank, home.resident);
       // A sum keeps what the messages leave alone; all else is void until messages fill it.
       const bool keeps = home.resident == step.slot && is_sum(block_of(rank, step.slot).kind);
-      home.resident = step.slot;
+      move_in(rank, step.slot);
       if (!keeps) content = {};
     }
     append_rects(content.arrived, step.block);
@@ -254,6 +253,15 @@ class Stage {
     home.writing.push_back(m);
     meet(step.peer, r, m);
     return !result_.fault;
+  }
+
+  /// Makes `s` the slot whose Block lies in its home; the one before it has nothing any more.
+  void move_in(Rank& rank, SlotId s) {
+    Home& home = home_of(rank, s);
+    const SlotId before = std::exchange(home.resident, s);
+    if (before < 0) return;
+    unread(rank, before);
+    if (before != s) content_of(rank, before) = {};
   }
 
   /// Notes messages into `s` that nobody has read when it is overwritten or left.
@@ -326,9 +334,7 @@ class Stage {
 
   bool take(int r, Rank& rank, const Clear& step) {
     if (!writable(r, rank, step.slot, false)) return false;
-    Home& home = home_of(rank, step.slot);
-    if (home.resident >= 0) unread(rank, home.resident);
-    home.resident = step.slot;
+    move_in(rank, step.slot);
     Content& content = content_of(rank, step.slot);
     content = {};
     content.whole = true;

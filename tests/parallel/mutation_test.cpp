@@ -172,7 +172,7 @@ TEST_F(Mutation, OfBackwardPasses) {
     const Case c{base.shape, base.mask, base.partition, base.strategy, base.mesh};
     const Problem problem = c.problem();
     hold(problem, make_plan(c.how(), problem, Pass::backward), "backward " + c.text(),
-         5 * kSecondMistakes);
+         20 * kSecondMistakes);
   }
 }
 
