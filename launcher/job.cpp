@@ -192,7 +192,14 @@ class Job {
 
   Exit run() {
     settle();
-    return options_.task.type == Type::f4 ? compute<float>() : compute<double>();
+    switch (options_.task.type) {
+      case Type::bf16:
+        return compute<BFloat16>();
+      case Type::f4:
+        return compute<float>();
+      default:
+        return compute<double>();
+    }
   }
 
  private:
@@ -282,29 +289,33 @@ class Job {
     std::vector<T>& of(Kind kind) { return kind == Kind::dQ ? dq : kind == Kind::dK ? dk : dv; }
   };
 
-  /// Fills the input slots; Stats are of what the forward pass has left.
-  template <class T>
-  void load(Engine<Communicator>& engine, const Program& program, const Results<T>& results) {
+  /// Fills the input slots with elements of type E; Stats are of what the forward pass has left.
+  template <class E>
+  void load(Engine<Communicator>& engine, const Program& program,
+            const Results<SumOf<E>>& results) {
     const Shape& shape = choice_.problem->shape();
     for (const SlotId slot : program.inputs) {
       const Block& input = block(program, slot);
-      T* to = reinterpret_cast<T*>(engine.input(slot).data());
+      std::byte* to = engine.input(slot).data();
       if (input.kind != Kind::Stats) {
-        read(input.kind, input.rows, to);
+        read(input.kind, input.rows, reinterpret_cast<E*>(to));
         continue;
       }
       const Index rows = input.row_count();
       const Index heads = shape.query_heads;
-      std::vector<T> d_o(static_cast<std::size_t>(rows * heads * shape.d_v));
+      std::vector<E> d_o(static_cast<std::size_t>(rows * heads * shape.d_v));
       read(Kind::dO, input.rows, d_o.data());
-      fill_stats<T>({results.o.data(), rows, heads, shape.d_v}, results.lse,
-                    {d_o.data(), rows, heads, shape.d_v}, {to, rows, heads, 2});
+      fill_stats<E>({results.o.data(), rows, heads, shape.d_v}, results.lse,
+                    {d_o.data(), rows, heads, shape.d_v},
+                    {reinterpret_cast<SumOf<E>*>(to), rows, heads, 2});
     }
   }
 
   /// Runs a pass as often as was asked for; gives the times of the last run.
-  template <class T>
-  RunTimes run_pass(const Program& program, Results<T>& results, std::vector<RunTimes>& timed) {
+  template <class E>
+  RunTimes run_pass(const Program& program, Results<SumOf<E>>& results,
+                    std::vector<RunTimes>& timed) {
+    using T = SumOf<E>;
     const int runs = options_.warmup + options_.repeat;
     Progress progress(leads() && ::isatty(STDERR_FILENO) == 1, name_of(program.pass), runs,
                       program.steps.size());
@@ -316,7 +327,7 @@ class Job {
                       .isa = nullptr,
                       .checked = comm::checked_build(),
                       .progress = [&](std::size_t step) { progress.at(run, step); }});
-    together(world_, [&] { load<T>(engine, program, results); });
+    together(world_, [&] { load<E>(engine, program, results); });
     RunTimes last;
     for (; run < runs; ++run) {
       world_.barrier();
@@ -335,8 +346,9 @@ class Job {
     return last;
   }
 
-  template <class T>
+  template <class E>
   Exit compute() {
+    using T = SumOf<E>;
     const Problem& problem = *choice_.problem;
     const Shape& shape = problem.shape();
     const bool gradients = options_.task.wish.gradients;
@@ -351,8 +363,8 @@ class Job {
             delivers(kind).row_count() * heads_of(kind, shape) * dim_of(kind, shape)));
       }
     });
-    std::vector<RunTimes> last{run_pass<T>(programs_[0], results, own_.runs)};
-    if (gradients) last.push_back(run_pass<T>(programs_[1], results, own_.backward_runs));
+    std::vector<RunTimes> last{run_pass<E>(programs_[0], results, own_.runs)};
+    if (gradients) last.push_back(run_pass<E>(programs_[1], results, own_.backward_runs));
     if (options_.check) {
       together(world_, [&] {});  // nobody checks while others still compute
       const Source& source = options_.task.source;

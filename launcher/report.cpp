@@ -198,7 +198,7 @@ json plan_json(const Task& task, const Choice& choice, const std::vector<Rehears
            {"value_dim", s.d_v},
            {"mask", task.mask_words},
            {"scale", task.scale},
-           {"dtype", task.type == Type::f4 ? "f4" : "f8"}}},
+           {"dtype", name_of(task.type)}}},
          {"strategy", choice.strategy->name},
          {"partition", choice.problem->partition()},
          {"mesh", choice.problem->mesh().text()},
@@ -242,7 +242,9 @@ std::string heading(const RunReport& report) {
                      report.task->mask_words.size() > 60
                          ? report.task->mask_words.substr(0, 57) + "..."
                          : report.task->mask_words,
-                     report.task->type == Type::f4 ? "float32" : "float64");
+                     report.task->type == Type::bf16 ? "bfloat16"
+                     : report.task->type == Type::f4 ? "float32"
+                                                     : "float64");
   for (const Pass pass : report.task->passes()) {
     out += plan_line(*report.choice, report.rehearsal(pass), pass) + "\n";
   }
@@ -353,9 +355,9 @@ std::string to_csv(const RunReport& report) {
       "{:.9g},{:.9g},{:.9g},{},",
       report.choice->strategy->name, report.choice->problem->partition(),
       report.choice->problem->mesh().text(), report.ranks.size(), report.ranks.front().threads,
-      report.isa, report.task->type == Type::f4 ? "f4" : "f8", s.queries, s.keys, s.query_heads,
-      s.key_heads, s.value_heads, s.d_qk, s.d_v, report.task->mask_words,
-      median_seconds(report, Pass::forward), *std::min_element(seconds.begin(), seconds.end()),
+      report.isa, name_of(report.task->type), s.queries, s.keys, s.query_heads, s.key_heads,
+      s.value_heads, s.d_qk, s.d_v, report.task->mask_words, median_seconds(report, Pass::forward),
+      *std::min_element(seconds.begin(), seconds.end()),
       *std::max_element(seconds.begin(), seconds.end()),
       report.rehearsal(Pass::forward).forecast_seconds(), gflops(report, Pass::forward),
       bytes_sent(report, Pass::forward), mean(kPhases[0].of), mean(kPhases[1].of),

@@ -105,6 +105,20 @@ void Source::add_d_o(const std::string& d_o) {
 
 void Source::add_d_o(std::int64_t seed) { seed_ = static_cast<std::uint64_t>(seed); }
 
+template <>
+void Source::read(Kind kind, const Runs& positions, BFloat16* out) const {
+  const Index row = heads_of(kind, shape_) * dim_of(kind, shape_);
+  constexpr Index kRows = 64;  // at a time
+  std::vector<float> numbers(static_cast<std::size_t>(kRows * row));
+  for (Range rows{0, kRows}; rows.begin < size(positions); rows = {rows.end, rows.end + kRows}) {
+    rows.end = std::min(rows.end, size(positions));
+    read(kind, part(positions, rows), numbers.data());
+    for (Index i = 0; i < rows.size() * row; ++i) {
+      *out++ = BFloat16(numbers[static_cast<std::size_t>(i)]);
+    }
+  }
+}
+
 template <class T>
 void Source::read(Kind kind, const Runs& positions, T* out) const {
   const Index row = heads_of(kind, shape_) * dim_of(kind, shape_);
@@ -123,6 +137,9 @@ void Source::read(Kind kind, const Runs& positions, T* out) const {
           out[i * row + j] = static_cast<T>(normal(stream, static_cast<std::uint64_t>(base + j)));
         }
       }
+    }
+    for (Index i = 0; rounds_ && i < run.count * row; ++i) {
+      out[i] = static_cast<T>(BFloat16(out[i]));
     }
     out += run.count * row;
   }

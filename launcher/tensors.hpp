@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "kernels/bfloat.hpp"
 #include "kernels/shape.hpp"
 #include "launcher/npy.hpp"
 #include "parallel/block.hpp"
@@ -32,15 +33,23 @@ class Source {
   /// Whether some file holds doubles.
   bool wide() const { return wide_; }
 
-  /// Fills `out` with all heads of the rows of Q, K, V or dO at these positions, in their order.
+  /// From now on numbers are rounded to bfloat16 as they are read, whatever they are read into.
+  void round_to_bfloat16() { rounds_ = true; }
+
+  /// Fills `out` with all heads of the rows of Q, K, V or dO at these positions, in their order. T
+  /// is float, double or, once numbers are rounded to it, BFloat16.
   template <class T>
   void read(Kind kind, const Runs& positions, T* out) const;
 
  private:
   Shape shape_;
   bool wide_ = false;
+  bool rounds_ = false;
   std::uint64_t seed_ = 0;
   std::shared_ptr<const NpyReader> q_, k_, v_, d_o_;
 };
+
+template <>
+void Source::read(Kind kind, const Runs& positions, BFloat16* out) const;
 
 }  // namespace dattn

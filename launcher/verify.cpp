@@ -14,6 +14,11 @@ namespace {
 constexpr double kBudget = 4e8;
 constexpr Index kPiece = 512;
 
+/// From 1 to the next number of this type.
+double epsilon_of(Type type) {
+  return type == Type::bf16 ? 0x1p-7 : type == Type::f4 ? 0x1p-23 : 0x1p-52;
+}
+
 /// One (query, head) as the textbook has it: sums in double over the keys as they come.
 struct Sum {
   double top = -std::numeric_limits<double>::infinity();
@@ -162,11 +167,11 @@ Verdict verify(comm::Communicator& world, const Problem& problem, const Block& d
   verdict.relative_error = totals[1] == 0 ? 0 : std::sqrt(totals[1] / std::max(totals[2], 1e-300));
   verdict.lse_error = worst[0];
   verdict.finite = worst[1] == 0;
-  verdict.epsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
+  verdict.epsilon = epsilon_of(problem.type());
   verdict.residual = std::max(verdict.relative_error, verdict.lse_error) / verdict.epsilon;
   // float32: 8 * 2^-23 = 0.95e-6, below the 1e-6 that kernels/README.md promises. In double both
   // sides sum in the same precision, so the bound is wider in units.
-  verdict.threshold = sizeof(T) == 4 ? 8 : 100;
+  verdict.threshold = problem.type() == Type::bf16 ? 0.5 : problem.type() == Type::f4 ? 8 : 100;
   return verdict;
 }
 
@@ -423,11 +428,11 @@ GradientVerdict verify_gradients(comm::Communicator& world, const Problem& probl
   verdict.dk_error = error(1);
   verdict.dv_error = error(2);
   verdict.finite = totals[9] == 0;
-  verdict.epsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
+  verdict.epsilon = epsilon_of(problem.type());
   verdict.residual =
       std::max({verdict.dq_error, verdict.dk_error, verdict.dv_error}) / verdict.epsilon;
   // float32: 25 * 2^-23 = 2.98e-6, below the 3e-6 that kernels/README.md promises.
-  verdict.threshold = sizeof(T) == 4 ? 25 : 400;
+  verdict.threshold = problem.type() == Type::bf16 ? 1 : problem.type() == Type::f4 ? 25 : 400;
   return verdict;
 }
 

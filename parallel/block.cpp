@@ -96,7 +96,8 @@ Range heads_touched(Kind kind, Range heads, const Shape& shape) {
 }
 
 Index record_bytes(Kind kind, const Shape& shape, Type type) {
-  return dim_of(kind, shape) * bytes_of(type);
+  const bool input = kind == Kind::Q || kind == Kind::K || kind == Kind::V || kind == Kind::dO;
+  return dim_of(kind, shape) * (input ? bytes_of(type) : sum_bytes_of(type));
 }
 
 Index bytes_of(const Block& block, const Shape& shape, Type type) {

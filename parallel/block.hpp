@@ -46,7 +46,8 @@ Index heads_of(Kind kind, const Shape& shape);
 Range query_heads_of(Kind kind, Range heads, const Shape& shape);
 /// The heads of a tensor of this kind that the query heads `heads` bear on.
 Range heads_touched(Kind kind, Range heads, const Shape& shape);
-/// Bytes of one (row, head) of this kind. Sums are as wide as float at least.
+/// Bytes of one (row, head) of this kind: of Q, K, V and dO numbers of the type, of all others
+/// sum_bytes_of(type).
 Index record_bytes(Kind kind, const Shape& shape, Type type);
 /// Size in memory and on the wire.
 Index bytes_of(const Block& block, const Shape& shape, Type type);

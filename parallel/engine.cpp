@@ -281,19 +281,33 @@ struct Engine<T>::State {
   void attend_as(const Attend& step) {
     const auto [here, local] = where(step);
     attend(read<E>(step.q).only(local), read<E>(step.k), read<E>(step.v),
-           write<E>(step.out).only(local), here, problem.mask(), work());
+           write<SumOf<E>>(step.out).only(local), here, problem.mask(), work());
   }
 
   template <class E>
   void attend_as(const AttendBackward& step) {
+    using Sum = SumOf<E>;
     const auto [here, local] = where(step);
-    const View<const E> stats = read<E>(step.stats).only(local);
-    View<const E> delta = stats;
+    const View<const Sum> stats = read<Sum>(step.stats).only(local);
+    View<const Sum> delta = stats;
     ++delta.data;
     attend_backward(read<E>(step.q).only(local), read<E>(step.k), read<E>(step.v),
-                    read<E>(step.d_o).only(local), stats, delta, write<E>(step.dq).only(local),
-                    write<E>(step.dk), write<E>(step.dv), here, problem.mask(), work());
+                    read<E>(step.d_o).only(local), stats, delta, write<Sum>(step.dq).only(local),
+                    write<Sum>(step.dk), write<Sum>(step.dv), here, problem.mask(), work());
   }
+  template <class S>
+  void attend_any(const S& step) {
+    switch (problem.type()) {
+      case Type::bf16:
+        return attend_as<BFloat16>(step);
+      case Type::f4:
+        return attend_as<float>(step);
+      case Type::f8:
+        return attend_as<double>(step);
+    }
+  }
+  /// Whether what is added up is float; else double.
+  bool narrow() const { return problem.type() != Type::f8; }
 
   void take(const Attend& step) {
     before_reading(step.q);
@@ -301,7 +315,7 @@ struct Engine<T>::State {
     before_reading(step.v);
     before_writing(step.out);
     const double from = now();
-    problem.type() == Type::f4 ? attend_as<float>(step) : attend_as<double>(step);
+    attend_any(step);
     times.compute += now() - from;
   }
 
@@ -309,7 +323,7 @@ struct Engine<T>::State {
     for (const SlotId s : {step.q, step.k, step.v, step.d_o, step.stats}) before_reading(s);
     for (const SlotId s : {step.dq, step.dk, step.dv}) before_writing(s);
     const double from = now();
-    problem.type() == Type::f4 ? attend_as<float>(step) : attend_as<double>(step);
+    attend_any(step);
     times.compute += now() - from;
   }
 
@@ -327,7 +341,7 @@ struct Engine<T>::State {
         }
       }
     };
-    problem.type() == Type::f4 ? as(float{}) : as(double{});
+    narrow() ? as(float{}) : as(double{});
     times.compute += now() - from;
   }
 
@@ -342,7 +356,7 @@ struct Engine<T>::State {
   void start_over(SlotId s) {
     if (slot(s).block.kind != Kind::O) {
       std::memset(own_memory(s), 0, static_cast<std::size_t>(bytes(s)));
-    } else if (problem.type() == Type::f4) {
+    } else if (narrow()) {
       clear(write<float>(s));
     } else {
       clear(write<double>(s));
@@ -357,7 +371,7 @@ struct Engine<T>::State {
       const View<const E> source = read<E>(step.from);
       merge(source.data, write<E>(step.into).data, source.rows * source.heads, source.dim);
     };
-    problem.type() == Type::f4 ? as(float{}) : as(double{});
+    narrow() ? as(float{}) : as(double{});
     times.compute += now() - from;
   }
 
@@ -369,12 +383,11 @@ struct Engine<T>::State {
     T& group = axes.empty() ? transport : axes[static_cast<std::size_t>(step.axis)];
     const double from = now();
     if (group.size() > 1 && records > 0) {
-      const bool narrow = problem.type() == Type::f4;
       const comm::Operation rule = kind == Kind::O
-                                       ? (narrow ? comm::operation<merge_records<float>>()
-                                                 : comm::operation<merge_records<double>>())
-                                       : (narrow ? comm::operation<add_records<float>>()
-                                                 : comm::operation<add_records<double>>());
+                                       ? (narrow() ? comm::operation<merge_records<float>>()
+                                                   : comm::operation<merge_records<double>>())
+                                       : (narrow() ? comm::operation<add_records<float>>()
+                                                   : comm::operation<add_records<double>>());
       named(now_at, [&] {
         group.all_reduce({own_memory(step.slot), static_cast<std::size_t>(bytes(step.slot))},
                          record, rule);
@@ -390,7 +403,7 @@ struct Engine<T>::State {
   /// Calls f with the rows of a result, piece by piece; all heads, dense.
   template <class E, class F>
   void each_result(Kind kind, const F& f) const {
-    CHECK(sizeof(E) == static_cast<std::size_t>(dattn::bytes_of(problem.type())), sizeof(E));
+    CHECK(sizeof(E) == static_cast<std::size_t>(sum_bytes_of(problem.type())), sizeof(E));
     const Result& result = program.result(kind);
     const Block& whole = slot(result.slot).block;
     CHECK(result.block.heads == whole.heads, text(result.block), text(whole));

@@ -71,7 +71,7 @@ class Engine {
   RunTimes run();
 
   /// The result of the last forward run: O [rows, heads, d_v] and LSE [rows, heads] of
-  /// program.result(Kind::O).block, dense. E is float or double, as the Problem's type.
+  /// program.result(Kind::O).block, dense. E is double where the Problem's type is, else float.
   template <class E>
   void result(std::span<E> o, std::span<E> lse) const;
   /// A result of the last backward run: dQ, dK or dV [rows, heads, dim] of

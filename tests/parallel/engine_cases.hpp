@@ -79,12 +79,12 @@ Outcome run_and_judge(const Problem& problem, const Strategy& strategy, Transpor
   load(engine, problem, program, tensors);
   const Block& delivers = program.result(Kind::O).block;
   const auto records = static_cast<std::size_t>(delivers.row_count() * s.query_heads);
-  std::vector<T> o(records * static_cast<std::size_t>(s.d_v));
-  std::vector<T> lse(records);
+  std::vector<SumOf<T>> o(records * static_cast<std::size_t>(s.d_v));
+  std::vector<SumOf<T>> lse(records);
   Outcome outcome;
   for (int time = 0; time < 2; ++time) {  // the second run must not see the first
     outcome.times = engine.run();
-    engine.result(std::span<T>(o), std::span<T>(lse));
+    engine.result(std::span(o), std::span(lse));
     std::vector<std::byte> bits;
     for (const auto part : {std::as_bytes(std::span(o)), std::as_bytes(std::span(lse))}) {
       bits.insert(bits.end(), part.begin(), part.end());
@@ -171,19 +171,20 @@ GradientOutcome run_and_judge_backward(const Problem& problem, const Strategy& s
       d_o.insert(d_o.end(), from, from + row);
     }
   }
-  const std::vector<T> o(forward.o.begin(), forward.o.end());
-  const std::vector<T> lse(forward.lse.begin(), forward.lse.end());
+  using Sum = SumOf<T>;
+  const std::vector<Sum> o(forward.o.begin(), forward.o.end());
+  const std::vector<Sum> lse(forward.lse.begin(), forward.lse.end());
   const Index rows = own.row_count();
   fill_stats<T>({o.data(), rows, s.query_heads, s.d_v}, lse,
                 {d_o.data(), rows, s.query_heads, s.d_v},
-                {reinterpret_cast<T*>(engine.input(slot).data()), rows, s.query_heads, 2});
+                {reinterpret_cast<Sum*>(engine.input(slot).data()), rows, s.query_heads, 2});
   const ReferenceGradients want = reference_gradients<T>(
       s, problem.mask(), options.score, {tensors.q.data(), s.queries, s.query_heads, s.d_qk},
       {tensors.k.data(), s.keys, s.key_heads, s.d_qk},
       {tensors.v.data(), s.keys, s.value_heads, s.d_v},
       {tensors.d_o.data(), s.queries, s.query_heads, s.d_v});
   GradientOutcome outcome;
-  std::vector<std::vector<T>> before(3);
+  std::vector<std::vector<Sum>> before(3);
   for (int time = 0; time < 2; ++time) {  // the second run must not see the first
     outcome.times = engine.run();
     for (std::size_t n = 0; n < 3; ++n) {
@@ -191,11 +192,11 @@ GradientOutcome run_and_judge_backward(const Problem& problem, const Strategy& s
       const Kind kind = result.block.kind;
       const Index heads = heads_of(kind, s);
       const Index dim = dim_of(kind, s);
-      std::vector<T> got(static_cast<std::size_t>(result.block.row_count() * heads * dim));
-      engine.gradient(kind, std::span<T>(got));
+      std::vector<Sum> got(static_cast<std::size_t>(result.block.row_count() * heads * dim));
+      engine.gradient(kind, std::span(got));
       if (time == 1) {
-        outcome.same_bits = outcome.same_bits &&
-                            std::memcmp(got.data(), before[n].data(), got.size() * sizeof(T)) == 0;
+        outcome.same_bits = outcome.same_bits && std::memcmp(got.data(), before[n].data(),
+                                                             got.size() * sizeof(Sum)) == 0;
         continue;
       }
       const std::vector<double>& all = n == 0 ? want.dq : n == 1 ? want.dk : want.dv;
@@ -224,6 +225,15 @@ GradientOutcome run_and_judge_backward(const Problem& problem, const Strategy& s
   return outcome;
 }
 
+/// What kernels/README.md promises of each type.
+struct Bounds {
+  double o, lse, gradient;
+};
+inline Bounds bounds_of(Type type) {
+  if (type == Type::bf16) return {4e-3, 4e-3, 8e-3};
+  return type == Type::f4 ? Bounds{1e-6, 1e-6, 3e-6} : Bounds{1e-14, 1e-13, 1e-13};
+}
+
 /// Where gradients leave their bounds.
 template <class T, class Transport, class Sum>
 std::string gradient_trouble(const Case& c, const Problem& problem, Transport& transport,
@@ -236,7 +246,7 @@ std::string gradient_trouble(const Case& c, const Problem& problem, Transport& t
     const double error = std::sqrt(sum(mine.error[n]));
     // Gradients of a row that sees one key cancel to 0, so where all do the bound is absolute.
     const double reference = std::max(1.0, std::sqrt(mine.reference[n]));
-    if (!(error <= (sizeof(T) == 4 ? 3e-6 : 1e-13) * reference)) {
+    if (!(error <= bounds_of(c.type).gradient * reference)) {
       trouble += " " + std::string(name_of(result_kinds(Pass::backward)[n])) + " is off by " +
                  std::to_string(1e6 * error / reference) + "e-6";
     }
@@ -253,22 +263,20 @@ std::string gradient_trouble(const Case& c, const Problem& problem, Transport& t
   return trouble;
 }
 
-/// Runs a case on this rank and tells where the result leaves its bounds; `sum` adds a number over
-/// all ranks (collective). Nothing where all is well.
+/// trouble_with() for elements of type T.
 template <class T, class Transport, class Sum>
-std::string trouble_with(const Case& c, Transport& transport, bool checked, const Sum& sum) {
+std::string trouble_in(const Case& c, Transport& transport, bool checked, const Sum& sum) {
   const Problem problem = c.problem();
   const Tensors<T> tensors(c.shape, 21);
   const Outcome mine =
       run_and_judge(problem, c.how(), transport, tensors, EngineOptions{.checked = checked});
   const double error = std::sqrt(sum(mine.error));
   const double reference = std::sqrt(sum(mine.reference));
-  const bool narrow = sizeof(T) == 4;
   std::string trouble;
-  if (!(error <= (narrow ? 1e-6 : 1e-14) * reference)) {
+  if (!(error <= bounds_of(c.type).o * reference)) {
     trouble += " O is off by " + std::to_string(error / reference);
   }
-  if (!(mine.lse_error <= (narrow ? 1e-6 : 1e-13))) {
+  if (!(mine.lse_error <= bounds_of(c.type).lse)) {
     trouble += " LSE is off by " + std::to_string(mine.lse_error);
   }
   if (!mine.rows_without_keys_are_empty) trouble += " a row without keys is not empty";
@@ -282,7 +290,16 @@ std::string trouble_with(const Case& c, Transport& transport, bool checked, cons
   if (c.how().backward != nullptr) {
     trouble += gradient_trouble(c, problem, transport, tensors, checked, mine, sum);
   }
-  return trouble.empty() ? trouble : c.text() + ":" + trouble;
+  return trouble.empty() ? trouble : c.text() + " " + name_of(c.type) + ":" + trouble;
+}
+
+/// Runs a case on this rank and tells where the result leaves its bounds; `sum` adds a number over
+/// all ranks (collective). Nothing where all is well.
+template <class Transport, class Sum>
+std::string trouble_with(const Case& c, Transport& transport, bool checked, const Sum& sum) {
+  if (c.type == Type::bf16) return trouble_in<BFloat16>(c, transport, checked, sum);
+  if (c.type == Type::f4) return trouble_in<float>(c, transport, checked, sum);
+  return trouble_in<double>(c, transport, checked, sum);
 }
 
 }  // namespace dattn::testing

@@ -52,9 +52,7 @@ TEST_P(EngineOverLoopback, AgreesWithTheReference) {
       on_all_ranks(ranks, GetParam(), 11, [&](comm::Loopback::Endpoint& end) {
         // Threads share no sum; each rank's own rows must be within the bounds.
         const auto own = [](double x) { return x; };
-        troubles[static_cast<std::size_t>(end.rank())] =
-            c.type == Type::f4 ? trouble_with<float>(c, end, true, own)
-                               : trouble_with<double>(c, end, true, own);
+        troubles[static_cast<std::size_t>(end.rank())] = trouble_with(c, end, true, own);
       });
       for (const std::string& trouble : troubles) ASSERT_EQ(trouble, "");
     }
