@@ -24,8 +24,8 @@ import jobs
 import oracle
 
 # The bounds. float32: what kernels/README.md promises; float64 sums in the oracle's own precision.
-BOUND = {"f4": 1e-6, "f8": 1e-13}
-GRADIENT_BOUND = {"f4": 3e-6, "f8": 1e-13}
+BOUND = {"bf16": 4e-3, "f4": 1e-6, "f8": 1e-13}
+GRADIENT_BOUND = {"bf16": 8e-3, "f4": 3e-6, "f8": 1e-13}
 
 STRATEGIES = ("ring", "gather", "ulysses", "usp", "tree")
 PARTITIONS = ("contiguous", "zigzag", "striped", "balanced")
@@ -103,6 +103,9 @@ class Case:
             return self.dtype
         return "f8" if self.inputs.stored == "f8" else "f4"
 
+    def delivers(self):
+        return numpy.dtype("<f4" if self.computes_in() == "bf16" else "<" + self.computes_in())
+
 
 def small_cases():
     cases = []
@@ -156,6 +159,11 @@ def small_cases():
         Case("ring", 2, "causal", inputs=wide, dtype="f4"),
         Case("local", 1, "prefix:9", inputs=wide),
     ]
+    for s, strategy in enumerate(STRATEGIES):
+        mask = ("causal", "window:100,7", "full", "prefix:50", "sink:4")[s % 5]
+        cases.append(Case(strategy, RANKS[-1 - s], mask, inputs=narrow, dtype="bf16"))
+    cases.append(Case("ring", 3, "causal", inputs=wide, dtype="bf16"))
+    cases.append(Case("local", 1, "causal", inputs=half, dtype="bf16"))
     # The scale.
     for strategy, ranks, scale in (
         ("ring", 3, 0.03125),
@@ -209,8 +217,8 @@ class Bench:
         return paths
 
     @functools.lru_cache(maxsize=4)
-    def expected_cached(self, inputs, mask, scale):
-        q, k, v, d_o = self.arrays(inputs)
+    def expected_cached(self, inputs, mask, scale, rounds):
+        q, k, v, d_o = (oracle.bfloat16(x) if rounds else x for x in self.arrays(inputs))
         table = oracle.allowed(mask, inputs.queries, inputs.keys, inputs.heads)
         gradients = oracle.gradients(q, k, v, d_o, table, scale)
         return oracle.attention(q, k, v, table, scale), (*gradients, table)
@@ -219,7 +227,8 @@ class Bench:
         """(O, LSE), and what gradient_errors() wants."""
         scale = 1 / math.sqrt(case.inputs.d_qk) if case.scale is None else case.scale
         with self.lock:
-            return self.expected_cached(case.inputs, case.mask, scale)
+            rounds = case.computes_in() == "bf16"
+            return self.expected_cached(case.inputs, case.mask, scale, rounds)
 
     def problem_words(self, case):
         words = []
@@ -256,7 +265,7 @@ class Bench:
         o = numpy.load(folder / "o.npy")
         lse = numpy.load(folder / "l.npy")
         i = case.inputs
-        element = numpy.dtype("<" + case.computes_in())
+        element = case.delivers()
         require(o.shape == (i.queries, i.heads, i.d_v), f"O has shape {o.shape}")
         require(lse.shape == (i.queries, i.heads), f"LSE has shape {lse.shape}")
         require(o.dtype == element and lse.dtype == element, f"dtypes {o.dtype}, {lse.dtype}")
@@ -274,7 +283,7 @@ class Bench:
         found = [numpy.load(folder / name) for name in ("dq.npy", "dk.npy", "dv.npy")]
         for x, like, kind in zip(found, self.arrays(case.inputs), ("dQ", "dK", "dV")):
             require(x.shape == like.shape, f"{kind} has shape {x.shape}")
-            require(x.dtype == numpy.dtype("<" + case.computes_in()), f"{kind} has dtype {x.dtype}")
+            require(x.dtype == case.delivers(), f"{kind} has dtype {x.dtype}")
         errors = oracle.gradient_errors(found, *want)
         bound = GRADIENT_BOUND[case.computes_in()]
         require(max(errors) <= bound, "errors of dQ %.3g, dK %.3g, dV %.3g" % errors + f", bound {bound}")

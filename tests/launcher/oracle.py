@@ -49,6 +49,13 @@ def primitive(words, q, k):
     raise ValueError(words)
 
 
+def bfloat16(x):
+    """x in float32, rounded to the nearest number with 8 bits of fraction in all, ties to even."""
+    bits = x.astype(numpy.float32).view(numpy.uint32).astype(numpy.uint64)
+    bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return bits.astype(numpy.uint32).view(numpy.float32)
+
+
 def attention(q, k, v, mask, scale):
     """O [queries, heads, value dim] and LSE [queries, heads]; `mask` is [heads, queries, keys]."""
     queries, heads, _ = q.shape

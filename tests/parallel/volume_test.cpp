@@ -137,6 +137,18 @@ TEST(Volume, OfGatherOnAWindowIsTheHalo) {
   }
 }
 
+TEST(Volume, OfBfloat16IsHalfForInputsAndTheSameForSums) {
+  const auto bytes = [](std::string_view strategy, Type type, Pass pass) {
+    const Case c{{96, 96, 6, 2, 3, 5, 7}, "causal", "zigzag", strategy, line(4), type};
+    return rehearsed(c, pass).bytes_sent_total();
+  };
+  EXPECT_EQ(2 * bytes("ring", Type::bf16, Pass::forward), bytes("ring", Type::f4, Pass::forward));
+  EXPECT_EQ(bytes("tree", Type::bf16, Pass::forward), bytes("tree", Type::f4, Pass::forward));
+  // Backward K and V make three hops, two bytes a number, and so do their gradients, four bytes.
+  const Index kv = 96 * (2 * 5 + 3 * 7);
+  EXPECT_EQ(bytes("ring", Type::bf16, Pass::backward), 3 * 2 * kv + 3 * 4 * kv);
+}
+
 TEST(Volume, OfLinksAddsUp) {
   for (const Case& c : cases(5, 29)) {
     const Rehearsal found = rehearsed(c);
