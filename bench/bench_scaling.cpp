@@ -38,13 +38,13 @@ class Bench {
   Bench(const Task& task, const Choice& choice, Communicator& ranks, int threads)
       : choice_(choice),
         program_(choice.strategy->program(*choice.problem, ranks.rank())),
-        engine_(*choice_.problem, program_, ranks, {.score = {.scale = task.scale}, .threads = threads}) {
-    for (const auto& [kind, slot] : {std::pair{Kind::Q, program_.q}, std::pair{Kind::K, program_.k},
-                                     std::pair{Kind::V, program_.v}}) {
-      const Partition& tokens =
-          kind == Kind::Q ? choice.problem->queries() : choice.problem->keys();
+        engine_(*choice_.problem, program_, ranks,
+                {.score = {.scale = task.scale}, .threads = threads}) {
+    for (const SlotId slot : program_.inputs) {
       const Block& block = program_.slots[static_cast<std::size_t>(slot)].block;
-      task.source.read(kind, tokens.positions(block.rows),
+      const Partition& tokens =
+          of_queries(block.kind) ? choice.problem->queries() : choice.problem->keys();
+      task.source.read(block.kind, tokens.positions(block.rows),
                        reinterpret_cast<float*>(engine_.input(slot).data()));
     }
   }

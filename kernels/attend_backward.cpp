@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <numeric>
 
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"
@@ -352,6 +353,14 @@ std::vector<Unit> units_of(const Block<T>& block, const std::vector<Cluster>& cl
   return units;
 }
 
+/// Into how many parts the keys are cut, each with a copy of dQ of so many numbers: parts add to dQ
+/// of the same rows.
+Index parts_of(Index clusters, Index tiles, Index dq_numbers) {
+  const Index copies = kPartBytes / (dq_numbers * static_cast<Index>(sizeof(float)));
+  return std::clamp<Index>((kUnits + clusters - 1) / clusters, 1,
+                           std::max<Index>(1, std::min(tiles / kTilesOfPart, copies)));
+}
+
 template <class T>
 void backward_block(View<const T> q, View<const T> k, View<const T> v, View<const T> d_o,
                     View<const float> lse, View<const float> delta, View<float> dq, View<float> dk,
@@ -377,12 +386,9 @@ void backward_block(View<const T> q, View<const T> k, View<const T> v, View<cons
                        (k.rows + kernel.backward_tile - 1) / kernel.backward_tile};
   const std::vector<Cluster> clusters = clusters_of(block.groups);
   const auto count = static_cast<Index>(clusters.size());
-  // Parts of the keys add to dQ of the same rows: each to its own copy, added up in their order.
+  // Each part has its own copy, and they are added up in their order.
   const Index dq_size = q.rows * q.heads * q.dim;
-  const Index parts = std::clamp<Index>(
-      (kUnits + count - 1) / count, 1,
-      std::max<Index>(1, std::min(block.tiles / kTilesOfPart,
-                                  kPartBytes / (dq_size * static_cast<Index>(sizeof(float))))));
+  const Index parts = parts_of(count, block.tiles, dq_size);
   const std::vector<Unit> units = units_of(block, clusters, parts);
   CallWorkspace workspace(work);
   auto* copies =
@@ -437,7 +443,7 @@ void backward_block(View<const T> q, View<const T> k, View<const T> v, View<cons
 template <class T, class G>
 void delta_rows(View<const T> o, View<const G> d_o, View<T> out) {
   CHECK(o.rows == d_o.rows && o.heads == d_o.heads && o.dim == d_o.dim, o.rows, o.heads, o.dim);
-  CHECK(out.rows == o.rows && out.heads == o.heads && out.dim == 1, out.rows, out.heads, out.dim);
+  CHECK(out.rows == o.rows && out.heads == o.heads && out.dim >= 1, out.rows, out.heads, out.dim);
   for (Index row = 0; row < o.rows; ++row) {
     for (Index h = 0; h < o.heads; ++h) {
       double sum = 0;
@@ -463,6 +469,33 @@ void attend_backward(View<const BFloat16> q, View<const BFloat16> k, View<const 
                      View<float> dq, View<float> dk, View<float> dv, const Where& where,
                      const Mask& mask, const Work& work) {
   backward_block(q, k, v, d_o, lse, delta, dq, dk, dv, where, mask, work);
+}
+
+Index attend_backward_bytes(const Shape& shape, Index queries, Range query_heads, Index keys,
+                            Index key_heads, Index value_heads, int threads, const Isa& isa) {
+  const Kernel& kernel = *isa.f4;
+  const auto d_qk = static_cast<int>(shape.d_qk);
+  const auto d_v = static_cast<int>(shape.d_v);
+  const Index tiles = (keys + kernel.backward_tile - 1) / kernel.backward_tile;
+  const Index k_bytes = aligned(kernel.k_backward_size(d_qk));
+  const Index v_bytes = aligned(kernel.v_backward_size(d_v));
+  const Index packs = tiles * (key_heads * k_bytes + value_heads * v_bytes);
+  // Query heads that share no key or value head are clusters of their own.
+  const Index unit =
+      std::lcm(shape.query_heads / shape.key_heads, shape.query_heads / shape.value_heads);
+  const Index clusters = (query_heads.end - 1) / unit - query_heads.begin / unit + 1;
+  const Index numbers = queries * query_heads.size() * shape.d_qk;
+  const Index parts = parts_of(clusters, tiles, numbers);
+  const Index copies = parts > 1 ? parts * (numbers * 4 + queries * query_heads.size()) : 0;
+  const auto padded = [&](Index dim) { return (dim + kernel.pad - 1) / kernel.pad * kernel.pad; };
+  const Index sums = kernel.backward_tile * (padded(shape.d_qk) + padded(shape.d_v)) * 4;
+  const Index chunk = std::max<Index>(1, kChunkBytes / (k_bytes + v_bytes + sums));
+  const Index lanes = Index{kernel.backward_panels} * kernel.lanes;
+  const Index worker = aligned(kernel.q_backward_size(d_qk)) +
+                       aligned(kernel.q_backward_size(d_v)) +
+                       aligned(kernel.backward_scratch(d_qk, d_v)) + lanes * shape.d_qk * 4 +
+                       chunk * sums + lanes * 24;
+  return packs + copies + threads * worker;
 }
 
 void delta_of(View<const float> o, View<const float> d_o, View<float> out) {

@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <type_traits>
 
 namespace dattn {
 
@@ -24,5 +25,9 @@ struct BFloat16 {
   explicit operator double() const { return static_cast<double>(static_cast<float>(*this)); }
   friend bool operator==(BFloat16, BFloat16) = default;
 };
+
+/// What is added up of numbers of type E.
+template <class E>
+using SumOf = std::conditional_t<std::is_same_v<E, BFloat16>, float, E>;
 
 }  // namespace dattn

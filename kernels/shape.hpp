@@ -8,10 +8,17 @@
 
 namespace dattn {
 
-/// Element type of Q, K, V and O. Partials, sums and statistics have the same width or more.
-enum class Type { f4, f8 };
+/// Element type of Q, K, V and dO. O, LSE, Partials, gradients and statistics are double for f8 and
+/// float for the others.
+enum class Type { bf16, f4, f8 };
 
-inline Index bytes_of(Type type) { return type == Type::f4 ? 4 : 8; }
+inline Index bytes_of(Type type) { return type == Type::bf16 ? 2 : type == Type::f4 ? 4 : 8; }
+/// Of a number of O, LSE and the rest.
+inline Index sum_bytes_of(Type type) { return type == Type::f8 ? 8 : 4; }
+/// As options and reports have it.
+inline const char* name_of(Type type) {
+  return type == Type::bf16 ? "bf16" : type == Type::f4 ? "f4" : "f8";
+}
 
 /// Extents of the whole attention problem.
 ///
@@ -38,6 +45,10 @@ struct Shape {
   Range value_heads_of(Range heads) const;
   /// Floating-point operations of one allowed (head, query, key) pair: two dot products.
   double flops_per_pair() const { return 2.0 * static_cast<double>(d_qk + d_v); }
+  /// The same backward, where scores are computed again: three products of d_qk, two of d_v.
+  double backward_flops_per_pair() const {
+    return 6.0 * static_cast<double>(d_qk) + 4.0 * static_cast<double>(d_v);
+  }
 
   friend auto operator<=>(const Shape&, const Shape&) = default;
 };

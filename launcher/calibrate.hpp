@@ -7,8 +7,10 @@
 namespace dattn {
 
 /// Collective: measures what a Forecast needs to know, all ranks at once as in a run: the kernel's
-/// rate on this shape, and latency and bandwidth of messages around the ring of ranks. Takes some
-/// tens of milliseconds; the same answer on all ranks.
-Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int threads);
+/// rate on this shape (with `backward` also the backward kernel's), and latency and bandwidth of
+/// messages around the ring of ranks. Takes some tens of milliseconds; the same answer on all
+/// ranks.
+Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int threads,
+                  bool backward = false);
 
 }  // namespace dattn

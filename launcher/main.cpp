@@ -19,7 +19,7 @@ namespace {
 constexpr std::string_view kHelp =
     "dattn splits one attention computation over the ranks of an MPI job.\n"
     "\n"
-    "  dattn run    computes O and LSE (under mpirun, or alone as one rank)\n"
+    "  dattn run    computes O and LSE, and gradients (under mpirun, or alone as one rank)\n"
     "  dattn plan   proves and prices a plan for any number of ranks, without MPI\n"
     "  dattn list   strategies, partitions and masks\n"
     "\n"

@@ -75,8 +75,10 @@ po::options_description problem_options() {
       ("head-dim", po::value<Positive>(), "generated: numbers a head of Q and K [64]")        //
       ("value-dim", po::value<Positive>(), "generated: numbers a head of V [as --head-dim]")  //
       ("seed", po::value<Count>()->default_value({1}), "generated: which numbers")            //
-      ("dtype", word({"auto", "f4", "f8"})->default_value("auto"),
-       "compute in float32, or in float64 by the reference path [f8 for f8 files]")  //
+      ("dtype", word({"auto", "bf16", "f4", "f8"})->default_value("auto"),
+       "compute in float32; in bfloat16, to which Q, K, V and dO are rounded (O, LSE, gradients "
+       "and "
+       "all sums stay float32); or in float64 by the reference path [f8 for f8 files]")  //
       ("mask", po::value<std::string>()->default_value("full"),
        "which pairs count, e.g. causal or window:512,0+causal (see dattn list)")  //
       ("scale", po::value<Finite>(), "scores are scale * q.k [1 / sqrt(dim)]");
@@ -92,17 +94,32 @@ po::options_description split_options() {
        "which tokens each rank owns (see dattn list)")                                   //
       ("mesh", po::value<MeshSize>(), "extents of the mesh of ranks, e.g. 2x3 for usp")  //
       ("machine", po::value<std::string>()->default_value(""),
-       "what the forecast assumes: latency=S,bandwidth=B,rate=F,overhead=S; run measures what is "
-       "left out");
+       "what the forecast assumes: latency=S,bandwidth=B,rate=F,overhead=S,backward_rate=F [rate]; "
+       "run measures what is left out of the first three and, if anything, the backward rate");
   return options;
+}
+
+std::vector<Pass> Task::passes() const {
+  if (wish.gradients) return {Pass::forward, Pass::backward};
+  return {Pass::forward};
 }
 
 Task make_task(const po::variables_map& values) {
   Task task;
   task.source = source_of(values);
+  const std::string d_o = file_name(values, "grad");
+  if (d_o == "random") {
+    task.source.add_d_o(values["seed"].as<Count>().value);
+  } else if (!d_o.empty()) {
+    task.source.add_d_o(d_o);
+  }
+  task.wish.gradients = !d_o.empty() || values.count("backward") != 0;
   task.shape = task.source.shape();
   const std::string dtype = values["dtype"].as<std::string>();
-  task.type = dtype == "f8" || (dtype == "auto" && task.source.wide()) ? Type::f8 : Type::f4;
+  task.type = dtype == "f8" || (dtype == "auto" && task.source.wide()) ? Type::f8
+              : dtype == "bf16"                                        ? Type::bf16
+                                                                       : Type::f4;
+  if (task.type == Type::bf16) task.source.round_to_bfloat16();
   task.mask_words = values["mask"].as<std::string>();
   try {
     task.mask = parse_mask(task.mask_words, task.shape);

@@ -11,6 +11,7 @@
 namespace dattn {
 
 /// The options that say which problem to solve and how to split it; shared by run and plan.
+/// make_task() also looks for "grad" (a file, or random) and "backward".
 boost::program_options::options_description problem_options();
 boost::program_options::options_description split_options();
 
@@ -24,6 +25,9 @@ struct Task {
   double scale = 1;
   Wish wish;            ///< without the number of ranks
   std::string machine;  ///< --machine, or empty
+
+  /// Forward, or forward and backward.
+  std::vector<Pass> passes() const;
 };
 
 /// Failure(usage or input) if the options contradict each other, the files or the shape.

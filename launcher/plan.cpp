@@ -1,11 +1,36 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "launcher/commands.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/report.hpp"
 #include "launcher/values.hpp"
 
 namespace dattn {
+namespace {
+
+/// What a proved plan of so many steps costs, rank by rank.
+std::string figures(const Rehearsal& rehearsal, std::size_t steps, const Machine& machine) {
+  std::string text = fmt::format("verdict: ok; {} steps, {} allowed (head, query, key) triples\n",
+                                 steps, rehearsal.pairs_total());
+  text += fmt::format("forecast: {:.6f} s on {}\n", rehearsal.forecast_seconds(), machine.text());
+  text += fmt::format("{:>6} {:>16} {:>16} {:>20} {:>12} {:>12}\n", "rank", "bytes sent",
+                      "memory bytes", "pairs", "compute s", "wait s");
+  constexpr std::size_t kShown = 64;
+  const std::size_t ranks = rehearsal.bytes_sent.size();
+  for (std::size_t r = 0; r < std::min(ranks, kShown); ++r) {
+    text += fmt::format("{:>6} {:>16} {:>16} {:>20} {:>12.6f} {:>12.6f}\n", r,
+                        rehearsal.bytes_sent[r], rehearsal.memory_bytes[r], rehearsal.pairs[r],
+                        rehearsal.compute_seconds[r], rehearsal.wait_seconds[r]);
+  }
+  if (ranks > kShown) {
+    text += fmt::format("   ... and {} more ranks (--json has them all)\n", ranks - kShown);
+  }
+  return text;
+}
+
+}  // namespace
 
 Exit plan_command(const std::vector<std::string>& arguments) {
   namespace po = boost::program_options;
@@ -14,6 +39,7 @@ Exit plan_command(const std::vector<std::string>& arguments) {
   po::options_description own("Plan");
   own.add_options()                                                               //
       ("ranks", po::value<Positive>()->required(), "how many ranks to plan for")  //
+      ("backward", "also plan the backward pass")                                 //
       ("print", "print every rank's steps")                                       //
       ("json", po::value<std::string>(),
        "write the plan's figures as JSON [- for standard output]")  //
@@ -37,33 +63,26 @@ Exit plan_command(const std::vector<std::string>& arguments) {
   const Task task = make_task(values);
   const Machine machine = machine_of(task.machine, {});
   const Choice choice = choose_for(task, static_cast<int>(ranks), machine);
-  const Plan plan = make_plan(*choice.strategy, *choice.problem);
-  const Rehearsal rehearsal = rehearse(*choice.problem, plan, machine);
-
-  std::string text = plan_line(choice, rehearsal) + "\n";
-  std::size_t steps = 0;
-  for (const Program& program : plan) steps += program.steps.size();
-  if (!rehearsal.fault) {
-    text += fmt::format("verdict: ok; {} steps, {} allowed (head, query, key) triples\n", steps,
-                        rehearsal.pairs_total());
-    text += fmt::format("forecast: {:.6f} s on {}\n", rehearsal.forecast_seconds(), machine.text());
-    text += fmt::format("{:>6} {:>16} {:>16} {:>20} {:>12} {:>12}\n", "rank", "bytes sent",
-                        "memory bytes", "pairs", "compute s", "wait s");
-    constexpr std::size_t kShown = 64;
-    for (std::size_t r = 0; r < std::min(plan.size(), kShown); ++r) {
-      text += fmt::format("{:>6} {:>16} {:>16} {:>20} {:>12.6f} {:>12.6f}\n", r,
-                          rehearsal.bytes_sent[r], rehearsal.memory_bytes[r], rehearsal.pairs[r],
-                          rehearsal.compute_seconds[r], rehearsal.wait_seconds[r]);
-    }
-    if (plan.size() > kShown) {
-      text += fmt::format("   ... and {} more ranks (--json has them all)\n", plan.size() - kShown);
+  std::vector<Rehearsal> rehearsals;
+  std::string text;
+  std::size_t steps = 0;  // of the forward pass
+  for (const Pass pass : task.passes()) {
+    const Plan plan = make_plan(*choice.strategy, *choice.problem, pass);
+    rehearsals.push_back(rehearse(*choice.problem, plan, machine));
+    std::size_t count = 0;
+    for (const Program& program : plan) count += program.steps.size();
+    if (pass == Pass::forward) steps = count;
+    text += plan_line(choice, rehearsals.back(), pass) + "\n";
+    if (!plan.front().note.empty()) text += "choice: " + plan.front().note + "\n";
+    if (!rehearsals.back().fault) text += figures(rehearsals.back(), count, machine);
+    if (values.count("print") != 0) {
+      for (const Program& program : plan) text += dattn::text(program);
     }
   }
-  if (values.count("print") != 0) {
-    for (const Program& program : plan) text += dattn::text(program);
-  }
+  const bool wrong = std::any_of(rehearsals.begin(), rehearsals.end(),
+                                 [](const Rehearsal& r) { return r.fault.has_value(); });
   if (!json_path.empty()) {
-    nlohmann::json j = plan_json(task, choice, rehearsal);
+    nlohmann::json j = plan_json(task, choice, rehearsals);
     j["version"] = 1;
     j["command"] = "plan";
     j["steps"] = steps;
@@ -72,7 +91,7 @@ Exit plan_command(const std::vector<std::string>& arguments) {
   }
   // Standard output belongs to the JSON where that was asked for.
   if (json_path != "-") write_text_file("-", text);
-  return rehearsal.fault ? Exit::internal : Exit::ok;
+  return wrong ? Exit::internal : Exit::ok;
 }
 
 }  // namespace dattn

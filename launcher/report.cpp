@@ -28,10 +28,10 @@ Spread spread(const std::vector<double>& values) {
 }
 
 /// One figure of the median run, by rank.
-std::vector<double> by_rank(const RunReport& report, const auto& figure) {
-  const std::size_t run = report.median_run();
+std::vector<double> by_rank(const RunReport& report, Pass pass, const auto& figure) {
+  const std::size_t run = report.median_run(pass);
   std::vector<double> values;
-  for (const RankReport& rank : report.ranks) values.push_back(figure(rank.runs[run]));
+  for (const RankReport& rank : report.ranks) values.push_back(figure(rank.of(pass)[run]));
   return values;
 }
 
@@ -50,29 +50,80 @@ constexpr Phase kPhases[] = {
     {"hidden communication", "hidden", [](const RunTimes& t) { return t.hidden; }},
 };
 
-Index bytes_sent(const RunReport& report) {
+Index bytes_sent(const RunReport& report, Pass pass) {
   Index sum = 0;
-  for (const RankReport& rank : report.ranks) sum += rank.runs.front().bytes_sent;
+  for (const RankReport& rank : report.ranks) sum += rank.of(pass).front().bytes_sent;
   return sum;
 }
 
-double flops(const RunReport& report) {
-  return static_cast<double>(report.rehearsal->pairs_total()) * report.task->shape.flops_per_pair();
+double median_seconds(const RunReport& report, Pass pass) {
+  return report.run_seconds(pass)[report.median_run(pass)];
 }
 
-double median_seconds(const RunReport& report) { return report.run_seconds()[report.median_run()]; }
+double gflops(const RunReport& report, Pass pass) {
+  const Shape& s = report.task->shape;
+  const double pair = pass == Pass::forward ? s.flops_per_pair() : s.backward_flops_per_pair();
+  return static_cast<double>(report.rehearsal(pass).pairs_total()) * pair /
+         median_seconds(report, pass) / 1e9;
+}
+
+/// What a plan costs, into `j`.
+void add_figures(json& j, const Rehearsal& r) {
+  j["messages"] = r.messages;
+  j["bytes_sent"] = r.bytes_sent;
+  j["bytes_sent_total"] = r.bytes_sent_total();
+  j["memory_bytes"] = r.memory_bytes;
+  j["pairs"] = r.pairs;
+  j["pairs_total"] = r.pairs_total();
+  j["dead_steps"] = r.dead.size();
+  j["forecast_seconds"] = r.forecast_seconds();
+  j["forecast"] = {{"seconds", r.seconds},
+                   {"compute_seconds", r.compute_seconds},
+                   {"wait_seconds", r.wait_seconds}};
+}
+
+/// What the runs of a pass were like, into `j`, which has its plan's figures.
+void add_runs(json& j, const RunReport& report, Pass pass) {
+  json sent = json::array();
+  for (const RankReport& r : report.ranks) sent.push_back(r.of(pass).front().bytes_sent);
+  j["planned_bytes_sent"] = j["bytes_sent"];
+  j["bytes_sent"] = std::move(sent);
+  j["bytes_sent_total"] = bytes_sent(report, pass);
+  j["run_seconds"] = report.run_seconds(pass);
+  j["seconds"] = median_seconds(report, pass);
+  for (const Phase& phase : kPhases) {
+    const auto values = by_rank(report, pass, phase.of);
+    const Spread s = spread(values);
+    j["phases"][phase.key] = {
+        {"min", s.least}, {"avg", s.mean}, {"max", s.most}, {"by_rank", values}};
+  }
+  j["gflops"] = gflops(report, pass);
+}
+
+json runs_to_json(const std::vector<RunTimes>& all) {
+  json runs = json::array();
+  for (const RunTimes& t : all) {
+    runs.push_back({t.seconds, t.compute, t.wait, t.hidden, t.bytes_sent, t.messages});
+  }
+  return runs;
+}
+
+std::vector<RunTimes> runs_of_json(const json& all) {
+  std::vector<RunTimes> runs;
+  for (const json& run : all) {
+    runs.push_back({run.at(0), run.at(1), run.at(2), run.at(3), run.at(4), run.at(5), {}});
+  }
+  return runs;
+}
 
 }  // namespace
 
 std::string encoded(const RankReport& report) {
-  json runs = json::array();
-  for (const RunTimes& t : report.runs) {
-    runs.push_back({t.seconds, t.compute, t.wait, t.hidden, t.bytes_sent, t.messages});
-  }
-  return json{{"host", report.host.name},  {"pid", report.host.pid},
-              {"cpus", report.host.cpus},  {"cpu_count", report.host.cpu_count},
-              {"threads", report.threads}, {"available", report.host.available_bytes},
-              {"runs", std::move(runs)}}
+  return json{
+      {"host", report.host.name},          {"pid", report.host.pid},
+      {"cpus", report.host.cpus},          {"cpu_count", report.host.cpu_count},
+      {"threads", report.threads},         {"available", report.host.available_bytes},
+      {"runs", runs_to_json(report.runs)}, {"backward_runs", runs_to_json(report.backward_runs)}}
       .dump();
 }
 
@@ -81,24 +132,23 @@ RankReport decoded(const std::string& text) {
   RankReport report;
   report.host = {j.at("host"), j.at("pid"), j.at("cpus"), j.at("cpu_count"), j.at("available")};
   report.threads = j.at("threads");
-  for (const json& run : j.at("runs")) {
-    report.runs.push_back({run.at(0), run.at(1), run.at(2), run.at(3), run.at(4), run.at(5), {}});
-  }
+  report.runs = runs_of_json(j.at("runs"));
+  report.backward_runs = runs_of_json(j.at("backward_runs"));
   return report;
 }
 
-std::vector<double> RunReport::run_seconds() const {
-  std::vector<double> seconds(ranks.front().runs.size(), 0);
+std::vector<double> RunReport::run_seconds(Pass pass) const {
+  std::vector<double> seconds(ranks.front().of(pass).size(), 0);
   for (const RankReport& rank : ranks) {
     for (std::size_t i = 0; i < seconds.size(); ++i) {
-      seconds[i] = std::max(seconds[i], rank.runs[i].seconds);
+      seconds[i] = std::max(seconds[i], rank.of(pass)[i].seconds);
     }
   }
   return seconds;
 }
 
-std::size_t RunReport::median_run() const {
-  const std::vector<double> seconds = run_seconds();
+std::size_t RunReport::median_run(Pass pass) const {
+  const std::vector<double> seconds = run_seconds(pass);
   std::vector<std::size_t> order(seconds.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(),
@@ -117,22 +167,27 @@ std::string in_bytes(Index bytes) {
   return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
 }
 
-std::string plan_line(const Choice& choice, const Rehearsal& r) {
+std::string plan_line(const Choice& choice, const Rehearsal& r, Pass pass) {
   const Problem& problem = *choice.problem;
-  if (r.fault) return fmt::format("plan: {} REFUSED: {}", choice.strategy->name, r.fault->text());
+  const std::string what = pass == Pass::forward ? "plan" : "backward plan";
+  if (r.fault) {
+    return fmt::format("{}: {} REFUSED: {}", what, choice.strategy->name, r.fault->text());
+  }
   const Index mean = r.pairs_total() / problem.ranks();
   const Index most = *std::max_element(r.pairs.begin(), r.pairs.end());
   return fmt::format(
-      "plan: {} over {} ranks (mesh {}), partition {}: {} messages, {} sent, memory at most {} a "
+      "{}: {} over {} ranks (mesh {}), partition {}: {} messages, {} sent, memory at most {} a "
       "rank, largest share of the work {:.3f} of the mean; proved",
-      choice.strategy->name, problem.ranks(), problem.mesh().text(), problem.partition(),
+      what, choice.strategy->name, problem.ranks(), problem.mesh().text(), problem.partition(),
       r.messages, in_bytes(r.bytes_sent_total()),
       in_bytes(*std::max_element(r.memory_bytes.begin(), r.memory_bytes.end())),
       mean == 0 ? 1.0 : static_cast<double>(most) / static_cast<double>(mean));
 }
 
-json plan_json(const Task& task, const Choice& choice, const Rehearsal& r) {
+json plan_json(const Task& task, const Choice& choice, const std::vector<Rehearsal>& rehearsals) {
   const Shape& s = task.shape;
+  const auto wrong = std::find_if(rehearsals.begin(), rehearsals.end(),
+                                  [](const Rehearsal& r) { return r.fault.has_value(); });
   json j{{"problem",
           {{"queries", s.queries},
            {"keys", s.keys},
@@ -143,27 +198,21 @@ json plan_json(const Task& task, const Choice& choice, const Rehearsal& r) {
            {"value_dim", s.d_v},
            {"mask", task.mask_words},
            {"scale", task.scale},
-           {"dtype", task.type == Type::f4 ? "f4" : "f8"}}},
+           {"dtype", name_of(task.type)}}},
          {"strategy", choice.strategy->name},
          {"partition", choice.problem->partition()},
          {"mesh", choice.problem->mesh().text()},
          {"ranks", choice.problem->ranks()},
-         {"verdict", r.fault ? "fault" : "ok"}};
-  if (r.fault) {
-    j["fault"] = {{"rank", r.fault->rank}, {"step", r.fault->step}, {"what", r.fault->what}};
+         {"verdict", wrong != rehearsals.end() ? "fault" : "ok"}};
+  if (wrong != rehearsals.end()) {
+    j["fault"] = {{"pass", name_of(static_cast<Pass>(wrong - rehearsals.begin()))},
+                  {"rank", wrong->fault->rank},
+                  {"step", wrong->fault->step},
+                  {"what", wrong->fault->what}};
     return j;
   }
-  j["messages"] = r.messages;
-  j["bytes_sent"] = r.bytes_sent;
-  j["bytes_sent_total"] = r.bytes_sent_total();
-  j["memory_bytes"] = r.memory_bytes;
-  j["pairs"] = r.pairs;
-  j["pairs_total"] = r.pairs_total();
-  j["dead_steps"] = r.dead.size();
-  j["forecast_seconds"] = r.forecast_seconds();
-  j["forecast"] = {{"seconds", r.seconds},
-                   {"compute_seconds", r.compute_seconds},
-                   {"wait_seconds", r.wait_seconds}};
+  add_figures(j, rehearsals.front());
+  if (rehearsals.size() > 1) add_figures(j["backward"], rehearsals[1]);
   return j;
 }
 
@@ -193,33 +242,46 @@ std::string heading(const RunReport& report) {
                      report.task->mask_words.size() > 60
                          ? report.task->mask_words.substr(0, 57) + "..."
                          : report.task->mask_words,
-                     report.task->type == Type::f4 ? "float32" : "float64");
-  return out + plan_line(*report.choice, *report.rehearsal) + "\n";
+                     report.task->type == Type::bf16 ? "bfloat16"
+                     : report.task->type == Type::f4 ? "float32"
+                                                     : "float64");
+  for (const Pass pass : report.task->passes()) {
+    out += plan_line(*report.choice, report.rehearsal(pass), pass) + "\n";
+  }
+  return out;
 }
 
-std::string results(const RunReport& report) {
-  const std::vector<double> seconds = report.run_seconds();
-  const double median = median_seconds(report);
-  const double forecast = report.rehearsal->forecast_seconds();
+static std::string results(const RunReport& report, Pass pass, bool verified) {
+  const std::vector<double> seconds = report.run_seconds(pass);
+  const double median = median_seconds(report, pass);
+  const double forecast = report.rehearsal(pass).forecast_seconds();
   std::string out = fmt::format(
-      "time: median {:.6f} s of {} run{} (min {:.6f}, max {:.6f}); forecast {:.6f} s, forecast / "
+      "{}time: median {:.6f} s of {} run{} (min {:.6f}, max {:.6f}); forecast {:.6f} s, forecast / "
       "measured {:.2f}\n",
-      median, seconds.size(), seconds.size() == 1 ? "" : "s",
-      *std::min_element(seconds.begin(), seconds.end()),
+      pass == Pass::forward ? "" : "backward ", median, seconds.size(),
+      seconds.size() == 1 ? "" : "s", *std::min_element(seconds.begin(), seconds.end()),
       *std::max_element(seconds.begin(), seconds.end()), forecast, forecast / median);
   out += fmt::format("{:<22} {:>12} {:>12} {:>12}   over ranks, seconds\n", "phase", "min", "avg",
                      "max");
   for (const Phase& phase : kPhases) {
-    const Spread s = spread(by_rank(report, phase.of));
+    const Spread s = spread(by_rank(report, pass, phase.of));
     out +=
         fmt::format("{:<22} {:>12.6f} {:>12.6f} {:>12.6f}\n", phase.name, s.least, s.mean, s.most);
   }
-  const Spread sent =
-      spread(by_rank(report, [](const RunTimes& t) { return static_cast<double>(t.bytes_sent); }));
+  const auto bytes = [](const RunTimes& t) { return static_cast<double>(t.bytes_sent); };
+  const Spread sent = spread(by_rank(report, pass, bytes));
   out += fmt::format("{:<22} {:>12.0f} {:>12.0f} {:>12.0f}   bytes; {} in all\n", "sent",
-                     sent.least, sent.mean, sent.most, in_bytes(bytes_sent(report)));
-  out += fmt::format("rate: {:.2f} GFLOP/s by allowed area{}\n", flops(report) / median / 1e9,
-                     report.verdict ? "" : " (unverified; add --check)");
+                     sent.least, sent.mean, sent.most, in_bytes(bytes_sent(report, pass)));
+  out += fmt::format("rate: {:.2f} GFLOP/s by allowed area{}\n", gflops(report, pass),
+                     verified ? "" : " (unverified; add --check)");
+  return out;
+}
+
+std::string results(const RunReport& report) {
+  std::string out = results(report, Pass::forward, report.verdict.has_value());
+  if (report.task->wish.gradients) {
+    out += results(report, Pass::backward, report.gradient_verdict.has_value());
+  }
   return out;
 }
 
@@ -234,70 +296,89 @@ std::string text(const Verdict& v) {
                  : "FAILED (NaN or infinity)");
 }
 
+std::string text(const GradientVerdict& v) {
+  return fmt::format(
+      "check of gradients: {} rows of dQ, {} of dK and dV, ||X-Xref||/||Xref|| of dQ {:.3e}, dK "
+      "{:.3e}, dV {:.3e}, the largest / eps = {:.3f} (threshold {}) ...... {}",
+      v.query_rows, v.key_rows, v.dq_error, v.dk_error, v.dv_error, v.residual, v.threshold,
+      v.passed() ? "PASSED"
+      : v.finite ? "FAILED"
+                 : "FAILED (NaN or infinity)");
+}
+
 json to_json(const RunReport& report) {
-  json j = plan_json(*report.task, *report.choice, *report.rehearsal);
+  json j = plan_json(*report.task, *report.choice, report.rehearsals);
   j["version"] = 1;
   j["program"] = fmt::format("dattn {}", kVersion);
   j["command"] = "run";
   j["isa"] = report.isa;
   j["machine"] = report.machine.text();
   json ranks = json::array();
-  json sent = json::array();
   for (const RankReport& r : report.ranks) {
     ranks.push_back({{"host", r.host.name},
                      {"pid", r.host.pid},
                      {"cpus", r.host.cpus},
                      {"threads", r.threads}});
-    sent.push_back(r.runs.front().bytes_sent);
   }
   j["rank_table"] = std::move(ranks);
-  j["planned_bytes_sent"] = j["bytes_sent"];
-  j["bytes_sent"] = std::move(sent);
-  j["bytes_sent_total"] = bytes_sent(report);
-  j["run_seconds"] = report.run_seconds();
-  j["seconds"] = median_seconds(report);
-  for (const Phase& phase : kPhases) {
-    const auto values = by_rank(report, phase.of);
-    const Spread s = spread(values);
-    j["phases"][phase.key] = {
-        {"min", s.least}, {"avg", s.mean}, {"max", s.most}, {"by_rank", values}};
-  }
-  j["gflops"] = flops(report) / median_seconds(report) / 1e9;
+  add_runs(j, report, Pass::forward);
+  if (report.task->wish.gradients) add_runs(j["backward"], report, Pass::backward);
   if (report.verdict) {
     const Verdict& v = *report.verdict;
     j["check"] = {{"rows", v.rows},           {"relative_error", v.relative_error},
                   {"lse_error", v.lse_error}, {"residual", v.residual},
                   {"threshold", v.threshold}, {"passed", v.passed()}};
   }
+  if (report.gradient_verdict) {
+    const GradientVerdict& v = *report.gradient_verdict;
+    j["backward"]["check"] = {{"query_rows", v.query_rows}, {"key_rows", v.key_rows},
+                              {"dq_error", v.dq_error},     {"dk_error", v.dk_error},
+                              {"dv_error", v.dv_error},     {"residual", v.residual},
+                              {"threshold", v.threshold},   {"passed", v.passed()}};
+  }
   return j;
 }
 
 std::string to_csv(const RunReport& report) {
   const Shape& s = report.task->shape;
-  const std::vector<double> seconds = report.run_seconds();
+  const std::vector<double> seconds = report.run_seconds(Pass::forward);
   const auto mean = [&](double (*figure)(const RunTimes&)) {
-    return spread(by_rank(report, figure)).mean;
+    return spread(by_rank(report, Pass::forward, figure)).mean;
+  };
+  const auto verdict = [](const auto& v) {
+    return !v ? std::string("unchecked,")
+              : fmt::format("{},{:.6g}", v->passed() ? "passed" : "failed", v->residual);
   };
   // Only the mask can hold a comma.
-  return fmt::format(
-      "strategy,partition,mesh,ranks,threads,isa,dtype,queries,keys,heads,key_heads,value_heads,"
-      "head_dim,value_dim,mask,seconds,seconds_min,seconds_max,forecast_seconds,gflops,"
-      "bytes_sent_total,compute,wait,hidden,check,residual\n"
+  std::string row = fmt::format(
       "{},{},{},{},{},{},{},{},{},{},{},{},{},{},\"{}\",{:.9g},{:.9g},{:.9g},{:.9g},{:.6g},{},"
-      "{:.9g},{:.9g},{:.9g},{},{}\n",
+      "{:.9g},{:.9g},{:.9g},{},",
       report.choice->strategy->name, report.choice->problem->partition(),
       report.choice->problem->mesh().text(), report.ranks.size(), report.ranks.front().threads,
-      report.isa, report.task->type == Type::f4 ? "f4" : "f8", s.queries, s.keys, s.query_heads,
-      s.key_heads, s.value_heads, s.d_qk, s.d_v, report.task->mask_words, median_seconds(report),
+      report.isa, name_of(report.task->type), s.queries, s.keys, s.query_heads, s.key_heads,
+      s.value_heads, s.d_qk, s.d_v, report.task->mask_words, median_seconds(report, Pass::forward),
       *std::min_element(seconds.begin(), seconds.end()),
-      *std::max_element(seconds.begin(), seconds.end()), report.rehearsal->forecast_seconds(),
-      flops(report) / median_seconds(report) / 1e9, bytes_sent(report), mean(kPhases[0].of),
-      mean(kPhases[1].of), mean(kPhases[3].of),
-      report.verdict ? (report.verdict->passed() ? "passed" : "failed") : "unchecked",
-      report.verdict ? fmt::format("{:.6g}", report.verdict->residual) : "");
+      *std::max_element(seconds.begin(), seconds.end()),
+      report.rehearsal(Pass::forward).forecast_seconds(), gflops(report, Pass::forward),
+      bytes_sent(report, Pass::forward), mean(kPhases[0].of), mean(kPhases[1].of),
+      mean(kPhases[3].of), verdict(report.verdict));
+  if (report.task->wish.gradients) {
+    row += fmt::format("{:.9g},{:.9g},{:.6g},{},{}", median_seconds(report, Pass::backward),
+                       report.rehearsal(Pass::backward).forecast_seconds(),
+                       gflops(report, Pass::backward), bytes_sent(report, Pass::backward),
+                       verdict(report.gradient_verdict));
+  } else {
+    row += ",,,,,";
+  }
+  return "strategy,partition,mesh,ranks,threads,isa,dtype,queries,keys,heads,key_heads,value_heads,"
+         "head_dim,value_dim,mask,seconds,seconds_min,seconds_max,forecast_seconds,gflops,"
+         "bytes_sent_total,compute,wait,hidden,check,residual,backward_seconds,"
+         "backward_forecast_seconds,backward_gflops,backward_bytes_sent_total,gradient_check,"
+         "gradient_residual\n" +
+         row + "\n";
 }
 
-std::string trace_events(const Program& program, const RunTimes& times) {
+std::string trace_events(const Program& program, const RunTimes& times, double from) {
   json events = json::array();
   events.push_back({{"name", "process_name"},
                     {"ph", "M"},
@@ -312,7 +393,7 @@ std::string trace_events(const Program& program, const RunTimes& times) {
                         {"ph", "X"},
                         {"pid", program.rank},
                         {"tid", 0},
-                        {"ts", begin * kMicro},
+                        {"ts", (from + begin) * kMicro},
                         {"dur", (end - begin) * kMicro},
                         {"args", {{"step", i}, {"what", words}}}});
     };

@@ -17,7 +17,12 @@ namespace dattn {
 struct RankReport {
   Host host;
   int threads = 1;
-  std::vector<RunTimes> runs;  ///< without their steps
+  std::vector<RunTimes> runs;           ///< of the forward pass, without their steps
+  std::vector<RunTimes> backward_runs;  ///< likewise; none where there was no backward pass
+
+  const std::vector<RunTimes>& of(Pass pass) const {
+    return pass == Pass::forward ? runs : backward_runs;
+  }
 };
 std::string encoded(const RankReport& report);
 RankReport decoded(const std::string& text);
@@ -26,16 +31,18 @@ RankReport decoded(const std::string& text);
 struct RunReport {
   const Task* task = nullptr;
   const Choice* choice = nullptr;
-  const Rehearsal* rehearsal = nullptr;
+  std::vector<Rehearsal> rehearsals;  ///< by pass
   Machine machine;
   std::string isa;
   std::vector<RankReport> ranks;
   std::optional<Verdict> verdict;
+  std::optional<GradientVerdict> gradient_verdict;
 
-  /// Seconds of each run: its slowest rank's.
-  std::vector<double> run_seconds() const;
+  const Rehearsal& rehearsal(Pass pass) const { return rehearsals[static_cast<std::size_t>(pass)]; }
+  /// Seconds of each run of a pass: its slowest rank's.
+  std::vector<double> run_seconds(Pass pass) const;
   /// The run whose time is the median, over which phases are reported.
-  std::size_t median_run() const;
+  std::size_t median_run(Pass pass) const;
 };
 
 /// The table of ranks, the plan in one line; before the run.
@@ -44,16 +51,19 @@ std::string heading(const RunReport& report);
 std::string results(const RunReport& report);
 /// "check: ||O-Oref||/... = 0.31 (threshold 8) ...... PASSED"
 std::string text(const Verdict& verdict);
+std::string text(const GradientVerdict& verdict);
 nlohmann::json to_json(const RunReport& report);
 /// One header line and one row.
 std::string to_csv(const RunReport& report);
 
-/// The plan's part of every report; shared with `dattn plan`.
-nlohmann::json plan_json(const Task& task, const Choice& choice, const Rehearsal& rehearsal);
-std::string plan_line(const Choice& choice, const Rehearsal& rehearsal);
+/// The plan's part of every report, forward pass first; shared with `dattn plan`.
+nlohmann::json plan_json(const Task& task, const Choice& choice,
+                         const std::vector<Rehearsal>& rehearsals);
+std::string plan_line(const Choice& choice, const Rehearsal& rehearsal, Pass pass);
 
-/// Chrome trace (chrome://tracing, Perfetto) of one run: one row a rank; made rank by rank.
-std::string trace_events(const Program& program, const RunTimes& times);
+/// Chrome trace (chrome://tracing, Perfetto) of one run that began `from` seconds after the first:
+/// one row a rank; made rank by rank.
+std::string trace_events(const Program& program, const RunTimes& times, double from);
 std::string trace_file(const std::vector<std::string>& events_of_ranks);
 
 /// E.g. "1.5 MiB".

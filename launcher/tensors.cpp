@@ -88,12 +88,45 @@ Source Source::random(const Shape& shape, std::int64_t seed) {
   return source;
 }
 
+void Source::add_d_o(const std::string& d_o) {
+  d_o_ = open(d_o);
+  const std::vector<std::int64_t> want{shape_.queries, shape_.query_heads, shape_.d_v};
+  const auto& have = d_o_->header().shape;
+  if (have != want) {
+    const auto words = [](const std::vector<std::int64_t>& s) {
+      return "[" + std::to_string(s[0]) + ", " + std::to_string(s[1]) + ", " +
+             std::to_string(s[2]) + "]";
+    };
+    throw Failure(Exit::input, quoted_path(d_o) + " is " + words(have) +
+                                   "; dO must have the shape of O, " + words(want));
+  }
+  wide_ = wide_ || d_o_->header().type == NpyHeader::Type::f8;
+}
+
+void Source::add_d_o(std::int64_t seed) { seed_ = static_cast<std::uint64_t>(seed); }
+
+template <>
+void Source::read(Kind kind, const Runs& positions, BFloat16* out) const {
+  const Index row = heads_of(kind, shape_) * dim_of(kind, shape_);
+  constexpr Index kRows = 64;  // at a time
+  std::vector<float> numbers(static_cast<std::size_t>(kRows * row));
+  for (Range rows{0, kRows}; rows.begin < size(positions); rows = {rows.end, rows.end + kRows}) {
+    rows.end = std::min(rows.end, size(positions));
+    read(kind, part(positions, rows), numbers.data());
+    for (Index i = 0; i < rows.size() * row; ++i) {
+      *out++ = BFloat16(numbers[static_cast<std::size_t>(i)]);
+    }
+  }
+}
+
 template <class T>
 void Source::read(Kind kind, const Runs& positions, T* out) const {
   const Index row = heads_of(kind, shape_) * dim_of(kind, shape_);
-  const Index first = kind == Kind::Q ? shape_.first_query() : 0;
-  const auto& file = kind == Kind::Q ? q_ : kind == Kind::K ? k_ : v_;
-  const std::uint64_t stream = mixed(seed_ * 4 + static_cast<std::uint64_t>(kind));
+  const Index first = of_queries(kind) ? shape_.first_query() : 0;
+  const auto& file = kind == Kind::Q ? q_ : kind == Kind::K ? k_ : kind == Kind::V ? v_ : d_o_;
+  // Of each seed four streams: Q, K, V, dO.
+  const auto number = kind == Kind::dO ? 3 : static_cast<std::uint64_t>(kind);
+  const std::uint64_t stream = mixed(seed_ * 4 + number);
   for (const Run& run : positions) {
     if (file) {
       file->read_rows<T>(run.first - first, run.count, run.step, out);
@@ -104,6 +137,9 @@ void Source::read(Kind kind, const Runs& positions, T* out) const {
           out[i * row + j] = static_cast<T>(normal(stream, static_cast<std::uint64_t>(base + j)));
         }
       }
+    }
+    for (Index i = 0; rounds_ && i < run.count * row; ++i) {
+      out[i] = static_cast<T>(BFloat16(out[i]));
     }
     out += run.count * row;
   }

@@ -5,12 +5,19 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/view.hpp"
+
 namespace dattn {
 namespace {
 
 /// Multiply-adds that a rank spends on checking, and keys that it holds at a time.
 constexpr double kBudget = 4e8;
 constexpr Index kPiece = 512;
+
+/// From 1 to the next number of this type.
+double epsilon_of(Type type) {
+  return type == Type::bf16 ? 0x1p-7 : type == Type::f4 ? 0x1p-23 : 0x1p-52;
+}
 
 /// One (query, head) as the textbook has it: sums in double over the keys as they come.
 struct Sum {
@@ -44,6 +51,75 @@ std::vector<Index> sample(Index count, double work_of_a_row) {
   return rows;
 }
 
+/// The rows `rows` (counted from 0) of those at `positions`, all their heads.
+template <class T>
+std::vector<T> rows_of(const Source& source, Kind kind, const Runs& positions,
+                       const std::vector<Index>& rows) {
+  const Index numbers = heads_of(kind, source.shape()) * dim_of(kind, source.shape());
+  std::vector<T> out(rows.size() * static_cast<std::size_t>(numbers));
+  T* to = out.data();
+  for (const Index row : rows) {
+    source.read(kind, part(positions, {row, row + 1}), to);
+    to += numbers;
+  }
+  return out;
+}
+
+std::vector<Index> positions_of(const Runs& positions, const std::vector<Index>& rows) {
+  std::vector<Index> at;
+  for (const Index row : rows) at.push_back(part(positions, {row, row + 1}).front().first);
+  return at;
+}
+
+template <class A, class B>
+double dot(const A* a, const B* b, Index count) {
+  double sum = 0;
+  for (Index n = 0; n < count; ++n) sum += static_cast<double>(a[n]) * static_cast<double>(b[n]);
+  return sum;
+}
+
+/// Calls f(piece, K, V) with all keys, some at a time.
+template <class T, class F>
+void each_piece_of_keys(const Source& source, const F& f) {
+  const Shape& shape = source.shape();
+  std::vector<T> k(static_cast<std::size_t>(kPiece * shape.key_heads * shape.d_qk));
+  std::vector<T> v(static_cast<std::size_t>(kPiece * shape.value_heads * shape.d_v));
+  for (Index from = 0; from < shape.keys; from += kPiece) {
+    const Run piece{from, std::min(kPiece, shape.keys - from), 1};
+    source.read(Kind::K, {piece}, k.data());
+    source.read(Kind::V, {piece}, v.data());
+    f(piece, View<const T>{k.data(), piece.count, shape.key_heads, shape.d_qk},
+      View<const T>{v.data(), piece.count, shape.value_heads, shape.d_v});
+  }
+}
+
+/// The sums of the rows `rows` of those at `positions`, by (row, head).
+template <class T>
+std::vector<Sum> sums_of(const Problem& problem, const Source& source, double scale,
+                         const Runs& positions, const std::vector<Index>& rows) {
+  const Shape& shape = problem.shape();
+  const auto heads = static_cast<std::size_t>(shape.query_heads);
+  std::vector<Sum> sums(rows.size() * heads, Sum{.values = std::vector<double>(
+                                                     static_cast<std::size_t>(shape.d_v), 0.0)});
+  if (rows.empty()) return sums;
+  const std::vector<T> q = rows_of<T>(source, Kind::Q, positions, rows);
+  const std::vector<Index> at = positions_of(positions, rows);
+  each_piece_of_keys<T>(source, [&](const Run& piece, View<const T> k, View<const T> v) {
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      for (std::size_t h = 0; h < heads; ++h) {
+        const auto head = static_cast<Index>(h);
+        const T* q_row = q.data() + (i * heads + h) * static_cast<std::size_t>(shape.d_qk);
+        for (Index j = 0; j < piece.count; ++j) {
+          if (!problem.mask().allows(head, at[i], piece.at(j))) continue;
+          sums[i * heads + h].add(scale * dot(q_row, k.at(j, shape.key_head(head)), shape.d_qk),
+                                  v.at(j, shape.value_head(head)));
+        }
+      }
+    }
+  });
+  return sums;
+}
+
 }  // namespace
 
 template <class T>
@@ -57,37 +133,7 @@ Verdict verify(comm::Communicator& world, const Problem& problem, const Block& d
                       static_cast<double>(shape.d_qk + shape.d_v);
   const std::vector<Index> rows = sample(size(positions), work);
 
-  std::vector<T> q(rows.size() * heads * static_cast<std::size_t>(shape.d_qk));
-  std::vector<Index> at;  // position of each row
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const Runs one = part(positions, {rows[i], rows[i] + 1});
-    at.push_back(one.front().first);
-    source.read(Kind::Q, one, q.data() + i * heads * static_cast<std::size_t>(shape.d_qk));
-  }
-  std::vector<Sum> sums(rows.size() * heads, Sum{.values = std::vector<double>(d_v, 0.0)});
-  std::vector<T> k(static_cast<std::size_t>(kPiece * shape.key_heads * shape.d_qk));
-  std::vector<T> v(static_cast<std::size_t>(kPiece * shape.value_heads * shape.d_v));
-  for (Index from = 0; from < shape.keys && !rows.empty(); from += kPiece) {
-    const Run piece{from, std::min(kPiece, shape.keys - from), 1};
-    source.read(Kind::K, {piece}, k.data());
-    source.read(Kind::V, {piece}, v.data());
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      for (std::size_t h = 0; h < heads; ++h) {
-        const auto head = static_cast<Index>(h);
-        const T* q_row = q.data() + (i * heads + h) * static_cast<std::size_t>(shape.d_qk);
-        for (Index j = 0; j < piece.count; ++j) {
-          if (!problem.mask().allows(head, at[i], from + j)) continue;
-          const T* k_row = k.data() + (j * shape.key_heads + shape.key_head(head)) * shape.d_qk;
-          const T* v_row = v.data() + (j * shape.value_heads + shape.value_head(head)) * shape.d_v;
-          double dot = 0;
-          for (Index n = 0; n < shape.d_qk; ++n) {
-            dot += static_cast<double>(q_row[n]) * static_cast<double>(k_row[n]);
-          }
-          sums[i * heads + h].add(scale * dot, v_row);
-        }
-      }
-    }
-  }
+  const std::vector<Sum> sums = sums_of<T>(problem, source, scale, positions, rows);
 
   std::array<double, 3> totals{static_cast<double>(rows.size()), 0, 0};  // rows, |error|^2, |ref|^2
   std::array<double, 2> worst{0, 0};                                     // LSE error, not finite
@@ -121,13 +167,281 @@ Verdict verify(comm::Communicator& world, const Problem& problem, const Block& d
   verdict.relative_error = totals[1] == 0 ? 0 : std::sqrt(totals[1] / std::max(totals[2], 1e-300));
   verdict.lse_error = worst[0];
   verdict.finite = worst[1] == 0;
-  verdict.epsilon = static_cast<double>(std::numeric_limits<T>::epsilon());
+  verdict.epsilon = epsilon_of(problem.type());
   verdict.residual = std::max(verdict.relative_error, verdict.lse_error) / verdict.epsilon;
   // float32: 8 * 2^-23 = 0.95e-6, below the 1e-6 that kernels/README.md promises. In double both
   // sides sum in the same precision, so the bound is wider in units.
-  verdict.threshold = sizeof(T) == 4 ? 8 : 100;
+  verdict.threshold = problem.type() == Type::bf16 ? 0.5 : problem.type() == Type::f4 ? 8 : 100;
   return verdict;
 }
+
+namespace {
+
+/// What a query row and head has of the forward pass.
+struct Known {
+  double lse = 0;
+  double delta = 0;
+  double single = 0;  ///< 1 where it sees a single key, else 0
+};
+
+/// A gradient of one row and head, and the sizes of what cancels in it.
+struct Slope {
+  std::vector<double> sum, cancels;
+
+  explicit Slope(Index dim) : sum(static_cast<std::size_t>(dim), 0.0), cancels(sum) {}
+
+  /// Adds weight * row; `size` is what the weight would be without cancellation.
+  template <class T>
+  void add(double weight, double size, const T* row) {
+    for (std::size_t i = 0; i < sum.size(); ++i) {
+      const auto x = static_cast<double>(row[i]);
+      sum[i] += weight * x;
+      cancels[i] += size * std::abs(x);
+    }
+  }
+};
+
+/// |error|^2, |ref|^2 and the squares of what cancels, over the compared rows; and if all was
+/// finite.
+struct Tally {
+  std::array<double, 3> squares{};
+  bool finite = true;
+
+  template <class T>
+  void compare(const Slope& want, const T* found) {
+    for (std::size_t i = 0; i < want.sum.size(); ++i) {
+      const auto got = static_cast<double>(found[i]);
+      const double ref = want.sum[i];
+      if (std::isfinite(ref) != std::isfinite(got)) finite = false;
+      if (!std::isfinite(ref) || !std::isfinite(got)) continue;
+      squares[0] += (got - ref) * (got - ref);
+      squares[1] += ref * ref;
+      squares[2] += want.cancels[i] * want.cancels[i];
+    }
+  }
+};
+
+/// The pair's weight in dV, and in dQ and dK.
+struct PairSlope {
+  double p = 0;
+  double ds = 0;
+  double size = 0;  ///< of what cancels in ds
+};
+template <class T>
+PairSlope slope_of(const Known& known, double score, const T* d_o, const T* v, Index d_v,
+                   double scale) {
+  const double p = std::exp(score - known.lse);
+  const double dp = dot(d_o, v, d_v);
+  return {p, scale * p * (dp - known.delta),
+          known.single * std::abs(scale) * p * (std::abs(dp) + std::abs(known.delta))};
+}
+
+/// Known of every row at `positions`, by (row, head): of the rows `sampled` from their sums.
+template <class T>
+std::vector<Known> known_of(const Problem& problem, const Source& source, const Runs& positions,
+                            const std::vector<Index>& sampled, const std::vector<Sum>& sums,
+                            const Training<T>& found) {
+  const Shape& shape = problem.shape();
+  const auto heads = static_cast<std::size_t>(shape.query_heads);
+  const auto d_v = static_cast<std::size_t>(shape.d_v);
+  std::vector<Known> all(static_cast<std::size_t>(size(positions)) * heads);
+  std::vector<T> d_o(heads * d_v);
+  std::vector<Range> spans;
+  std::size_t next = 0;  // of `sampled`
+  for (Index row = 0; row < size(positions); ++row) {
+    const Runs one = part(positions, {row, row + 1});
+    source.read(Kind::dO, one, d_o.data());
+    const bool exact = next < sampled.size() && sampled[next] == row;
+    for (std::size_t h = 0; h < heads; ++h) {
+      const std::size_t record = static_cast<std::size_t>(row) * heads + h;
+      Known& known = all[record];
+      const T* g = d_o.data() + h * d_v;
+      if (exact) {
+        const Sum& sum = sums[next * heads + h];
+        known.lse = sum.top + std::log(sum.weight);
+        known.delta = dot(g, sum.values.data(), shape.d_v) / sum.weight;
+      } else {
+        known.lse = static_cast<double>(found.lse[record]);
+        known.delta = dot(g, found.o.data() + record * d_v, shape.d_v);
+      }
+      spans.clear();
+      problem.mask().spans(static_cast<Index>(h), one.front().first, {0, shape.keys}, spans);
+      Index keys = 0;
+      for (const Range span : spans) keys += span.size();
+      known.single = keys == 1 ? 1 : 0;
+      if (keys == 0) known = {};
+    }
+    if (exact) ++next;
+  }
+  return all;
+}
+
+/// dQ of the rows `rows` of those at `positions`, by (row, head).
+template <class T>
+std::vector<Slope> dq_of(const Problem& problem, const Source& source, double scale,
+                         const Runs& positions, const std::vector<Index>& rows,
+                         const std::vector<Known>& known) {
+  const Shape& shape = problem.shape();
+  const auto heads = static_cast<std::size_t>(shape.query_heads);
+  std::vector<Slope> out(rows.size() * heads, Slope(shape.d_qk));
+  if (rows.empty()) return out;
+  const std::vector<T> q = rows_of<T>(source, Kind::Q, positions, rows);
+  const std::vector<T> d_o = rows_of<T>(source, Kind::dO, positions, rows);
+  const std::vector<Index> at = positions_of(positions, rows);
+  each_piece_of_keys<T>(source, [&](const Run& piece, View<const T> k, View<const T> v) {
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      for (std::size_t h = 0; h < heads; ++h) {
+        const auto head = static_cast<Index>(h);
+        const std::size_t record = i * heads + h;
+        const T* q_row = q.data() + record * static_cast<std::size_t>(shape.d_qk);
+        const T* g = d_o.data() + record * static_cast<std::size_t>(shape.d_v);
+        for (Index j = 0; j < piece.count; ++j) {
+          if (!problem.mask().allows(head, at[i], piece.at(j))) continue;
+          const T* k_row = k.at(j, shape.key_head(head));
+          const PairSlope pair = slope_of(known[static_cast<std::size_t>(rows[i]) * heads + h],
+                                          scale * dot(q_row, k_row, shape.d_qk), g,
+                                          v.at(j, shape.value_head(head)), shape.d_v, scale);
+          out[record].add(pair.ds, pair.size, k_row);
+        }
+      }
+    }
+  });
+  return out;
+}
+
+/// dK and dV of the rows `rows` of those at `positions`, by (row, head). Collective: every rank
+/// tells the others what it knows of its queries, `known` of the rows `own`, a piece at a time.
+template <class T>
+std::pair<std::vector<Slope>, std::vector<Slope>> dkv_of(
+    comm::Communicator& world, const Problem& problem, const Source& source, double scale,
+    const Runs& positions, const std::vector<Index>& rows, const Ranges& own,
+    const std::vector<Known>& known) {
+  const Shape& shape = problem.shape();
+  const auto heads = static_cast<std::size_t>(shape.query_heads);
+  std::vector<Slope> dk(rows.size() * static_cast<std::size_t>(shape.key_heads), Slope(shape.d_qk));
+  std::vector<Slope> dv(rows.size() * static_cast<std::size_t>(shape.value_heads),
+                        Slope(shape.d_v));
+  const std::vector<T> k = rows_of<T>(source, Kind::K, positions, rows);
+  const std::vector<T> v = rows_of<T>(source, Kind::V, positions, rows);
+  const std::vector<Index> at = positions_of(positions, rows);
+  const View<const T> k_view{k.data(), std::ssize(rows), shape.key_heads, shape.d_qk};
+  const View<const T> v_view{v.data(), std::ssize(rows), shape.value_heads, shape.d_v};
+  std::vector<T> q(static_cast<std::size_t>(kPiece * shape.query_heads * shape.d_qk));
+  std::vector<T> d_o(static_cast<std::size_t>(kPiece * shape.query_heads * shape.d_v));
+  for (Index from = 0; from < shape.queries; from += kPiece) {
+    const Range piece{from, std::min(from + kPiece, shape.queries)};
+    std::vector<double> told(static_cast<std::size_t>(piece.size()) * heads * 3, 0.0);
+    for (Index row = piece.begin; row < piece.end; ++row) {
+      const auto place = place_of(own, row);
+      for (std::size_t h = 0; place && h < heads; ++h) {
+        const Known& one = known[static_cast<std::size_t>(*place) * heads + h];
+        double* to = told.data() + (static_cast<std::size_t>(row - from) * heads + h) * 3;
+        to[0] = one.lse;
+        to[1] = one.delta;
+        to[2] = one.single;
+      }
+    }
+    world.all_reduce_sum(std::span(told));
+    if (rows.empty()) continue;
+    const Runs queries = problem.queries().positions({piece});
+    source.read(Kind::Q, queries, q.data());
+    source.read(Kind::dO, queries, d_o.data());
+    Index row = 0;
+    for (const Run& run : queries) {
+      for (Index i = 0; i < run.count; ++i, ++row) {
+        for (std::size_t h = 0; h < heads; ++h) {
+          const auto head = static_cast<Index>(h);
+          const std::size_t record = static_cast<std::size_t>(row) * heads + h;
+          const Known one{told[record * 3], told[record * 3 + 1], told[record * 3 + 2]};
+          const T* q_row = q.data() + record * static_cast<std::size_t>(shape.d_qk);
+          const T* g = d_o.data() + record * static_cast<std::size_t>(shape.d_v);
+          const Index kh = shape.key_head(head);
+          const Index vh = shape.value_head(head);
+          for (Index n = 0; n < std::ssize(rows); ++n) {
+            if (!problem.mask().allows(head, run.at(i), at[static_cast<std::size_t>(n)])) continue;
+            const PairSlope pair = slope_of(one, scale * dot(q_row, k_view.at(n, kh), shape.d_qk),
+                                            g, v_view.at(n, vh), shape.d_v, scale);
+            dk[static_cast<std::size_t>(n * shape.key_heads + kh)].add(pair.ds, pair.size, q_row);
+            dv[static_cast<std::size_t>(n * shape.value_heads + vh)].add(pair.p, 0, g);
+          }
+        }
+      }
+    }
+  }
+  return {std::move(dk), std::move(dv)};
+}
+
+}  // namespace
+
+template <class T>
+GradientVerdict verify_gradients(comm::Communicator& world, const Problem& problem,
+                                 const Block& queries, const Block& keys, const Source& source,
+                                 double scale, const Training<T>& found) {
+  const Shape& shape = problem.shape();
+  const Runs query_positions = problem.queries().positions(queries.rows);
+  const Runs key_positions = problem.keys().positions(keys.rows);
+  const double pair =
+      2.0 * static_cast<double>(shape.query_heads) * static_cast<double>(shape.d_qk + shape.d_v);
+  const std::vector<Index> query_rows =
+      sample(size(query_positions), pair * static_cast<double>(shape.keys));
+  const std::vector<Index> key_rows =
+      sample(size(key_positions), pair * static_cast<double>(shape.queries));
+  const std::vector<Sum> sums = sums_of<T>(problem, source, scale, query_positions, query_rows);
+  const std::vector<Known> known =
+      known_of(problem, source, query_positions, query_rows, sums, found);
+  const std::vector<Slope> dq =
+      dq_of<T>(problem, source, scale, query_positions, query_rows, known);
+  const auto [dk, dv] =
+      dkv_of<T>(world, problem, source, scale, key_positions, key_rows, queries.rows, known);
+
+  std::array<Tally, 3> tallies;
+  const auto compare = [](Tally& tally, const std::vector<Slope>& want,
+                          const std::vector<Index>& rows, std::span<const T> got, Index heads,
+                          Index dim) {
+    for (std::size_t i = 0; i < want.size(); ++i) {
+      const auto n = static_cast<Index>(i);
+      const Index record = rows[static_cast<std::size_t>(n / heads)] * heads + n % heads;
+      tally.compare(want[i], got.data() + record * dim);
+    }
+  };
+  compare(tallies[0], dq, query_rows, found.dq, shape.query_heads, shape.d_qk);
+  compare(tallies[1], dk, key_rows, found.dk, shape.key_heads, shape.d_qk);
+  compare(tallies[2], dv, key_rows, found.dv, shape.value_heads, shape.d_v);
+
+  std::array<double, 12> totals{};  // three squares a gradient, not finite, rows
+  for (std::size_t i = 0; i < tallies.size(); ++i) {
+    std::copy(tallies[i].squares.begin(), tallies[i].squares.end(),
+              totals.begin() + 3 * static_cast<std::ptrdiff_t>(i));
+    if (!tallies[i].finite) totals[9] = 1;
+  }
+  totals[10] = static_cast<double>(query_rows.size());
+  totals[11] = static_cast<double>(key_rows.size());
+  world.all_reduce_sum(totals);
+  const auto error = [&](std::size_t i) {
+    const double right = totals[3 * i + 1] + totals[3 * i + 2];
+    return totals[3 * i] == 0 ? 0.0 : std::sqrt(totals[3 * i] / std::max(right, 1e-300));
+  };
+  GradientVerdict verdict;
+  verdict.query_rows = static_cast<Index>(totals[10]);
+  verdict.key_rows = static_cast<Index>(totals[11]);
+  verdict.dq_error = error(0);
+  verdict.dk_error = error(1);
+  verdict.dv_error = error(2);
+  verdict.finite = totals[9] == 0;
+  verdict.epsilon = epsilon_of(problem.type());
+  verdict.residual =
+      std::max({verdict.dq_error, verdict.dk_error, verdict.dv_error}) / verdict.epsilon;
+  // float32: 25 * 2^-23 = 2.98e-6, below the 3e-6 that kernels/README.md promises.
+  verdict.threshold = problem.type() == Type::bf16 ? 1 : problem.type() == Type::f4 ? 25 : 400;
+  return verdict;
+}
+
+template GradientVerdict verify_gradients(comm::Communicator&, const Problem&, const Block&,
+                                          const Block&, const Source&, double,
+                                          const Training<float>&);
+template GradientVerdict verify_gradients(comm::Communicator&, const Problem&, const Block&,
+                                          const Block&, const Source&, double,
+                                          const Training<double>&);
 
 template Verdict verify(comm::Communicator&, const Problem&, const Block&, const Source&, double,
                         std::span<const float>, std::span<const float>);

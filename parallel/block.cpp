@@ -15,8 +15,26 @@ std::string_view name_of(Kind kind) {
       return "V";
     case Kind::O:
       return "O";
+    case Kind::dO:
+      return "dO";
+    case Kind::Stats:
+      return "Stats";
+    case Kind::dQ:
+      return "dQ";
+    case Kind::dK:
+      return "dK";
+    case Kind::dV:
+      return "dV";
   }
   return "?";
+}
+
+bool of_queries(Kind kind) {
+  return kind != Kind::K && kind != Kind::V && kind != Kind::dK && kind != Kind::dV;
+}
+
+bool is_sum(Kind kind) {
+  return kind == Kind::O || kind == Kind::dQ || kind == Kind::dK || kind == Kind::dV;
 }
 
 Block intersect(const Block& a, const Block& b) {
@@ -33,11 +51,17 @@ Index dim_of(Kind kind, const Shape& shape) {
   switch (kind) {
     case Kind::Q:
     case Kind::K:
+    case Kind::dQ:
+    case Kind::dK:
       return shape.d_qk;
     case Kind::V:
+    case Kind::dO:
+    case Kind::dV:
       return shape.d_v;
     case Kind::O:
       return record_length(shape.d_v);
+    case Kind::Stats:
+      return 2;
   }
   return 0;
 }
@@ -46,17 +70,38 @@ Index heads_of(Kind kind, const Shape& shape) {
   switch (kind) {
     case Kind::Q:
     case Kind::O:
+    case Kind::dO:
+    case Kind::Stats:
+    case Kind::dQ:
       return shape.query_heads;
     case Kind::K:
+    case Kind::dK:
       return shape.key_heads;
     case Kind::V:
+    case Kind::dV:
       return shape.value_heads;
   }
   return 0;
 }
 
+Range query_heads_of(Kind kind, Range heads, const Shape& shape) {
+  const Index served = shape.query_heads / heads_of(kind, shape);
+  return {heads.begin * served, heads.end * served};
+}
+
+Range heads_touched(Kind kind, Range heads, const Shape& shape) {
+  if (of_queries(kind)) return heads;
+  const bool of_keys = kind == Kind::K || kind == Kind::dK;
+  return of_keys ? shape.key_heads_of(heads) : shape.value_heads_of(heads);
+}
+
+Index record_bytes(Kind kind, const Shape& shape, Type type) {
+  const bool input = kind == Kind::Q || kind == Kind::K || kind == Kind::V || kind == Kind::dO;
+  return dim_of(kind, shape) * (input ? bytes_of(type) : sum_bytes_of(type));
+}
+
 Index bytes_of(const Block& block, const Shape& shape, Type type) {
-  return block.row_count() * block.heads.size() * dim_of(block.kind, shape) * bytes_of(type);
+  return block.row_count() * block.heads.size() * record_bytes(block.kind, shape, type);
 }
 
 std::string text(const Block& block) {

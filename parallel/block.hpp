@@ -6,10 +6,20 @@
 
 namespace dattn {
 
-/// What a Block is part of. O stands for Partials: (m, l, a) records, kernels/partial.hpp.
-enum class Kind { Q, K, V, O };
+/// What a Block is part of. O stands for Partials: (m, l, a) records, kernels/partial.hpp. Stats
+/// are the two numbers a query row and head that the backward pass has of the forward pass: LSE,
+/// and delta, the sum of dO * O.
+enum class Kind { Q, K, V, O, dO, Stats, dQ, dK, dV };
+
+inline constexpr Kind kKinds[] = {Kind::Q,     Kind::K,  Kind::V,  Kind::O, Kind::dO,
+                                  Kind::Stats, Kind::dQ, Kind::dK, Kind::dV};
 
 std::string_view name_of(Kind kind);
+
+/// Whether its rows are queries; else they are keys.
+bool of_queries(Kind kind);
+/// Whether kernels add to it: Partials and gradients, which start over no pair.
+bool is_sum(Kind kind);
 
 /// A rectangle of a global tensor: some rows (places in shard order, see Partition) of some heads,
 /// with all their numbers. In memory [rows, heads, numbers], rows in the order of `rows`.
@@ -32,6 +42,13 @@ bool contains(const Block& outer, const Block& inner);
 Index dim_of(Kind kind, const Shape& shape);
 /// Heads of the whole tensor.
 Index heads_of(Kind kind, const Shape& shape);
+/// The query heads that the heads `heads` of a tensor of this kind serve: the same for queries.
+Range query_heads_of(Kind kind, Range heads, const Shape& shape);
+/// The heads of a tensor of this kind that the query heads `heads` bear on.
+Range heads_touched(Kind kind, Range heads, const Shape& shape);
+/// Bytes of one (row, head) of this kind: of Q, K, V and dO numbers of the type, of all others
+/// sum_bytes_of(type).
+Index record_bytes(Kind kind, const Shape& shape, Type type);
 /// Size in memory and on the wire.
 Index bytes_of(const Block& block, const Shape& shape, Type type);
 

@@ -53,50 +53,57 @@ void take_out(std::vector<Cell>& cells, const Rect& rect) {
   cells = std::move(left);
 }
 
-/// Keys of one Attend that reach the rows in question.
+/// Partners (keys of query rows, queries of key rows) that one contribution brings to the rows in
+/// question.
 struct Reach {
-  Range keys;
+  Range partners;
   int contribution;
 };
 
-/// Checks the rows `rows` of the heads `heads`, over all of which the same contributions lie.
+/// Checks the rows `rows` of a result, over all of which the same contributions lie, for the query
+/// heads `heads`.
 class RowCheck {
  public:
   RowCheck(const Problem& problem, const Program& program,
-           const std::vector<Contribution>& contributions, Range heads, Range rows)
+           const std::vector<Contribution>& contributions, Kind kind, Range heads, Range rows)
       : problem_(problem),
         program_(program),
         contributions_(contributions),
+        kind_(kind),
         heads_(variants(problem.mask(), heads)),
-        queries_(problem.queries().positions({rows})) {}
+        partners_(of_queries(kind) ? problem.keys() : problem.queries()),
+        rows_((of_queries(kind) ? problem.queries() : problem.keys()).positions({rows})) {}
 
   std::optional<Fault> run(std::vector<Reach> reach) const {
     std::sort(reach.begin(), reach.end(),
-              [](const Reach& a, const Reach& b) { return a.keys < b.keys; });
+              [](const Reach& a, const Reach& b) { return a.partners < b.partners; });
     Index covered = 0;
     const Reach* furthest = nullptr;
     for (const Reach& next : reach) {
-      if (auto fault = missing({covered, next.keys.begin})) return fault;
+      if (auto fault = missing({covered, next.partners.begin})) return fault;
       if (furthest != nullptr) {
-        if (auto fault = twice(intersect(next.keys, {next.keys.begin, covered}), *furthest, next)) {
+        if (auto fault =
+                twice(intersect(next.partners, {next.partners.begin, covered}), *furthest, next)) {
           return fault;
         }
       }
-      if (furthest == nullptr || next.keys.end > covered) {
-        covered = std::max(covered, next.keys.end);
+      if (furthest == nullptr || next.partners.end > covered) {
+        covered = std::max(covered, next.partners.end);
         furthest = &next;
       }
     }
-    return missing({covered, problem_.keys().tokens()});
+    return missing({covered, partners_.tokens()});
   }
 
  private:
-  /// Some allowed pair on these key rows, as "pair (h0, q32, k0)".
-  std::optional<std::string> pair_on(Range key_rows) const {
-    if (key_rows.empty()) return std::nullopt;
-    const Runs keys = problem_.keys().positions({key_rows});
+  /// Some allowed pair on these rows of partners, as "pair (h0, q32, k0)".
+  std::optional<std::string> pair_on(Range partner_rows) const {
+    if (partner_rows.empty()) return std::nullopt;
+    const Runs partners = partners_.positions({partner_rows});
     for (const auto& [head, count] : heads_) {
-      if (const auto pair = allowed_pair(problem_.mask(), head, queries_, keys)) {
+      const auto pair = of_queries(kind_) ? allowed_pair(problem_.mask(), head, rows_, partners)
+                                          : allowed_pair(problem_.mask(), head, partners, rows_);
+      if (pair) {
         return "pair (h" + std::to_string(head) + ", q" +
                std::to_string(pair->query - problem_.shape().first_query()) + ", k" +
                std::to_string(pair->key) + ")";
@@ -105,30 +112,81 @@ class RowCheck {
     return std::nullopt;
   }
 
-  std::optional<Fault> missing(Range key_rows) const {
-    const auto pair = pair_on(key_rows);
-    if (!pair) return std::nullopt;
-    return Fault{program_.rank, static_cast<int>(program_.steps.size()),
-                 *pair + " is computed 0 times in what the rank delivers"};
+  /// What the rank delivers, in words.
+  std::string delivered() const {
+    return kind_ == Kind::O ? "" : std::string(name_of(kind_)) + " of ";
   }
 
-  std::optional<Fault> twice(Range key_rows, const Reach& first, const Reach& second) const {
-    const auto pair = pair_on(key_rows);
+  std::optional<Fault> missing(Range partner_rows) const {
+    const auto pair = pair_on(partner_rows);
+    if (!pair) return std::nullopt;
+    return Fault{program_.rank, static_cast<int>(program_.steps.size()),
+                 *pair + " is computed 0 times in " + delivered() + "what the rank delivers"};
+  }
+
+  std::optional<Fault> twice(Range partner_rows, const Reach& first, const Reach& second) const {
+    const auto pair = pair_on(partner_rows);
     if (!pair) return std::nullopt;
     const Contribution& a = contributions_[static_cast<std::size_t>(first.contribution)];
     const Contribution& b = contributions_[static_cast<std::size_t>(second.contribution)];
     return Fault{b.rank, b.step,
                  *pair + " is computed again; rank " + std::to_string(a.rank) + ", step " +
                      std::to_string(a.step) + " has it too, and rank " +
-                     std::to_string(program_.rank) + " delivers both"};
+                     std::to_string(program_.rank) + " delivers both" +
+                     (kind_ == Kind::O ? "" : " in " + std::string(name_of(kind_)))};
   }
 
   const Problem& problem_;
   const Program& program_;
   const std::vector<Contribution>& contributions_;
+  Kind kind_;
   std::vector<std::pair<Index, Index>> heads_;
-  Runs queries_;
+  const Partition& partners_;
+  Runs rows_;
 };
+
+/// Checks one result of one rank.
+std::optional<Fault> check_result(const Problem& problem, const Program& program,
+                                  const Result& result, const std::vector<Cell>& cells,
+                                  std::vector<Contribution>& contributions) {
+  const Kind kind = result.block.kind;
+  // Key and value heads are looked at query head by query head: several ranks may have computed
+  // some each.
+  const Range all_heads = query_heads_of(kind, result.block.heads, problem.shape());
+  for (const Range whole : result.block.rows) {
+    Edges heads(all_heads);
+    Edges rows(whole);
+    std::vector<Cell> here;
+    for (const Cell& cell : cells) {
+      Contribution& contribution = contributions[static_cast<std::size_t>(cell.contribution)];
+      const Range of_cell = query_heads_of(kind, cell.heads, problem.shape());
+      const Cell part{intersect(intersect(of_cell, contribution.heads), all_heads),
+                      intersect(cell.rows, whole), cell.contribution};
+      if (part.heads.empty() || part.rows.empty()) continue;
+      here.push_back(part);
+      heads.add(part.heads);
+      rows.add(part.rows);
+      contribution.used = true;
+    }
+    if (all_heads.empty()) continue;
+    const auto row_parts = rows.between();
+    for (const Range head_part : heads.between()) {
+      for (const Range row_part : row_parts) {
+        std::vector<Reach> reach;
+        for (const Cell& cell : here) {
+          if (!cell.heads.contains(head_part) || !cell.rows.contains(row_part)) continue;
+          const Contribution& c = contributions[static_cast<std::size_t>(cell.contribution)];
+          for (const Range partners : *(of_queries(kind) ? c.key_rows : c.query_rows)) {
+            reach.push_back({partners, cell.contribution});
+          }
+        }
+        const RowCheck check(problem, program, contributions, kind, head_part, row_part);
+        if (auto fault = check.run(std::move(reach))) return fault;
+      }
+    }
+  }
+  return std::nullopt;
+}
 
 }  // namespace
 
@@ -140,7 +198,9 @@ void append_rects(std::vector<Rect>& rects, const Block& block) {
 void move_cells(std::vector<Cell> source, const Block& block, std::vector<Cell>& target) {
   std::vector<Rect> rects;
   append_rects(rects, block);
-  for (const Rect& r : rects) take_out(target, r);
+  for (const Rect& r : rects) {
+    if (!target.empty()) take_out(target, r);
+  }
   for (const Cell& cell : source) {
     for (const Rect& r : rects) {
       const Cell part{intersect(cell.heads, r.heads), intersect(cell.rows, r.rows),
@@ -187,37 +247,34 @@ std::optional<std::string> misfit(std::vector<Rect> rects, const Block& target, 
   return std::nullopt;
 }
 
-std::optional<Fault> check_result(const Problem& problem, const Program& program,
-                                  const std::vector<Cell>& cells,
-                                  std::vector<Contribution>& contributions) {
-  const Block& result = program.delivers;
-  for (const Range whole : result.rows) {
-    Edges heads(result.heads);
-    Edges rows(whole);
-    std::vector<Cell> here;
-    for (const Cell& cell : cells) {
-      const Cell part{intersect(cell.heads, result.heads), intersect(cell.rows, whole),
-                      cell.contribution};
-      if (part.heads.empty() || part.rows.empty()) continue;
-      here.push_back(part);
-      heads.add(part.heads);
-      rows.add(part.rows);
-      contributions[static_cast<std::size_t>(cell.contribution)].used = true;
+std::optional<Fault> check_results(
+    const Problem& problem, const Plan& plan,
+    const std::function<const std::vector<Cell>&(int rank, SlotId)>& cells,
+    std::vector<Contribution>& contributions) {
+  const Pass pass = plan.front().pass;
+  const auto at_end = [](const Program& program, std::string what) {
+    return Fault{program.rank, static_cast<int>(program.steps.size()), std::move(what)};
+  };
+  for (const Program& program : plan) {
+    if (program.pass == pass) continue;
+    return at_end(program, "does not go " + std::string(name_of(pass)) + " as rank 0 does");
+  }
+  for (std::size_t i = 0; i < result_kinds(pass).size(); ++i) {
+    const Kind kind = result_kinds(pass)[i];
+    std::vector<Rect> delivered;
+    for (const Program& program : plan) append_rects(delivered, program.results[i].block);
+    Ranges rows;
+    append(rows, {0, (of_queries(kind) ? problem.queries() : problem.keys()).tokens()});
+    const Block whole{kind, {0, heads_of(kind, problem.shape())}, rows};
+    if (auto why = misfit(delivered, whole, true)) {
+      const std::string what = kind == Kind::O ? "" : std::string(name_of(kind)) + ", ";
+      return at_end(plan.front(), "of " + what + "what all ranks deliver together " + *why);
     }
-    if (result.heads.empty()) continue;
-    const auto row_parts = rows.between();
-    for (const Range head_part : heads.between()) {
-      for (const Range row_part : row_parts) {
-        std::vector<Reach> reach;
-        for (const Cell& cell : here) {
-          if (!cell.heads.contains(head_part) || !cell.rows.contains(row_part)) continue;
-          for (const Range keys :
-               *contributions[static_cast<std::size_t>(cell.contribution)].key_rows) {
-            reach.push_back({keys, cell.contribution});
-          }
-        }
-        const RowCheck check(problem, program, contributions, head_part, row_part);
-        if (auto fault = check.run(std::move(reach))) return fault;
+    for (const Program& program : plan) {
+      const Result& result = program.results[i];
+      if (auto fault = check_result(problem, program, result, cells(program.rank, result.slot),
+                                    contributions)) {
+        return fault;
       }
     }
   }

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <functional>
+
 #include "parallel/rehearse.hpp"
 
 namespace dattn {
 
-/// One Attend as it bears on results: who did it, and which keys it added to which rows and heads.
+/// One Attend or AttendBackward as it bears on results: who did it, and for which query heads which
+/// queries met which keys.
 struct Contribution {
   int rank = 0;
   int step = 0;
@@ -14,7 +17,7 @@ struct Contribution {
   bool used = false;  ///< it reached some rank's result
 };
 
-/// Part of a Partial: these rows of these heads hold the contribution with this number.
+/// Part of a sum: these rows of these heads of its tensor hold the contribution with this number.
 struct Cell {
   Range heads;
   Range rows;
@@ -36,10 +39,13 @@ void move_cells(std::vector<Cell> source, const Block& block, std::vector<Cell>&
 /// part of it open. Nothing if they do not fail.
 std::optional<std::string> misfit(std::vector<Rect> rects, const Block& target, bool whole);
 
-/// Checks one rank's result: in every row and head of program.delivers, every allowed key once.
-/// Marks the contributions that it finds used.
-std::optional<Fault> check_result(const Problem& problem, const Program& program,
-                                  const std::vector<Cell>& cells,
-                                  std::vector<Contribution>& contributions);
+/// Checks what all ranks deliver: each result of the pass whole, and in every row and head of it
+/// every allowed pair once (of a query row every key that it sees, of a key row every query that
+/// sees it with any head that reads it). `cells(rank, slot)` is what a slot holds in the end. Marks
+/// the contributions that it finds used.
+std::optional<Fault> check_results(
+    const Problem& problem, const Plan& plan,
+    const std::function<const std::vector<Cell>&(int rank, SlotId)>& cells,
+    std::vector<Contribution>& contributions);
 
 }  // namespace dattn

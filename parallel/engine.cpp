@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "comm/error.hpp"
+#include "kernels/attend_backward.hpp"
 #include "kernels/check.hpp"
 #include "kernels/partial.hpp"
 #include "parallel/pairs.hpp"
@@ -33,6 +34,19 @@ void merge_records(const std::byte* in, std::byte* inout, std::int64_t records,
                    std::int64_t record_bytes) {
   merge(reinterpret_cast<const E*>(in), reinterpret_cast<E*>(inout), records,
         record_bytes / static_cast<std::int64_t>(sizeof(E)));
+}
+
+template <class E>
+void add_numbers(const E* in, E* inout, Index count) {
+  for (Index i = 0; i < count; ++i) inout[i] += in[i];
+}
+
+/// Likewise, of gradients.
+template <class E>
+void add_records(const std::byte* in, std::byte* inout, std::int64_t records,
+                 std::int64_t record_bytes) {
+  add_numbers(reinterpret_cast<const E*>(in), reinterpret_cast<E*>(inout),
+              records * record_bytes / static_cast<std::int64_t>(sizeof(E)));
 }
 
 }  // namespace
@@ -91,8 +105,8 @@ struct Engine<T>::State {
   }
 
   bool is_input(int home) const {
-    return home == slot(program.q).home || home == slot(program.k).home ||
-           home == slot(program.v).home;
+    return std::any_of(program.inputs.begin(), program.inputs.end(),
+                       [&](SlotId s) { return slot(s).home == home; });
   }
   const Slot& slot(SlotId s) const { return program.slots[static_cast<std::size_t>(s)]; }
   Index bytes(SlotId s) const { return bytes_of(slot(s).block, problem.shape(), problem.type()); }
@@ -111,7 +125,7 @@ struct Engine<T>::State {
   template <class Piece, class Byte>
   std::vector<Piece> strips(SlotId s, const Block& part, Byte* base) const {
     const Block& whole = slot(s).block;
-    const Index head = dim_of(whole.kind, problem.shape()) * dattn::bytes_of(problem.type());
+    const Index head = record_bytes(whole.kind, problem.shape(), problem.type());
     const Index row = head * whole.heads.size();
     std::vector<Piece> out;
     for (Range left : part.rows) {
@@ -249,22 +263,51 @@ struct Engine<T>::State {
     return view(s, reinterpret_cast<E*>(own_memory(s)));
   }
 
-  template <class E>
-  void attend_as(const Attend& step) {
+  /// Where the query heads that `step` serves lie, among all and in its slots of queries.
+  template <class S>
+  std::pair<Where, Range> where(const S& step) const {
     const Block& q = slot(step.q).block;
     const Block& k = slot(step.k).block;
     const Range heads = heads_served(program, step, problem.shape());
-    const Range local{heads.begin - q.heads.begin, heads.end - q.heads.begin};
-    const Where where{problem.shape(),
-                      heads,
-                      k.heads,
-                      slot(step.v).block.heads,
-                      problem.queries().positions(q.rows),
-                      problem.keys().positions(k.rows)};
-    const Work work{options.score, options.threads, [this] { poll(); }, options.isa, &workspace};
-    attend(read<E>(step.q).only(local), read<E>(step.k), read<E>(step.v),
-           write<E>(step.out).only(local), where, problem.mask(), work);
+    return {Where{problem.shape(), heads, k.heads, slot(step.v).block.heads,
+                  problem.queries().positions(q.rows), problem.keys().positions(k.rows)},
+            {heads.begin - q.heads.begin, heads.end - q.heads.begin}};
   }
+  Work work() {
+    return {options.score, options.threads, [this] { poll(); }, options.isa, &workspace};
+  }
+
+  template <class E>
+  void attend_as(const Attend& step) {
+    const auto [here, local] = where(step);
+    attend(read<E>(step.q).only(local), read<E>(step.k), read<E>(step.v),
+           write<SumOf<E>>(step.out).only(local), here, problem.mask(), work());
+  }
+
+  template <class E>
+  void attend_as(const AttendBackward& step) {
+    using Sum = SumOf<E>;
+    const auto [here, local] = where(step);
+    const View<const Sum> stats = read<Sum>(step.stats).only(local);
+    View<const Sum> delta = stats;
+    ++delta.data;
+    attend_backward(read<E>(step.q).only(local), read<E>(step.k), read<E>(step.v),
+                    read<E>(step.d_o).only(local), stats, delta, write<Sum>(step.dq).only(local),
+                    write<Sum>(step.dk), write<Sum>(step.dv), here, problem.mask(), work());
+  }
+  template <class S>
+  void attend_any(const S& step) {
+    switch (problem.type()) {
+      case Type::bf16:
+        return attend_as<BFloat16>(step);
+      case Type::f4:
+        return attend_as<float>(step);
+      case Type::f8:
+        return attend_as<double>(step);
+    }
+  }
+  /// Whether what is added up is float; else double.
+  bool narrow() const { return problem.type() != Type::f8; }
 
   void take(const Attend& step) {
     before_reading(step.q);
@@ -272,8 +315,52 @@ struct Engine<T>::State {
     before_reading(step.v);
     before_writing(step.out);
     const double from = now();
-    problem.type() == Type::f4 ? attend_as<float>(step) : attend_as<double>(step);
+    attend_any(step);
     times.compute += now() - from;
+  }
+
+  void take(const AttendBackward& step) {
+    for (const SlotId s : {step.q, step.k, step.v, step.d_o, step.stats}) before_reading(s);
+    for (const SlotId s : {step.dq, step.dk, step.dv}) before_writing(s);
+    const double from = now();
+    attend_any(step);
+    times.compute += now() - from;
+  }
+
+  void take(const Add& step) {
+    before_reading(step.from);
+    before_writing(step.into);
+    const double from = now();
+    const auto as = [&]<class E>(E) {
+      const auto* source = reinterpret_cast<const E*>(memory(step.from));
+      for (const comm::Strip& strip :
+           strips<comm::Strip>(step.into, slot(step.from).block, own_memory(step.into))) {
+        const Index numbers = strip.length / static_cast<Index>(sizeof(E));
+        for (Index i = 0; i < strip.count; ++i, source += numbers) {
+          add_numbers(source, reinterpret_cast<E*>(strip.data + i * strip.stride), numbers);
+        }
+      }
+    };
+    narrow() ? as(float{}) : as(double{});
+    times.compute += now() - from;
+  }
+
+  void take(const Clear& step) {
+    before_writing(step.slot);
+    const double from = now();
+    start_over(step.slot);
+    times.compute += now() - from;
+  }
+
+  /// Makes a sum one over no pair.
+  void start_over(SlotId s) {
+    if (slot(s).block.kind != Kind::O) {
+      std::memset(own_memory(s), 0, static_cast<std::size_t>(bytes(s)));
+    } else if (narrow()) {
+      clear(write<float>(s));
+    } else {
+      clear(write<double>(s));
+    }
   }
 
   void take(const Merge& step) {
@@ -284,23 +371,26 @@ struct Engine<T>::State {
       const View<const E> source = read<E>(step.from);
       merge(source.data, write<E>(step.into).data, source.rows * source.heads, source.dim);
     };
-    problem.type() == Type::f4 ? as(float{}) : as(double{});
+    narrow() ? as(float{}) : as(double{});
     times.compute += now() - from;
   }
 
   void take(const Reduce& step) {
     before_writing(step.slot);
-    const Index record = dim_of(Kind::O, problem.shape()) * dattn::bytes_of(problem.type());
+    const Kind kind = slot(step.slot).block.kind;
+    const Index record = record_bytes(kind, problem.shape(), problem.type());
     const Index records = bytes(step.slot) / record;
     T& group = axes.empty() ? transport : axes[static_cast<std::size_t>(step.axis)];
     const double from = now();
     if (group.size() > 1 && records > 0) {
-      const comm::Operation merge_op = problem.type() == Type::f4
-                                           ? comm::operation<merge_records<float>>()
-                                           : comm::operation<merge_records<double>>();
+      const comm::Operation rule = kind == Kind::O
+                                       ? (narrow() ? comm::operation<merge_records<float>>()
+                                                   : comm::operation<merge_records<double>>())
+                                       : (narrow() ? comm::operation<add_records<float>>()
+                                                   : comm::operation<add_records<double>>());
       named(now_at, [&] {
         group.all_reduce({own_memory(step.slot), static_cast<std::size_t>(bytes(step.slot))},
-                         record, merge_op);
+                         record, rule);
       });
       times.bytes_sent += reduce_bytes(records, record, group.size(), group.rank());
       ++times.messages;
@@ -310,8 +400,24 @@ struct Engine<T>::State {
     times.steps[static_cast<std::size_t>(now_at)].wait += seconds;
   }
 
+  /// Calls f with the rows of a result, piece by piece; all heads, dense.
+  template <class E, class F>
+  void each_result(Kind kind, const F& f) const {
+    CHECK(sizeof(E) == static_cast<std::size_t>(sum_bytes_of(problem.type())), sizeof(E));
+    const Result& result = program.result(kind);
+    const Block& whole = slot(result.slot).block;
+    CHECK(result.block.heads == whole.heads, text(result.block), text(whole));
+    const View<const E> all = read<E>(result.slot);
+    for (const Range rows : result.block.rows) {
+      const auto first = place_of(whole.rows, rows.begin);
+      CHECK(first.has_value() && place_of(whole.rows, rows.end - 1) == *first + rows.size() - 1,
+            text(result.block), text(whole));
+      f(View<const E>{all.at(*first, 0), rows.size(), all.heads, all.dim});
+    }
+  }
+
   RunTimes run() {
-    for (const SlotId s : {program.q, program.k, program.v}) {
+    for (const SlotId s : program.inputs) {
       CHECK(memory(s) != nullptr || bytes(s) == 0, "input slot", s, "is neither filled nor bound");
     }
     times = {};
@@ -321,9 +427,8 @@ struct Engine<T>::State {
     std::vector<bool> seen(homes.size(), false);
     for (const Slot& s : program.slots) {  // the first slot of each home, as the rehearsal has it
       const auto home = static_cast<std::size_t>(s.home);
-      if (s.block.kind == Kind::O && !seen[home]) {
-        const auto id = static_cast<SlotId>(&s - program.slots.data());
-        problem.type() == Type::f4 ? clear(write<float>(id)) : clear(write<double>(id));
+      if (is_sum(s.block.kind) && !seen[home]) {
+        start_over(static_cast<SlotId>(&s - program.slots.data()));
       }
       seen[home] = true;
     }
@@ -379,31 +484,35 @@ RunTimes Engine<T>::run() {
 template <comm::Transport T>
 template <class E>
 void Engine<T>::result(std::span<E> o, std::span<E> lse) const {
-  const Program& program = state_->program;
-  const Shape& shape = state_->problem.shape();
-  CHECK(sizeof(E) == static_cast<std::size_t>(dattn::bytes_of(state_->problem.type())), sizeof(E));
-  const Block& whole = state_->slot(program.out).block;
-  CHECK(program.delivers.heads == whole.heads, text(program.delivers), text(whole));
-  const View<const E> all = state_->template read<E>(program.out);
+  const auto d_v = static_cast<std::size_t>(state_->problem.shape().d_v);
   std::size_t done = 0;  // (row, head) records
-  for (const Range rows : program.delivers.rows) {
-    const auto first = place_of(whole.rows, rows.begin);
-    CHECK(first.has_value() && place_of(whole.rows, rows.end - 1) == *first + rows.size() - 1,
-          text(program.delivers), text(whole));
-    const View<const E> part{all.at(*first, 0), rows.size(), all.heads, all.dim};
-    const auto records = static_cast<std::size_t>(rows.size() * all.heads);
-    const auto d_v = static_cast<std::size_t>(shape.d_v);
+  state_->template each_result<E>(Kind::O, [&](View<const E> part) {
+    const auto records = static_cast<std::size_t>(part.rows * part.heads);
     finish(part, o.subspan(done * d_v, records * d_v), lse.subspan(done, records));
     done += records;
-  }
-  CHECK(done == lse.size() && done * static_cast<std::size_t>(shape.d_v) == o.size(), done,
-        lse.size());
+  });
+  CHECK(done == lse.size() && done * d_v == o.size(), done, lse.size());
 }
 
-#define DATTN_ENGINE(T)                                                      \
-  template class Engine<T>;                                                  \
-  template void Engine<T>::result(std::span<float>, std::span<float>) const; \
-  template void Engine<T>::result(std::span<double>, std::span<double>) const;
+template <comm::Transport T>
+template <class E>
+void Engine<T>::gradient(Kind kind, std::span<E> out) const {
+  CHECK(kind != Kind::O);
+  std::size_t done = 0;
+  state_->template each_result<E>(kind, [&](View<const E> part) {
+    std::copy_n(part.data, part.size(),
+                out.subspan(done, static_cast<std::size_t>(part.size())).data());
+    done += static_cast<std::size_t>(part.size());
+  });
+  CHECK(done == out.size(), done, out.size());
+}
+
+#define DATTN_ENGINE(T)                                                        \
+  template class Engine<T>;                                                    \
+  template void Engine<T>::result(std::span<float>, std::span<float>) const;   \
+  template void Engine<T>::result(std::span<double>, std::span<double>) const; \
+  template void Engine<T>::gradient(Kind, std::span<float>) const;             \
+  template void Engine<T>::gradient(Kind, std::span<double>) const;
 DATTN_ENGINE(comm::Communicator)
 DATTN_ENGINE(comm::Loopback::Endpoint)
 

@@ -60,7 +60,8 @@ class Engine {
   Engine(Engine&&) = delete;
   ~Engine();
 
-  /// Memory of an input slot (program.q, .k, .v) to be filled before run(); laid out as its Block.
+  /// Memory of an input slot (one of program.inputs) to be filled before run(); laid out as its
+  /// Block.
   std::span<std::byte> input(SlotId slot);
   /// Uses the caller's memory for an input slot instead; it must outlive the engine, and its size
   /// be that of the Block.
@@ -69,10 +70,14 @@ class Engine {
   /// Computes. May be called again: inputs stay, results start afresh.
   RunTimes run();
 
-  /// The result of the last run: O [rows, heads, d_v] and LSE [rows, heads] of program.delivers,
-  /// dense. E is float or double, as the Problem's type.
+  /// The result of the last forward run: O [rows, heads, d_v] and LSE [rows, heads] of
+  /// program.result(Kind::O).block, dense. E is double where the Problem's type is, else float.
   template <class E>
   void result(std::span<E> o, std::span<E> lse) const;
+  /// A result of the last backward run: dQ, dK or dV [rows, heads, dim] of
+  /// program.result(kind).block, dense.
+  template <class E>
+  void gradient(Kind kind, std::span<E> out) const;
 
  private:
   struct State;

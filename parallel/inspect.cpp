@@ -13,7 +13,7 @@ class Inspector {
       : problem_(problem), program_(program), rank_(rank) {}
 
   std::optional<Fault> run() {
-    if (!slots_stand() || !inputs_stand() || !delivers()) return fault_;
+    if (!slots_stand() || !inputs_stand() || !results_stand()) return fault_;
     for (; step_ < program_.steps.size(); ++step_) {
       if (!std::visit([this](const auto& step) { return stands(step); }, program_.steps[step_])) {
         break;
@@ -31,8 +31,8 @@ class Inspector {
   const Block& block(SlotId s) const { return program_.slots[static_cast<std::size_t>(s)].block; }
   int home(SlotId s) const { return program_.slots[static_cast<std::size_t>(s)].home; }
   bool is_input(int home_in) const {
-    return home_in == home(program_.q) || home_in == home(program_.k) ||
-           home_in == home(program_.v);
+    return std::any_of(program_.inputs.begin(), program_.inputs.end(),
+                       [&](SlotId s) { return home(s) == home_in; });
   }
 
   bool known(SlotId s) {
@@ -42,8 +42,7 @@ class Inspector {
 
   /// Whether the tensor has all of this, each row once.
   bool within_tensor(const Block& part) const {
-    const bool of_queries = part.kind == Kind::Q || part.kind == Kind::O;
-    const Index tokens = (of_queries ? problem_.queries() : problem_.keys()).tokens();
+    const Index tokens = (of_queries(part.kind) ? problem_.queries() : problem_.keys()).tokens();
     const Range heads{0, heads_of(part.kind, problem_.shape())};
     if (part.heads.size() < 0 || !heads.contains(part.heads)) return false;
     Ranges rows = part.rows;
@@ -60,8 +59,11 @@ class Inspector {
     if (program_.rank != rank_) {
       return fault("the program says that it is rank " + std::to_string(program_.rank) + "'s");
     }
-    for (const SlotId s : {program_.q, program_.k, program_.v, program_.out}) {
+    for (const SlotId s : program_.inputs) {
       if (!known(s)) return false;
+    }
+    for (const Result& result : program_.results) {
+      if (!known(result.slot)) return false;
     }
     for (const Slot& slot : program_.slots) {
       if (slot.home < 0 || slot.home >= program_.homes) {
@@ -75,38 +77,57 @@ class Inspector {
   }
 
   bool inputs_stand() {
-    for (const auto& [s, kind] : {std::pair{program_.q, Kind::Q}, std::pair{program_.k, Kind::K},
-                                  std::pair{program_.v, Kind::V}}) {
-      if (block(s).kind != kind) {
-        return fault(text(block(s)) + " as the input " + std::string(name_of(kind)));
+    const auto due = input_kinds(program_.pass);
+    if (program_.inputs.size() != due.size()) {
+      return fault("starts with " + std::to_string(program_.inputs.size()) + " inputs where " +
+                   std::to_string(due.size()) + " are due");
+    }
+    for (std::size_t i = 0; i < due.size(); ++i) {
+      const Block& input = block(program_.inputs[i]);
+      if (input.kind != due[i]) {
+        return fault(text(input) + " as the input " + std::string(name_of(due[i])));
       }
       // Queries may be replicated (few of them, against many keys); keys and values have one owner.
       const Range own = problem_.keys().rows(rank_);
-      for (const Range rows : block(s).rows) {
-        if (kind != Kind::Q && !own.contains(rows)) {
-          return fault("starts with " + text(block(s)) + ", which is not its own");
+      for (const Range rows : input.rows) {
+        if (!of_queries(input.kind) && !own.contains(rows)) {
+          return fault("starts with " + text(input) + ", which is not its own");
         }
       }
     }
     for (std::size_t s = 0; s < program_.slots.size(); ++s) {
       const auto id = static_cast<SlotId>(s);
-      if (is_input(home(id)) && id != program_.q && id != program_.k && id != program_.v) {
+      const bool known_input =
+          std::find(program_.inputs.begin(), program_.inputs.end(), id) != program_.inputs.end();
+      if (is_input(home(id)) && !known_input) {
         return fault(text(block(id)) + " shares its home with an input");
       }
     }
-    if (home(program_.q) == home(program_.k) || home(program_.k) == home(program_.v) ||
-        home(program_.q) == home(program_.v)) {
-      return fault("two inputs share a home");
+    for (std::size_t i = 0; i < due.size(); ++i) {
+      for (std::size_t j = 0; j < i; ++j) {
+        if (home(program_.inputs[i]) == home(program_.inputs[j])) {
+          return fault("two inputs share a home");
+        }
+      }
     }
     return true;
   }
 
-  bool delivers() {
-    if (program_.delivers.kind == Kind::O && contains(block(program_.out), program_.delivers)) {
-      return true;
+  bool results_stand() {
+    const auto due = result_kinds(program_.pass);
+    bool stand = program_.results.size() == due.size();
+    for (std::size_t i = 0; stand && i < due.size(); ++i) {
+      const Result& result = program_.results[i];
+      if (result.block.kind != due[i] || !contains(block(result.slot), result.block)) {
+        step_ = program_.steps.size();
+        return fault("delivers " + text(result.block) + " out of " + text(block(result.slot)));
+      }
+      stand = within_tensor(result.block);
     }
+    if (stand) return true;
     step_ = program_.steps.size();
-    return fault("delivers " + text(program_.delivers) + " out of " + text(block(program_.out)));
+    return fault("does not deliver each result of a " + std::string(name_of(program_.pass)) +
+                 " pass");
   }
 
   bool writable(SlotId s) { return !is_input(home(s)) || fault("writes into an input"); }
@@ -146,6 +167,37 @@ class Inspector {
     return writable(step.out);
   }
 
+  bool stands(const AttendBackward& step) {
+    AttendBackward all = step;
+    for (const auto kinds : {input_kinds(Pass::backward), result_kinds(Pass::backward)}) {
+      for (const Kind kind : kinds) {
+        const SlotId s = operand(all, kind);
+        if (!known(s)) return false;
+        if (block(s).kind != kind) {
+          return fault("goes back with " + text(block(s)) + " where " + std::string(name_of(kind)) +
+                       " is due");
+        }
+      }
+    }
+    const auto beside = [&](SlotId a, SlotId b) {
+      if (block(a).rows == block(b).rows && block(a).heads == block(b).heads) return true;
+      return fault("goes back with rows or heads that differ: " + text(block(a)) + " beside " +
+                   text(block(b)));
+    };
+    if (!beside(step.q, step.d_o) || !beside(step.q, step.stats) || !beside(step.q, step.dq) ||
+        !beside(step.k, step.dk) || !beside(step.v, step.dv)) {
+      return false;
+    }
+    if (block(step.k).rows != block(step.v).rows) {
+      return fault("goes back with " + text(block(step.k)) + " beside " + text(block(step.v)));
+    }
+    if (heads_served(program_, step, problem_.shape()).empty()) {
+      return fault(text(block(step.k)) + " and " + text(block(step.v)) +
+                   " serve no query head of " + text(block(step.q)));
+    }
+    return true;  // sums lie in no input's home
+  }
+
   bool stands(const Merge& step) {
     if (!known(step.from) || !known(step.into)) return false;
     const Block& from = block(step.from);
@@ -156,10 +208,26 @@ class Inspector {
     return writable(step.into);
   }
 
+  bool stands(const Add& step) {
+    if (!known(step.from) || !known(step.into)) return false;
+    const Block& from = block(step.from);
+    const Block& into = block(step.into);
+    if (!is_sum(from.kind) || from.kind == Kind::O || !contains(into, from) ||
+        home(step.from) == home(step.into)) {
+      return fault("adds " + text(from) + " to " + text(into));
+    }
+    return true;
+  }
+
+  bool stands(const Clear& step) {
+    if (!known(step.slot)) return false;
+    return is_sum(block(step.slot).kind) || fault("clears " + text(block(step.slot)));
+  }
+
   bool stands(const Reduce& step) {
     if (!known(step.slot)) return false;
     if (step.axis < 0 || step.axis >= static_cast<int>(problem_.mesh().axes.size()) ||
-        block(step.slot).kind != Kind::O) {
+        !is_sum(block(step.slot).kind)) {
       return fault("reduces " + text(block(step.slot)) + " along axis " +
                    std::to_string(step.axis));
     }

@@ -13,13 +13,19 @@ std::string Machine::text() const {
   std::array<char, 160> line{};
   std::snprintf(line.data(), line.size(), "latency=%.3g,bandwidth=%.3g,rate=%.3g,overhead=%.3g",
                 latency, bandwidth, rate, overhead);
-  return line.data();
+  std::string words = line.data();
+  if (backward_rate > 0) {
+    std::snprintf(line.data(), line.size(), ",backward_rate=%.3g", backward_rate);
+    words += line.data();
+  }
+  return words;
 }
 
 Machine parse_machine(std::string_view text, Machine base) {
   const std::array fields{std::pair{"latency", &base.latency},
                           std::pair{"bandwidth", &base.bandwidth}, std::pair{"rate", &base.rate},
-                          std::pair{"overhead", &base.overhead}};
+                          std::pair{"overhead", &base.overhead},
+                          std::pair{"backward_rate", &base.backward_rate}};
   while (!text.empty()) {
     const std::string_view part = text.substr(0, text.find(','));
     text.remove_prefix(part.size() + (part.size() < text.size() ? 1 : 0));
@@ -35,9 +41,10 @@ Machine parse_machine(std::string_view text, Machine base) {
     const bool zero_is_fine = field == &base.latency || field == &base.overhead;
     if (field == nullptr || !read || !std::isfinite(value) || value < 0 ||
         (value == 0 && !zero_is_fine)) {
-      throw std::invalid_argument("'" + std::string(part.substr(0, 40)) +
-                                  "' is none of latency=S, bandwidth=B, rate=F, overhead=S with a "
-                                  "positive number");
+      throw std::invalid_argument(
+          "'" + std::string(part.substr(0, 40)) +
+          "' is none of latency=S, bandwidth=B, rate=F, overhead=S, backward_rate=F with a "
+          "positive number");
     }
     *field = value;
   }

@@ -7,9 +7,21 @@
 
 namespace dattn {
 
+namespace {
+
+int place_in(const std::vector<int>& group, int rank) {
+  const auto found = std::find(group.begin(), group.end(), rank);
+  CHECK(found != group.end(), rank);
+  return static_cast<int>(found - group.begin());
+}
+
+}  // namespace
+
 Writer::Writer(const Problem& problem, int rank) : problem_(problem) { program_.rank = rank; }
 
 SlotId Writer::slot(Block block, int home) {
+  used_.resize(static_cast<std::size_t>(program_.homes), false);
+  used_[static_cast<std::size_t>(home)] = true;
   program_.slots.push_back({std::move(block), home});
   return static_cast<SlotId>(program_.slots.size()) - 1;
 }
@@ -26,36 +38,60 @@ void Writer::recv(SlotId slot, const Block& block, int peer) {
   if (!block.empty()) program_.steps.push_back(Recv{slot, block, peer});
 }
 
-void Writer::attend(SlotId q, SlotId k, SlotId v, SlotId out) {
+bool Writer::sees(SlotId q, SlotId k) const {
   const Runs queries = problem_.queries().positions(block(q).rows);
   const Runs keys = problem_.keys().positions(block(k).rows);
   for (const auto& [head, count] : variants(problem_.mask(), block(q).heads)) {
-    if (allowed_pair(problem_.mask(), head, queries, keys)) {
-      program_.steps.push_back(Attend{q, k, v, out});
-      return;
-    }
+    if (allowed_pair(problem_.mask(), head, queries, keys)) return true;
   }
+  return false;
+}
+
+void Writer::attend(SlotId q, SlotId k, SlotId v, SlotId out) {
+  if (sees(q, k)) program_.steps.push_back(Attend{q, k, v, out});
+}
+
+void Writer::attend_backward(const AttendBackward& slots) {
+  if (sees(slots.q, slots.k)) program_.steps.push_back(slots);
 }
 
 void Writer::merge(SlotId from, SlotId into) {
   if (!block(into).empty()) program_.steps.push_back(Merge{from, into});
 }
 
+void Writer::add(SlotId from, SlotId into) {
+  if (!block(from).empty()) program_.steps.push_back(Add{from, into});
+}
+
 void Writer::reduce(SlotId slot, int axis) { program_.steps.push_back(Reduce{slot, axis}); }
 
+SlotId Writer::fresh(Block block, int home) {
+  const bool first =
+      used_.size() <= static_cast<std::size_t>(home) || !used_[static_cast<std::size_t>(home)];
+  const bool empty = block.empty();
+  const SlotId s = slot(std::move(block), home);
+  if (!first && !empty) program_.steps.push_back(Clear{s});
+  return s;
+}
+
 Program Writer::finish(SlotId q, SlotId k, SlotId v, SlotId out, Block delivers) && {
-  program_.q = q;
-  program_.k = k;
-  program_.v = v;
-  program_.out = out;
-  program_.delivers = std::move(delivers);
+  program_.inputs = {q, k, v};
+  program_.results = {{out, std::move(delivers)}};
+  return std::move(program_);
+}
+
+Program Writer::finish(const AttendBackward& slots) && {
+  program_.pass = Pass::backward;
+  program_.inputs = {slots.q, slots.k, slots.v, slots.d_o, slots.stats};
+  for (const SlotId s : {slots.dq, slots.dk, slots.dv}) {
+    program_.results.push_back({s, owned(problem_, block(s).kind, rank())});
+  }
   return std::move(program_);
 }
 
 Block owned(const Problem& problem, Kind kind, int rank) {
-  const bool of_queries = kind == Kind::Q || kind == Kind::O;
   Ranges rows;
-  append(rows, (of_queries ? problem.queries() : problem.keys()).rows(rank));
+  append(rows, (of_queries(kind) ? problem.queries() : problem.keys()).rows(rank));
   return {kind, {0, heads_of(kind, problem.shape())}, rows};
 }
 
@@ -63,6 +99,18 @@ Inputs inputs(Writer& me) {
   const SlotId q = me.slot(owned(me.problem(), Kind::Q, me.rank()));
   const SlotId k = me.slot(owned(me.problem(), Kind::K, me.rank()));
   return {q, k, me.slot(owned(me.problem(), Kind::V, me.rank()))};
+}
+
+AttendBackward backward_inputs(Writer& me, const std::function<Block(Kind)>& block) {
+  AttendBackward all{};
+  for (const auto kinds : {input_kinds(Pass::backward), result_kinds(Pass::backward)}) {
+    for (const Kind kind : kinds) operand(all, kind) = me.slot(block(kind));
+  }
+  return all;
+}
+
+AttendBackward backward_inputs(Writer& me) {
+  return backward_inputs(me, [&](Kind kind) { return owned(me.problem(), kind, me.rank()); });
 }
 
 Program by_token(const Problem& problem, int rank,
@@ -75,11 +123,18 @@ Program by_token(const Problem& problem, int rank,
   return std::move(me).finish(in.q, in.k, in.v, out, mine);
 }
 
+Program by_token_backward(const Problem& problem, int rank,
+                          const std::function<void(Writer&, const AttendBackward&)>& attend) {
+  Writer me(problem, rank);
+  const AttendBackward mine = backward_inputs(me);
+  attend(me, mine);
+  return std::move(me).finish(mine);
+}
+
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
                const std::function<Block(Kind, int member)>& held) {
   const int members = static_cast<int>(ring.size());
-  const int here = static_cast<int>(std::find(ring.begin(), ring.end(), me.rank()) - ring.begin());
-  CHECK(here < members, me.rank());
+  const int here = place_in(ring, me.rank());
   const int right = ring[static_cast<std::size_t>((here + 1) % members)];
   const int left = ring[static_cast<std::size_t>((here + members - 1) % members)];
   std::vector<int> homes;  // two for K, two for V: one pair is in use while the other fills
@@ -109,9 +164,7 @@ void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, Slo
 void redistribute(Writer& me, const std::vector<int>& group, const std::vector<Block>& from,
                   const std::vector<Block>& to, SlotId source, SlotId target) {
   const std::size_t members = group.size();
-  const auto here =
-      static_cast<std::size_t>(std::find(group.begin(), group.end(), me.rank()) - group.begin());
-  CHECK(here < members, me.rank());
+  const auto here = static_cast<std::size_t>(place_in(group, me.rank()));
   // Everybody starts with another peer, so that no rank is everybody's first.
   for (std::size_t i = 0; i < members; ++i) {
     const std::size_t other = (here + members - i) % members;

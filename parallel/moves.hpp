@@ -24,15 +24,31 @@ class Writer {
   void recv(SlotId slot, const Block& block, int peer);
   /// Left out where the mask allows no pair.
   void attend(SlotId q, SlotId k, SlotId v, SlotId out);
+  /// Likewise.
+  void attend_backward(const AttendBackward& slots);
   void merge(SlotId from, SlotId into);
+  void add(SlotId from, SlotId into);
   void reduce(SlotId slot, int axis);
 
-  /// The finished Program; `out` holds the Partial of `delivers` at its end.
+  /// A slot for a sum in one of the homes, cleared where the home has had other slots before.
+  SlotId fresh(Block block, int home);
+
+  /// For people: what was chosen and why.
+  void note(std::string text) { program_.note = std::move(text); }
+
+  /// The finished forward Program; `out` holds the Partial of `delivers` at its end.
   Program finish(SlotId q, SlotId k, SlotId v, SlotId out, Block delivers) &&;
+  /// The finished backward Program: the inputs are those of `slots`, and so are the gradients,
+  /// which deliver what the rank owns.
+  Program finish(const AttendBackward& slots) &&;
 
  private:
+  /// Whether the mask allows any pair.
+  bool sees(SlotId q, SlotId k) const;
+
   const Problem& problem_;
   Program program_;
+  std::vector<bool> used_;  ///< by home: some slot lies there
 };
 
 /// What `rank` owns of a tensor: all heads of its rows.
@@ -44,10 +60,20 @@ struct Inputs {
 };
 Inputs inputs(Writer& me);
 
+/// The slots of what a rank starts the backward pass with and of what it delivers, `block` of each
+/// kind; without `block` its own shards.
+AttendBackward backward_inputs(Writer& me, const std::function<Block(Kind)>& block);
+AttendBackward backward_inputs(Writer& me);
+
 /// The program of a rank that keeps its queries and delivers what it owns: `attend` gets the slots
 /// of its shards and of its Partial.
 Program by_token(const Problem& problem, int rank,
                  const std::function<void(Writer&, const Inputs&, SlotId out)>& attend);
+
+/// The backward program of a rank that keeps and delivers what it owns: `attend` gets the slots of
+/// its shards and of their gradients.
+Program by_token_backward(const Problem& problem, int rank,
+                          const std::function<void(Writer&, const AttendBackward&)>& attend);
 
 /// Sends K and V around the ring `ring` (ranks, in order): what member i starts with, in `k` and
 /// `v`, visits i+1, i+2, ... `held(i)` gives the Block that member i starts with, per kind. While
@@ -55,14 +81,29 @@ Program by_token(const Problem& problem, int rank,
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
                const std::function<Block(Kind, int member)>& held);
 
+/// The backward pass of circulate(). Either K and V go around and, one hop behind them, the sums of
+/// what the members give to their dK and dV, until these come home; or Q, dO and Stats do, and the
+/// sums of dQ: whichever is fewer bytes. `mine` are the slots of what the member starts with.
+void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBackward& mine,
+                        const std::function<Block(Kind, int member)>& held);
+
 /// Moves a tensor among the ranks of `group` from the Blocks `from` to the Blocks `to` (one a
 /// member): messages are their intersections, a member's own part too (it costs a copy, no wire).
 /// The member's own Blocks lie in the slots `source` and `target`. May replicate.
 void redistribute(Writer& me, const std::vector<int>& group, const std::vector<Block>& from,
                   const std::vector<Block>& to, SlotId source, SlotId target);
 
+/// As redistribute() for a sum: where several members hold something for the same place of a `to`,
+/// it is added up, in an order that the group fixes. @pre `target` holds zeros
+void collect(Writer& me, const std::vector<int>& group, const std::vector<Block>& from,
+             const std::vector<Block>& to, SlotId source, SlotId target);
+
 /// Fetches from every rank just the keys that the own queries see, nearest ranks first, and
 /// attends to each rank's keys while the next ones are on their way.
 void pull(Writer& me, SlotId q, SlotId k, SlotId v, SlotId out);
+
+/// The backward pass of pull(): what the own queries give to dK and dV of another rank's keys goes
+/// straight back to that rank, for just the keys that were fetched, while the next are computed.
+void pull_backward(Writer& me, const AttendBackward& mine);
 
 }  // namespace dattn

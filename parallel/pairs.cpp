@@ -33,24 +33,12 @@ Index PairCounter::count(Index head, const Ranges& query_rows, const Ranges& key
   return found->second.area(keys);
 }
 
-Index PairCounter::count(const Program& program, const Attend& attend) {
-  const auto block = [&](SlotId s) -> const Block& {
-    return program.slots[static_cast<std::size_t>(s)].block;
-  };
-  return count(heads_served(program, attend, problem_.shape()), block(attend.q).rows,
-               block(attend.k).rows);
-}
-
-Range heads_served(const Program& program, const Attend& attend, const Shape& shape) {
+Range heads_served(const Program& program, SlotId q, SlotId k, SlotId v, const Shape& shape) {
   const auto heads = [&](SlotId s) {
     return program.slots[static_cast<std::size_t>(s)].block.heads;
   };
-  const Index by_key = shape.query_heads / shape.key_heads;
-  const Index by_value = shape.query_heads / shape.value_heads;
-  const Range k = heads(attend.k);
-  const Range v = heads(attend.v);
-  return intersect(heads(attend.q), intersect({k.begin * by_key, k.end * by_key},
-                                              {v.begin * by_value, v.end * by_value}));
+  return intersect(heads(q), intersect(query_heads_of(Kind::K, heads(k), shape),
+                                       query_heads_of(Kind::V, heads(v), shape)));
 }
 
 }  // namespace dattn

@@ -1,8 +1,62 @@
 #include "parallel/plan.hpp"
 
 #include <algorithm>
+#include <array>
+
+#include "kernels/check.hpp"
 
 namespace dattn {
+
+SlotId& operand(AttendBackward& step, Kind kind) {
+  switch (kind) {
+    case Kind::Q:
+      return step.q;
+    case Kind::K:
+      return step.k;
+    case Kind::V:
+      return step.v;
+    case Kind::dO:
+      return step.d_o;
+    case Kind::Stats:
+      return step.stats;
+    case Kind::dQ:
+      return step.dq;
+    case Kind::dK:
+      return step.dk;
+    case Kind::dV:
+      return step.dv;
+    case Kind::O:
+      break;
+  }
+  check_failed("kind != Kind::O", __FILE__, __LINE__, "");
+}
+
+std::string_view name_of(Pass pass) { return pass == Pass::forward ? "forward" : "backward"; }
+
+std::span<const Kind> input_kinds(Pass pass) {
+  static constexpr std::array kAll{Kind::Q, Kind::K, Kind::V, Kind::dO, Kind::Stats};
+  return std::span(kAll).first(pass == Pass::forward ? 3 : kAll.size());
+}
+
+std::span<const Kind> result_kinds(Pass pass) {
+  static constexpr std::array kAll{Kind::O, Kind::dQ, Kind::dK, Kind::dV};
+  return pass == Pass::forward ? std::span(kAll).first(1) : std::span(kAll).subspan(1);
+}
+
+SlotId Program::input(Kind kind) const {
+  const auto found = std::find_if(inputs.begin(), inputs.end(), [&](SlotId s) {
+    return slots[static_cast<std::size_t>(s)].block.kind == kind;
+  });
+  CHECK(found != inputs.end(), name_of(kind));
+  return *found;
+}
+
+const Result& Program::result(Kind kind) const {
+  const auto found = std::find_if(results.begin(), results.end(),
+                                  [&](const Result& r) { return r.block.kind == kind; });
+  CHECK(found != results.end(), name_of(kind));
+  return *found;
+}
 
 std::vector<Index> home_bytes(const Program& program, const Problem& problem) {
   std::vector<Index> bytes(static_cast<std::size_t>(program.homes), 0);
@@ -46,9 +100,19 @@ struct Describe {
            slot_text(program, s.v) + " merged into home " +
            std::to_string(program.slots[static_cast<std::size_t>(s.out)].home);
   }
+  std::string operator()(const AttendBackward& s) const {
+    return "back   " + slot_text(program, s.q) + " " + slot_text(program, s.d_o) + " " +
+           slot_text(program, s.stats) + " with " + slot_text(program, s.k) + " " +
+           slot_text(program, s.v) + " added to " + slot_text(program, s.dq) + " " +
+           slot_text(program, s.dk) + " " + slot_text(program, s.dv);
+  }
   std::string operator()(const Merge& s) const {
     return "merge  " + slot_text(program, s.from) + " into " + slot_text(program, s.into);
   }
+  std::string operator()(const Add& s) const {
+    return "add    " + slot_text(program, s.from) + " to " + slot_text(program, s.into);
+  }
+  std::string operator()(const Clear& s) const { return "clear  " + slot_text(program, s.slot); }
   std::string operator()(const Reduce& s) const {
     return "reduce " + slot_text(program, s.slot) + " along axis " + std::to_string(s.axis);
   }
@@ -61,13 +125,15 @@ std::string text(const Program& program, const Step& step) {
 }
 
 std::string text(const Program& program) {
-  std::string out = "rank " + std::to_string(program.rank) + "\n";
+  std::string out = "rank " + std::to_string(program.rank) +
+                    (program.note.empty() ? "" : ": " + program.note) + "\n";
   for (std::size_t i = 0; i < program.steps.size(); ++i) {
     const std::string number = std::to_string(i);
     out += std::string(number.size() < 4 ? 4 - number.size() : 0, ' ') + number + "  " +
            text(program, program.steps[i]) + "\n";
   }
-  return out + "  delivers " + text(program.delivers) + "\n";
+  for (const Result& result : program.results) out += "  delivers " + text(result.block) + "\n";
+  return out;
 }
 
 }  // namespace dattn

@@ -39,30 +39,73 @@ struct Attend {
   SlotId q, k, v, out;
 };
 
+/// dq, dk, dv <- themselves plus the gradients, under the Problem's mask, of what the keys k, v
+/// give to the queries q. `stats` are of all keys, not only of these.
+struct AttendBackward {
+  SlotId q, k, v, d_o, stats, dq, dk, dv;
+};
+
+/// The slot of an AttendBackward that is of this kind. @pre not O
+SlotId& operand(AttendBackward& step, Kind kind);
+
 /// into <- into merged with from, both Partials of the same Block.
 struct Merge {
   SlotId from, into;
 };
 
-/// On every rank along `axis`: slot <- all their slots merged. One collective.
+/// into <- into plus from, gradients; the Block of `from` is all or part of that of `into`.
+struct Add {
+  SlotId from, into;
+};
+
+/// On every rank along `axis`: slot <- all their slots merged (Partials) or added up (gradients).
+/// One collective.
 struct Reduce {
   SlotId slot;
   int axis;
 };
 
+/// slot <- over no pair: Partials of no key, gradients of zeros. For sums that take turns in a
+/// home; the first slot of a home starts so by itself.
+struct Clear {
+  SlotId slot;
+};
+
 /// What a rank does. Steps are taken in order; a Send or a Recv is posted where it stands, and
 /// awaited at the first later step that its slot's home is in conflict with.
-using Step = std::variant<Send, Recv, Attend, Merge, Reduce>;
+using Step = std::variant<Send, Recv, Attend, AttendBackward, Merge, Add, Reduce, Clear>;
 
-/// One rank's Slots and Steps. Slots q, k and v are filled beforehand (they hold the inputs), slots
-/// of kind O start over no key; in the end slot `out` holds the final Partial of `delivers`.
+/// What a rank delivers: in the end `slot` holds the final numbers of `block`.
+struct Result {
+  SlotId slot = 0;
+  Block block;
+};
+
+/// Which half of training: forward makes O of Q, K, V; backward makes dQ, dK, dV of these, dO and
+/// Stats.
+enum class Pass { forward, backward };
+
+std::string_view name_of(Pass pass);
+/// Kinds of the inputs and of the results of a pass.
+std::span<const Kind> input_kinds(Pass pass);
+std::span<const Kind> result_kinds(Pass pass);
+
+/// One rank's Slots and Steps. The slots `inputs` are filled beforehand, one of each of
+/// input_kinds; of the others, the first of each home starts over no pair if it is a sum.
+/// `results` has one of each of result_kinds.
 struct Program {
   int rank = 0;
+  Pass pass = Pass::forward;
   std::vector<Slot> slots;
   std::vector<Step> steps;
   int homes = 0;
-  SlotId q = 0, k = 0, v = 0, out = 0;
-  Block delivers;
+  std::vector<SlotId> inputs;
+  std::vector<Result> results;
+  std::string note;  ///< what the strategy chose and why, for people; may be empty
+
+  /// The input, or the result, of this kind. @pre there is one
+  SlotId input(Kind kind) const;
+  const Result& result(Kind kind) const;
 };
 
 /// The Programs of all ranks, by rank.

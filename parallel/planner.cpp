@@ -32,6 +32,11 @@ struct Cost {
   double seconds = 0;
   Index bytes = 0;
 
+  Cost& operator+=(const Cost& other) {
+    seconds += other.seconds;
+    bytes += other.bytes;
+    return *this;
+  }
   std::pair<long, Index> key() const {
     constexpr double kSteps = 500;  // of 0.2 percent
     return {std::lround(kSteps * std::log(std::max(seconds, 1e-12))), bytes};
@@ -58,6 +63,14 @@ Cost walk(const Problem& problem, const Program& program, PairCounter& pairs,
       clock = std::max({clock, arrival(attend->q), arrival(attend->k), arrival(attend->v)});
       clock += static_cast<double>(pairs.count(program, *attend)) *
                problem.shape().flops_per_pair() / machine.rate;
+    } else if (const auto* back = std::get_if<AttendBackward>(&step)) {
+      for (const SlotId s : {back->q, back->k, back->v, back->d_o, back->stats}) {
+        clock = std::max(clock, arrival(s));
+      }
+      clock += static_cast<double>(pairs.count(program, *back)) *
+               problem.shape().backward_flops_per_pair() / machine.backward();
+    } else if (const auto* add = std::get_if<Add>(&step)) {
+      clock = std::max(clock, arrival(add->from));
     } else if (const auto* send = std::get_if<Send>(&step)) {
       clock = std::max(clock, arrival(send->slot));
       if (send->peer != program.rank) out_free = std::max(out_free, clock) + wire(send->block);
@@ -76,7 +89,7 @@ Cost walk(const Problem& problem, const Program& program, PairCounter& pairs,
 }
 
 /// The slowest of a few ranks by walk(): what a rehearsal would say, nearly, for much less.
-Cost estimate(const Choice& choice, const Machine& machine) {
+Cost estimate(const Choice& choice, Pass pass, const Machine& machine) {
   const Problem& problem = *choice.problem;
   PairCounter pairs(problem);
   Cost whole;
@@ -85,7 +98,8 @@ Cost estimate(const Choice& choice, const Machine& machine) {
   for (int i = 0; i < kFewRanks; ++i) {
     const Range part = even_part(problem.ranks(), kFewRanks / 2, i / 2);
     const int rank = static_cast<int>(i % 2 == 0 ? part.begin : part.end - 1);
-    const Cost one = walk(problem, choice.strategy->program(problem, rank), pairs, machine);
+    const Cost one =
+        walk(problem, make_program(*choice.strategy, problem, rank, pass), pairs, machine);
     whole.seconds = std::max(whole.seconds, one.seconds);
     whole.bytes += one.bytes;
   }
@@ -102,6 +116,10 @@ std::vector<Choice> candidates(const Wish& wish, const Shape& shape, const MaskP
   std::vector<Choice> out;
   for (const Strategy& strategy : strategies()) {
     if (wish.strategy != "auto" && wish.strategy != strategy.name) continue;
+    if (wish.gradients && strategy.backward == nullptr) {
+      refusals = std::string(strategy.name) + " has no backward pass; choose another strategy";
+      continue;
+    }
     const Mesh mesh = wish.mesh ? mesh_of(strategy, *wish.mesh) : strategy.mesh(wish.ranks, shape);
     if (mesh.ranks() != wish.ranks) {
       refusals = "a mesh of " + mesh.text() + " has " + std::to_string(mesh.ranks()) +
@@ -128,10 +146,14 @@ Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type ty
   std::vector<Choice> all = candidates(wish, shape, mask, type, refusals);
   if (all.empty()) throw std::invalid_argument(refusals);
   if (all.size() == 1) return all.front();
+  std::vector<Pass> passes{Pass::forward};
+  if (wish.gradients) passes.push_back(Pass::backward);
   if (wish.ranks > kFewRanks) {
     std::vector<std::pair<std::pair<long, Index>, std::size_t>> order;
     for (std::size_t i = 0; i < all.size(); ++i) {
-      order.emplace_back(estimate(all[i], machine).key(), i);
+      Cost cost;
+      for (const Pass pass : passes) cost += estimate(all[i], pass, machine);
+      order.emplace_back(cost.key(), i);
     }
     std::sort(order.begin(), order.end());
     order.resize(std::min(order.size(), kFinalists));
@@ -142,10 +164,16 @@ Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type ty
   const Choice* best = nullptr;
   std::pair<long, Index> best_cost;
   for (const Choice& choice : all) {
-    const Rehearsal r =
-        rehearse(*choice.problem, make_plan(*choice.strategy, *choice.problem), machine);
-    if (r.fault) continue;  // whoever runs the choice rehearses it too, and reports
-    const auto cost = Cost{r.forecast_seconds(), r.bytes_sent_total()}.key();
+    Cost sum;
+    bool right = true;
+    for (const Pass pass : passes) {
+      const Rehearsal r =
+          rehearse(*choice.problem, make_plan(*choice.strategy, *choice.problem, pass), machine);
+      right = right && !r.fault;
+      sum += {r.forecast_seconds(), r.bytes_sent_total()};
+    }
+    if (!right) continue;  // whoever runs the choice rehearses it too, and reports
+    const auto cost = sum.key();
     if (best == nullptr || cost < best_cost) {
       best = &choice;
       best_cost = cost;

@@ -14,6 +14,7 @@ struct Wish {
   std::string partition = "auto";
   std::optional<std::vector<int>> mesh;  ///< extents of the axes; nothing: the strategy's own
   int ranks = 1;
+  bool gradients = false;  ///< also the backward pass; what counts is both together
 };
 
 /// A strategy and a problem that it does not refuse.

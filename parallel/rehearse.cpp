@@ -30,7 +30,7 @@ struct Content {
   bool whole = false;         ///< may be read
   std::vector<Rect> arrived;  ///< since it was last read
   std::vector<int> arrivals;  ///< the Recv steps of `arrived`
-  std::vector<Cell> cells;    ///< of a Partial
+  std::vector<Cell> cells;    ///< of a sum
 };
 
 struct Home {
@@ -116,14 +116,14 @@ class Stage {
     result_.memory_bytes.push_back(std::accumulate(bytes.begin(), bytes.end(), Index{0}));
     for (std::size_t s = 0; s < program.slots.size(); ++s) {
       Home& home = home_of(rank, static_cast<SlotId>(s));
-      // Partials start over no key, if they are the first in their home.
-      if (!home.taken && program.slots[s].block.kind == Kind::O) {
+      // Sums start over no pair, if they are the first in their home.
+      if (!home.taken && is_sum(program.slots[s].block.kind)) {
         home.resident = static_cast<SlotId>(s);
         rank.slots[s].whole = true;
       }
       home.taken = true;
     }
-    for (const SlotId s : {program.q, program.k, program.v}) {
+    for (const SlotId s : program.inputs) {
       home_of(rank, s).resident = s;
       content_of(rank, s).whole = true;
     }
@@ -241,10 +241,9 @@ class Stage {
     Home& home = home_of(rank, step.slot);
     Content& content = content_of(rank, step.slot);
     if (home.resident != step.slot || content.arrived.empty()) {
-      if (home.resident >= 0) unread(rank, home.resident);
-      // A Partial keeps what the messages leave alone; all else is void until messages fill it.
-      const bool keeps = home.resident == step.slot && block_of(rank, step.slot).kind == Kind::O;
-      home.resident = step.slot;
+      // A sum keeps what the messages leave alone; all else is void until messages fill it.
+      const bool keeps = home.resident == step.slot && is_sum(block_of(rank, step.slot).kind);
+      move_in(rank, step.slot);
       if (!keeps) content = {};
     }
     append_rects(content.arrived, step.block);
@@ -256,6 +255,15 @@ class Stage {
     return !result_.fault;
   }
 
+  /// Makes `s` the slot whose Block lies in its home; the one before it has nothing any more.
+  void move_in(Rank& rank, SlotId s) {
+    Home& home = home_of(rank, s);
+    const SlotId before = std::exchange(home.resident, s);
+    if (before < 0) return;
+    unread(rank, before);
+    if (before != s) content_of(rank, before) = {};
+  }
+
   /// Notes messages into `s` that nobody has read when it is overwritten or left.
   void unread(Rank& rank, SlotId s) {
     Content& content = content_of(rank, s);
@@ -265,41 +273,78 @@ class Stage {
 
   bool take(int r, Rank& rank, const Attend& step) {
     if (!readable(r, rank, step.q) || !readable(r, rank, step.k) || !readable(r, rank, step.v) ||
-        !readable(r, rank, step.out) || !writable(r, rank, step.out, false)) {
+        !changeable(r, rank, step.out)) {
       return false;
     }
-    const Range heads = heads_served(*rank.program, step, problem_.shape());
-    const Index pairs = pairs_.count(*rank.program, step);
-    const double seconds =
-        static_cast<double>(pairs) * problem_.shape().flops_per_pair() / machine_.rate;
+    contribute(r, rank, step, problem_.shape().flops_per_pair() / machine_.rate, {step.out});
+    return true;
+  }
+
+  bool take(int r, Rank& rank, const AttendBackward& step) {
+    for (const SlotId s : {step.q, step.k, step.v, step.d_o, step.stats}) {
+      if (!readable(r, rank, s)) return false;
+    }
+    for (const SlotId s : {step.dq, step.dk, step.dv}) {
+      if (!changeable(r, rank, s)) return false;
+    }
+    contribute(r, rank, step, problem_.shape().backward_flops_per_pair() / machine_.backward(),
+               {step.dq, step.dk, step.dv});
+    return true;
+  }
+
+  /// Whether a kernel may add to `s` now.
+  bool changeable(int r, Rank& rank, SlotId s) {
+    return readable(r, rank, s) && writable(r, rank, s, false);
+  }
+
+  /// An Attend or AttendBackward adds to `sums`.
+  template <class Work>
+  void contribute(int r, Rank& rank, const Work& work, double seconds_per_pair,
+                  std::initializer_list<SlotId> sums) {
+    const Range heads = heads_served(*rank.program, work, problem_.shape());
+    const Index pairs = pairs_.count(*rank.program, work);
+    const double seconds = static_cast<double>(pairs) * seconds_per_pair;
     rank.clock += seconds + machine_.overhead;
     result_.compute_seconds[static_cast<std::size_t>(r)] += seconds;
     result_.pairs[static_cast<std::size_t>(r)] += pairs;
     const int number = static_cast<int>(contributions_.size());
-    const Ranges& query_rows = block_of(rank, step.q).rows;
-    contributions_.push_back(
-        {r, static_cast<int>(rank.next), heads, &query_rows, &block_of(rank, step.k).rows});
-    for (const Range rows : query_rows) {
-      content_of(rank, step.out).cells.push_back({heads, rows, number});
+    contributions_.push_back({r, static_cast<int>(rank.next), heads, &block_of(rank, work.q).rows,
+                              &block_of(rank, work.k).rows});
+    for (const SlotId s : sums) {
+      const Block& sum = block_of(rank, s);
+      // Of a key head only if some head that was served reads it.
+      const Range touched = heads_touched(sum.kind, heads, problem_.shape());
+      for (const Range rows : sum.rows) {
+        content_of(rank, s).cells.push_back({touched, rows, number});
+      }
     }
+  }
+
+  bool take(int r, Rank& rank, const Merge& step) { return join(r, rank, step.from, step.into); }
+  bool take(int r, Rank& rank, const Add& step) { return join(r, rank, step.from, step.into); }
+
+  bool join(int r, Rank& rank, SlotId from, SlotId into) {
+    if (!readable(r, rank, from) || !changeable(r, rank, into)) return false;
+    rank.clock += machine_.overhead;
+    const auto& cells = content_of(rank, from).cells;
+    auto& target = content_of(rank, into).cells;
+    target.insert(target.end(), cells.begin(), cells.end());
     return true;
   }
 
-  bool take(int r, Rank& rank, const Merge& step) {
-    if (!readable(r, rank, step.from) || !readable(r, rank, step.into) ||
-        !writable(r, rank, step.into, false)) {
-      return false;
-    }
+  bool take(int r, Rank& rank, const Clear& step) {
+    if (!writable(r, rank, step.slot, false)) return false;
+    move_in(rank, step.slot);
+    Content& content = content_of(rank, step.slot);
+    content = {};
+    content.whole = true;
     rank.clock += machine_.overhead;
-    const auto& cells = content_of(rank, step.from).cells;
-    auto& target = content_of(rank, step.into).cells;
-    target.insert(target.end(), cells.begin(), cells.end());
     return true;
   }
 
   bool take(int r, Rank& rank, const Reduce& step) {
     if (!rank.reduced && !rank.at_reduce) {
-      if (!readable(r, rank, step.slot) || !writable(r, rank, step.slot, false)) return false;
+      if (!changeable(r, rank, step.slot)) return false;
       rank.at_reduce = true;
       const std::vector<int> group = problem_.mesh().group(r, step.axis);
       int& arrived = reduces_[{group.front(), step.axis}];
@@ -331,7 +376,7 @@ class Stage {
       start = std::max(start, rank.clock);
     }
     const Index records = block->row_count() * block->heads.size();
-    const Index record = dim_of(Kind::O, problem_.shape()) * bytes_of(problem_.type());
+    const Index record = record_bytes(block->kind, problem_.shape(), problem_.type());
     const auto members = static_cast<Index>(group.size());
     for (Index i = 0; i < members; ++i) {
       const int member = group[static_cast<std::size_t>(i)];
@@ -384,7 +429,7 @@ class Stage {
                 ", whose step " + std::to_string(s.step) + " sends " + text(send.block));
       return;
     }
-    if (recv.block.kind == Kind::O) {
+    if (is_sum(recv.block.kind)) {
       move_cells(content_of(from, send.slot).cells, recv.block, content_of(to, recv.slot).cells);
     }
     const double start = std::max({s.posted, r.posted, from.out_free, to.in_free});
@@ -440,28 +485,18 @@ class Stage {
   }
 
   void check_results() {
-    std::vector<Rect> delivered;
     for (Rank& rank : ranks_) {
-      append_rects(delivered, rank.program->delivers);
       rank.next = rank.program->steps.size();
-      if (!rank.program->delivers.empty() &&
-          !readable(rank.program->rank, rank, rank.program->out)) {
-        return;
+      for (const Result& result : rank.program->results) {
+        if (!result.block.empty() && !readable(rank.program->rank, rank, result.slot)) return;
       }
     }
-    Ranges rows;
-    append(rows, {0, problem_.queries().tokens()});
-    const Block whole{Kind::O, {0, problem_.shape().query_heads}, rows};
-    if (auto why = misfit(delivered, whole, true)) {
-      fault(0, plan_.front().steps.size(), "of what all ranks deliver together " + *why);
-      return;
-    }
+    const auto cells = [&](int rank, SlotId s) -> const std::vector<Cell>& {
+      return content_of(ranks_[static_cast<std::size_t>(rank)], s).cells;
+    };
+    result_.fault = dattn::check_results(problem_, plan_, cells, contributions_);
+    if (result_.fault) return;
     for (Rank& rank : ranks_) {
-      const auto& cells = content_of(rank, rank.program->out).cells;
-      if (auto found = check_result(problem_, *rank.program, cells, contributions_)) {
-        result_.fault = std::move(found);
-        return;
-      }
       for (std::size_t s = 0; s < rank.slots.size(); ++s) unread(rank, static_cast<SlotId>(s));
     }
     for (const Contribution& c : contributions_) {

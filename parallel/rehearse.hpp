@@ -44,8 +44,9 @@ struct Rehearsal {
 /// Runs all Programs symbolically, without MPI and without data, every send as a rendezvous: what
 /// finishes so finishes under any buffering, because nothing in a Plan depends on who comes first.
 /// Proves that all messages match in order and content, that nothing deadlocks, that no slot is
-/// read before it is whole or overwritten in flight, that every output row is delivered once, and
-/// that every allowed (head, query, key) is in it exactly once.
+/// read before it is whole or overwritten in flight, that every row of every result is delivered
+/// once, and that every allowed (head, query, key) is in it exactly once: in O, or in dQ of its
+/// query, in dK of its key and in dV of its value.
 Rehearsal rehearse(const Problem& problem, const Plan& plan, const Machine& machine = {});
 
 }  // namespace dattn

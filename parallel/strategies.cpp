@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "kernels/check.hpp"
 #include "parallel/strategies/gather.hpp"
 #include "parallel/strategies/local.hpp"
 #include "parallel/strategies/ring.hpp"
@@ -25,10 +26,16 @@ const Strategy* find_strategy(std::string_view name) {
   return found == table.end() ? nullptr : &*found;
 }
 
-Plan make_plan(const Strategy& strategy, const Problem& problem) {
+Program make_program(const Strategy& strategy, const Problem& problem, int rank, Pass pass) {
+  if (pass == Pass::forward) return strategy.program(problem, rank);
+  CHECK(strategy.backward != nullptr, strategy.name);
+  return strategy.backward(problem, rank);
+}
+
+Plan make_plan(const Strategy& strategy, const Problem& problem, Pass pass) {
   Plan plan;
   for (int rank = 0; rank < problem.ranks(); ++rank) {
-    plan.push_back(strategy.program(problem, rank));
+    plan.push_back(make_program(strategy, problem, rank, pass));
   }
   return plan;
 }

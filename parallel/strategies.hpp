@@ -23,7 +23,12 @@ struct Strategy {
   std::optional<std::string> (*refuses)(const Problem& problem);
   /// The mesh for this many ranks where the user names none.
   Mesh (*mesh)(int ranks, const Shape& shape);
+  /// As `program`, of the backward pass; null where there is none.
+  Program (*backward)(const Problem& problem, int rank) = nullptr;
 };
+
+/// One rank's Program of a pass. @pre strategy.refuses(problem) is empty; the strategy has the pass
+Program make_program(const Strategy& strategy, const Problem& problem, int rank, Pass pass);
 
 /// The table of strategies. A new one is one file in strategies/ and one line here.
 std::span<const Strategy> strategies();
@@ -31,8 +36,8 @@ std::span<const Strategy> strategies();
 /// The strategy of this name, or null.
 const Strategy* find_strategy(std::string_view name);
 
-/// All ranks' Programs. @pre strategy.refuses(problem) is empty
-Plan make_plan(const Strategy& strategy, const Problem& problem);
+/// All ranks' Programs. @pre as make_program
+Plan make_plan(const Strategy& strategy, const Problem& problem, Pass pass = Pass::forward);
 
 /// For strategies that take any number of ranks on one axis.
 std::optional<std::string> refuses_other_than_a_line(const Problem& problem);

@@ -97,9 +97,9 @@ inline std::vector<Case> cases(int ranks, std::size_t stride) {
       for (std::size_t m = 0; m < most; ++m) {
         for (std::size_t i = turn++ % stride; i < shapes.size(); i += stride) {
           const auto specs = masks(shapes[i]);
-          Case c{
-              shapes[i],     specs[m % specs.size()],         partition.name,
-              strategy.name, strategy.mesh(ranks, shapes[i]), turn % 3 == 0 ? Type::f8 : Type::f4};
+          const Type type = turn % 3 == 0 ? Type::f8 : turn % 3 == 1 ? Type::bf16 : Type::f4;
+          Case c{shapes[i],     specs[m % specs.size()],         partition.name,
+                 strategy.name, strategy.mesh(ranks, shapes[i]), type};
           if (!strategy.refuses(c.problem())) all.push_back(std::move(c));
         }
       }

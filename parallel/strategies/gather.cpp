@@ -13,6 +13,10 @@ Program program(const Problem& problem, int rank) {
   });
 }
 
+Program backward(const Problem& problem, int rank) {
+  return by_token_backward(problem, rank, pull_backward);
+}
+
 }  // namespace
 
 Strategy gather_strategy() {
@@ -22,7 +26,8 @@ Strategy gather_strategy() {
           "ranks",
           program,
           refuses_other_than_a_line,
-          line_mesh};
+          line_mesh,
+          backward};
 }
 
 }  // namespace dattn

@@ -11,6 +11,11 @@ Program program(const Problem& problem, int rank) {
   });
 }
 
+Program backward(const Problem& problem, int rank) {
+  return by_token_backward(
+      problem, rank, [](Writer& me, const AttendBackward& mine) { me.attend_backward(mine); });
+}
+
 std::optional<std::string> refuses(const Problem& problem) {
   if (problem.ranks() == 1) return std::nullopt;
   return "runs on one rank, not " + std::to_string(problem.ranks()) +
@@ -20,8 +25,8 @@ std::optional<std::string> refuses(const Problem& problem) {
 }  // namespace
 
 Strategy local_strategy() {
-  return {"local",  "one rank computes everything", "one rank", "ranks", program, refuses,
-          line_mesh};
+  return {"local", "one rank computes everything", "one rank", "ranks", program, refuses, line_mesh,
+          backward};
 }
 
 }  // namespace dattn

@@ -15,6 +15,13 @@ Program program(const Problem& problem, int rank) {
   });
 }
 
+Program backward(const Problem& problem, int rank) {
+  return by_token_backward(problem, rank, [&](Writer& me, const AttendBackward& mine) {
+    circulate_backward(me, problem.mesh().group(rank, 0), mine,
+                       [&](Kind kind, int member) { return owned(problem, kind, member); });
+  });
+}
+
 }  // namespace
 
 Strategy ring_strategy() {
@@ -24,7 +31,8 @@ Strategy ring_strategy() {
           "ranks",
           program,
           refuses_other_than_a_line,
-          line_mesh};
+          line_mesh,
+          backward};
 }
 
 }  // namespace dattn

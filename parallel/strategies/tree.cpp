@@ -21,6 +21,32 @@ Program program(const Problem& problem, int rank) {
   return std::move(me).finish(q, k, v, out, owned(problem, Kind::O, rank));
 }
 
+/// dO comes to every rank as Q does; of the Stats each rank has its own queries' and gets the rest.
+Program backward(const Problem& problem, int rank) {
+  Writer me(problem, rank);
+  Ranges rows;
+  append(rows, {0, problem.queries().tokens()});
+  const auto of_all = [&](Kind kind) {
+    return Block{kind, {0, problem.shape().query_heads}, rows};
+  };
+  AttendBackward in = backward_inputs(me, [&](Kind kind) {
+    return kind == Kind::Q || kind == Kind::dO || kind == Kind::dQ ? of_all(kind)
+                                                                   : owned(problem, kind, rank);
+  });
+  AttendBackward work = in;
+  if (problem.ranks() > 1) {
+    const std::vector<int> group = problem.mesh().group(rank, 0);
+    std::vector<Block> own;
+    for (const int member : group) own.push_back(owned(problem, Kind::Stats, member));
+    work.stats = me.slot(of_all(Kind::Stats));
+    redistribute(me, group, own, std::vector<Block>(group.size(), of_all(Kind::Stats)), in.stats,
+                 work.stats);
+  }
+  me.attend_backward(work);
+  if (problem.ranks() > 1) me.reduce(in.dq, 0);
+  return std::move(me).finish(in);
+}
+
 }  // namespace
 
 Strategy tree_strategy() {
@@ -30,7 +56,8 @@ Strategy tree_strategy() {
           "ranks",
           program,
           refuses_other_than_a_line,
-          line_mesh};
+          line_mesh,
+          backward};
 }
 
 }  // namespace dattn

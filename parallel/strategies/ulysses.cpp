@@ -13,13 +13,17 @@ Program program(const Problem& problem, int rank) {
       [](Writer& me, const Inputs& in, SlotId out) { me.attend(in.q, in.k, in.v, out); });
 }
 
+Program backward(const Problem& problem, int rank) {
+  return within_heads_backward(
+      problem, rank, problem.mesh().group(rank, 0),
+      [](Writer& me, const AttendBackward& mine) { me.attend_backward(mine); });
+}
+
 }  // namespace
 
 Range heads_of_member(const Shape& shape, Kind kind, int members, int member) {
   const Range heads = even_part(shape.query_heads, members, member);
-  if (kind == Kind::K) return shape.key_heads_of(heads);
-  if (kind == Kind::V) return shape.value_heads_of(heads);
-  return heads;
+  return heads_touched(kind, heads, shape);
 }
 
 Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& group) {
@@ -57,6 +61,29 @@ Program within_heads(const Problem& problem, int rank, const std::vector<int>& g
   return std::move(me).finish(in.q, in.k, in.v, out, back.by_token[here]);
 }
 
+Program within_heads_backward(const Problem& problem, int rank, const std::vector<int>& group,
+                              const std::function<void(Writer&, const AttendBackward&)>& attend) {
+  Writer me(problem, rank);
+  const auto here =
+      static_cast<std::size_t>(std::find(group.begin(), group.end(), rank) - group.begin());
+  AttendBackward mine = backward_inputs(me);
+  AttendBackward by_head{};
+  for (const Kind kind : input_kinds(Pass::backward)) {
+    const Exchange e = exchange(problem, kind, group);
+    operand(by_head, kind) = me.slot(e.by_head[here]);
+    redistribute(me, group, e.by_token, e.by_head, operand(mine, kind), operand(by_head, kind));
+  }
+  for (const Kind kind : result_kinds(Pass::backward)) {
+    operand(by_head, kind) = me.slot(exchange(problem, kind, group).by_head[here]);
+  }
+  attend(me, by_head);
+  for (const Kind kind : result_kinds(Pass::backward)) {
+    const Exchange e = exchange(problem, kind, group);
+    collect(me, group, e.by_head, e.by_token, operand(by_head, kind), operand(mine, kind));
+  }
+  return std::move(me).finish(mine);
+}
+
 Strategy ulysses_strategy() {
   return {"ulysses",
           "tokens are exchanged for heads, each rank computes its heads over all tokens",
@@ -64,7 +91,8 @@ Strategy ulysses_strategy() {
           "ranks",
           program,
           refuses_other_than_a_line,
-          line_mesh};
+          line_mesh,
+          backward};
 }
 
 }  // namespace dattn

@@ -26,4 +26,9 @@ Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& gro
 Program within_heads(const Problem& problem, int rank, const std::vector<int>& group,
                      const std::function<void(Writer&, const Inputs&, SlotId out)>& attend);
 
+/// Its backward pass: Q, K, V, dO and Stats go to heads, `attend` is told their slots and those of
+/// their gradients, and these go back to tokens, added up where members share a key or value head.
+Program within_heads_backward(const Problem& problem, int rank, const std::vector<int>& group,
+                              const std::function<void(Writer&, const AttendBackward&)>& attend);
+
 }  // namespace dattn

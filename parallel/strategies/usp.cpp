@@ -21,6 +21,17 @@ Program program(const Problem& problem, int rank) {
       });
 }
 
+Program backward(const Problem& problem, int rank) {
+  const Mesh& mesh = problem.mesh();
+  const auto here = static_cast<std::size_t>(mesh.coordinate(rank, kHeads));
+  return within_heads_backward(
+      problem, rank, mesh.group(rank, kHeads), [&](Writer& me, const AttendBackward& mine) {
+        circulate_backward(me, mesh.group(rank, kRing), mine, [&](Kind kind, int member) {
+          return exchange(problem, kind, mesh.group(member, kHeads)).by_head[here];
+        });
+      });
+}
+
 std::optional<std::string> refuses(const Problem& problem) {
   if (problem.mesh().axes.size() == 2) return std::nullopt;
   return "takes a mesh of two axes, ring x heads, as in --mesh 2x3, not '" + problem.mesh().text() +
@@ -45,7 +56,8 @@ Strategy usp_strategy() {
           "ring,heads",
           program,
           refuses,
-          mesh};
+          mesh,
+          backward};
 }
 
 }  // namespace dattn

@@ -54,6 +54,7 @@ def write_fixtures(folder):
         "q": ones(7, 2, 4),
         "k": ones(7, 2, 4),
         "v": ones(7, 2, 4),
+        "do": ones(7, 2, 4),
         "other_q": 2 * ones(7, 2, 4),
         "longer_v": ones(8, 2, 4),
         "wide_k": ones(7, 2, 5),
@@ -176,6 +177,21 @@ def cases():
     add("dev zero", "run --q /dev/zero --k k.npy --v v.npy", INPUT, "/dev/zero.*pipe or device")
     add("plan reads files too", "plan --ranks 3 --q missing.npy --k k.npy --v v.npy", INPUT, "missing.npy")
 
+    # dO.
+    add("dO missing", f"run {FILES} --grad none.npy", INPUT, "none.npy.*No such file")
+    add("dO not given", f"run {FILES} --grad", USAGE, "--grad")
+    add("dO empty", f"run {FILES} --grad ''", USAGE, "--grad")
+    add("dO of other length", f"run {FILES} --grad longer_v.npy", INPUT, r"longer_v.npy.*\[8, 2, 4\].*shape of O.*\[7, 2, 4\]")
+    add("dO of other heads", f"run {FILES} --grad three_heads.npy", INPUT, r"three_heads.npy.*\[7, 3, 4\].*\[7, 2, 4\]")
+    add("dO of other width", f"run {FILES} --grad wide_k.npy", INPUT, r"wide_k.npy.*\[7, 2, 5\].*\[7, 2, 4\]")
+    add("dO flat", f"run {FILES} --grad flat.npy", INPUT, "flat.npy.*2 dimensions")
+    add("dO of ints", f"run {FILES} --grad ints.npy", INPUT, "ints.npy.*signed integers")
+    add("dO for generated inputs", run + "--grad do.npy", INPUT, r"do.npy.*\[7, 2, 4\].*\[31, 8, 64\]")
+    add("dO twice", f"run {FILES} --grad do.npy --grad do.npy", USAGE, "--grad.*twice")
+    add("grad in plan", plan + "--grad random", USAGE, "--grad")
+    add("backward in run", run + "--backward", USAGE, "--backward")
+    add("value of backward", plan + "--backward=yes", USAGE, "--backward")
+
     # Options.
     add("no command", "bogus", USAGE, "bogus.*dattn --help")
     add("no input", "run", USAGE, "--tokens")
@@ -249,9 +265,19 @@ def cases():
     add("one giant head", "run --tokens 1 --heads 1 --head-dim 64G --threads 1", MEMORY, "needs .*iB.*has .*iB")
     add("many giant heads", "run --tokens 8 --heads 64K --head-dim 1M --threads 1", MEMORY, "needs .*iB.*has .*iB")
 
+    add("too much memory backward", "run --tokens 4M --heads 64 --head-dim 128 --threads 1 --grad random", MEMORY, "needs .*iB.*has .*iB")
+
     # Outputs.
     for option in ("out", "lse", "json", "csv", "trace"):
         add(f"{option} into nowhere", f"{run}--{option} nowhere/x", OUTPUT, "nowhere/x.*mkdir")
+    for option in ("dq", "dk", "dv"):
+        add(f"{option} into nowhere", f"{run}--grad random --{option} nowhere/x", OUTPUT, "nowhere/x.*mkdir")
+        add(f"{option} empty", f"{run}--grad random --{option} ''", USAGE, f"--{option}")
+        add(f"{option} to stdout", f"{run}--grad random --{option} -", USAGE, f"--{option}")
+        add(f"{option} without grad", f"{run}--{option} D.npy", USAGE, f"--{option}.*--grad")
+    add("dk over do", f"run {FILES} --grad do.npy --dk do.npy", USAGE, "do.npy.*input")
+    add("dv over dq", run + "--grad random --dq D.npy --dv ./D.npy", USAGE, "D.npy.*output")
+    add("dq over out", run + "--grad random --out D.npy --dq D.npy", USAGE, "D.npy.*output")
     add("out is a folder", run + "--out folder.npy", OUTPUT, "folder.npy.*directory")
     add("out ends in a slash", run + "--out nowhere/", OUTPUT, "nowhere/")
     add("out below a file", run + "--out plain_file/x", OUTPUT, "plain_file/x")
@@ -273,6 +299,8 @@ def cases():
     add("plan json empty", plan + "--json ''", USAGE, "--json")
 
     # The check itself: scores in the hundreds, whose rounding float32 cannot hide.
+    add("check of gradients fails", "run --tokens 101 --scale 30 --check --threads 1 --grad random", 1, "check of gradients.*FAILED")
+    add("check of gradients", run + "--check --grad random", 0, "check of gradients.*PASSED")
     add("check fails", "run --tokens 101 --scale 30 --check --threads 1", 1, "FAILED")
     add("list with words", "list extra", USAGE, "extra")
     add("help", "run --help", 0, "--strategy")
@@ -284,6 +312,9 @@ def cases():
     add("missing file on 3 ranks", "run --q missing.npy --k k.npy --v v.npy", INPUT, "missing.npy", ranks=3)
     add("missing file on rank 2", f"run {FILES}", INPUT, "rank 2.*missing.npy", ranks=3, other="run --q missing.npy --k k.npy --v v.npy")
     add("another file on rank 1", f"run {FILES} --threads 1", USAGE, "rank 1.*--q.*same arguments", ranks=2, other="run --q other_q.npy --k k.npy --v v.npy --threads 1")
+    add("dO missing on rank 1", f"run {FILES} --grad do.npy", INPUT, "rank 1.*missing.npy", ranks=2, other=f"run {FILES} --grad missing.npy")
+    add("dO on one rank only", many + "--grad random", USAGE, "rank 1.*--grad.*same arguments", ranks=2, other=many)
+    add("dK into nowhere on 2 ranks", many + "--grad random --dk nowhere/x", OUTPUT, "nowhere/x", ranks=2)
     add("output into nowhere on 2 ranks", many + "--out nowhere/x", OUTPUT, "nowhere/x", ranks=2)
     add("output into /proc on 2 ranks", many + "--out /proc/x.npy", OUTPUT, "rank 0.*/proc/x.npy", ranks=2)
     add("mesh 2x2 on 3 ranks", many + "--strategy usp --mesh 2x2", USAGE, "--mesh.*4.*3", ranks=3)

@@ -24,7 +24,8 @@ import jobs
 import oracle
 
 # The bounds. float32: what kernels/README.md promises; float64 sums in the oracle's own precision.
-BOUND = {"f4": 1e-6, "f8": 1e-13}
+BOUND = {"bf16": 4e-3, "f4": 1e-6, "f8": 1e-13}
+GRADIENT_BOUND = {"bf16": 8e-3, "f4": 3e-6, "f8": 1e-13}
 
 STRATEGIES = ("ring", "gather", "ulysses", "usp", "tree")
 PARTITIONS = ("contiguous", "zigzag", "striped", "balanced")
@@ -47,7 +48,7 @@ MASKS = (
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Which Q, K and V: their shapes, their type, and the seed of the numbers."""
+    """Which Q, K, V and dO: their shapes, their type, and the seed of the numbers."""
 
     queries: int = 1009
     keys: int = 1009
@@ -64,6 +65,7 @@ class Inputs:
             (self.queries, self.heads, self.d_qk),
             (self.keys, self.key_heads, self.d_qk),
             (self.keys, self.value_heads, self.d_v),
+            (self.queries, self.heads, self.d_v),
         )
         return [random.standard_normal(s).astype("<" + self.stored) for s in shapes]
 
@@ -86,6 +88,7 @@ class Case:
     scale: float | None = None
     threads: int = 1
     twice: bool = False  # the second run must give the same bytes
+    gradients: bool = True
 
     def text(self):
         i = self.inputs
@@ -99,6 +102,9 @@ class Case:
         if self.dtype != "auto":
             return self.dtype
         return "f8" if self.inputs.stored == "f8" else "f4"
+
+    def delivers(self):
+        return numpy.dtype("<f4" if self.computes_in() == "bf16" else "<" + self.computes_in())
 
 
 def small_cases():
@@ -153,6 +159,11 @@ def small_cases():
         Case("ring", 2, "causal", inputs=wide, dtype="f4"),
         Case("local", 1, "prefix:9", inputs=wide),
     ]
+    for s, strategy in enumerate(STRATEGIES):
+        mask = ("causal", "window:100,7", "full", "prefix:50", "sink:4")[s % 5]
+        cases.append(Case(strategy, RANKS[-1 - s], mask, inputs=narrow, dtype="bf16"))
+    cases.append(Case("ring", 3, "causal", inputs=wide, dtype="bf16"))
+    cases.append(Case("local", 1, "causal", inputs=half, dtype="bf16"))
     # The scale.
     for strategy, ranks, scale in (
         ("ring", 3, 0.03125),
@@ -197,8 +208,8 @@ class Bench:
         return inputs.arrays()
 
     def files(self, inputs):
-        """Paths of Q, K and V, written at first use."""
-        paths = [self.scratch / f"{inputs.name()}_{kind}.npy" for kind in "qkv"]
+        """Paths of Q, K, V and dO, written at first use."""
+        paths = [self.scratch / f"{inputs.name()}_{kind}.npy" for kind in ("q", "k", "v", "do")]
         with self.lock:
             if not paths[0].exists():
                 for path, array in zip(paths, self.arrays(inputs)):
@@ -206,15 +217,18 @@ class Bench:
         return paths
 
     @functools.lru_cache(maxsize=4)
-    def expected_cached(self, inputs, mask, scale):
-        q, k, v = self.arrays(inputs)
+    def expected_cached(self, inputs, mask, scale, rounds):
+        q, k, v, d_o = (oracle.bfloat16(x) if rounds else x for x in self.arrays(inputs))
         table = oracle.allowed(mask, inputs.queries, inputs.keys, inputs.heads)
-        return oracle.attention(q, k, v, table, scale)
+        gradients = oracle.gradients(q, k, v, d_o, table, scale)
+        return oracle.attention(q, k, v, table, scale), (*gradients, table)
 
     def expected(self, case):
+        """(O, LSE), and what gradient_errors() wants."""
         scale = 1 / math.sqrt(case.inputs.d_qk) if case.scale is None else case.scale
         with self.lock:
-            return self.expected_cached(case.inputs, case.mask, scale)
+            rounds = case.computes_in() == "bf16"
+            return self.expected_cached(case.inputs, case.mask, scale, rounds)
 
     def problem_words(self, case):
         words = []
@@ -237,25 +251,42 @@ class Bench:
         words = ["run", *self.problem_words(case), "--threads", str(case.threads), "--check"]
         outputs = {"--out": "o.npy", "--lse": "l.npy", "--json": "r.json", "--csv": "r.csv"}
         outputs["--trace"] = "t.json"
+        if case.gradients:
+            words += ["--grad", str(self.files(case.inputs)[3])]
+            outputs |= {"--dq": "dq.npy", "--dk": "dk.npy", "--dv": "dv.npy"}
         for option, name in outputs.items():
             words += [option, str(folder / name)]
         done = self.start.run(words, case.ranks if case.ranks > 1 else 0)
         require(done.returncode == 0, f"exit code {done.returncode}: {done.stderr.strip()}")
-        require("...... PASSED" in done.stdout, "--check does not say PASSED:\n" + done.stdout)
+        passed = done.stdout.count("...... PASSED")
+        require(passed == 1 + case.gradients, "--check does not say PASSED:\n" + done.stdout)
         left = sorted(path.name for path in folder.iterdir())
         require(left == sorted(outputs.values()), f"files left behind: {left}")
         o = numpy.load(folder / "o.npy")
         lse = numpy.load(folder / "l.npy")
         i = case.inputs
-        element = numpy.dtype("<" + case.computes_in())
+        element = case.delivers()
         require(o.shape == (i.queries, i.heads, i.d_v), f"O has shape {o.shape}")
         require(lse.shape == (i.queries, i.heads), f"LSE has shape {lse.shape}")
         require(o.dtype == element and lse.dtype == element, f"dtypes {o.dtype}, {lse.dtype}")
-        found = oracle.errors(o, lse, *self.expected(case), large_scores=case.scale is not None)
+        result, gradients = self.expected(case)
+        found = oracle.errors(o, lse, *result, large_scores=case.scale is not None)
         bound = BOUND[case.computes_in()]
         require(max(found) <= bound, "errors of O %.3g and LSE %.3g" % found + f", bound {bound}")
+        if case.gradients:
+            self.judge_gradients(case, folder, gradients)
         self.judge_reports(case, folder)
-        return found, (folder / "o.npy").read_bytes(), (folder / "l.npy").read_bytes()
+        arrays = [name for name in outputs.values() if name.endswith(".npy")]
+        return found, [(folder / name).read_bytes() for name in arrays]
+
+    def judge_gradients(self, case, folder, want):
+        found = [numpy.load(folder / name) for name in ("dq.npy", "dk.npy", "dv.npy")]
+        for x, like, kind in zip(found, self.arrays(case.inputs), ("dQ", "dK", "dV")):
+            require(x.shape == like.shape, f"{kind} has shape {x.shape}")
+            require(x.dtype == case.delivers(), f"{kind} has dtype {x.dtype}")
+        errors = oracle.gradient_errors(found, *want)
+        bound = GRADIENT_BOUND[case.computes_in()]
+        require(max(errors) <= bound, "errors of dQ %.3g, dK %.3g, dV %.3g" % errors + f", bound {bound}")
 
     def judge_reports(self, case, folder):
         report = json.loads((folder / "r.json").read_text())
@@ -265,11 +296,18 @@ class Bench:
         require(len(sent) == case.ranks, f"bytes_sent has {len(sent)} entries")
         require(report["planned_bytes_sent"] == sent, f"sent {sent}, planned otherwise")
         words = ["plan", *self.problem_words(case), "--ranks", str(case.ranks), "--json", "-"]
+        words += ["--backward"] if case.gradients else []
         done = self.start.run(words)
         require(done.returncode == 0, f"plan: exit code {done.returncode}: {done.stderr.strip()}")
         plan = json.loads(done.stdout)
         for field in ("bytes_sent", "strategy", "partition", "mesh", "pairs_total", "messages"):
             require(plan[field] == report[field], f"{field}: {plan[field]} != {report[field]}")
+        if case.gradients:
+            back = report["backward"]
+            require(back["check"]["passed"] is True, "the report says that the gradients failed")
+            require(back["planned_bytes_sent"] == back["bytes_sent"], "backward sent otherwise")
+            for field in ("bytes_sent", "pairs_total", "messages", "memory_bytes"):
+                require(plan["backward"][field] == back[field], f"backward {field} of plan and run")
         i = case.inputs
         triples = int(oracle.allowed(case.mask, i.queries, i.keys, i.heads).sum())
         require(plan["pairs_total"] == triples, f"{plan['pairs_total']} pairs, not {triples}")
@@ -282,13 +320,15 @@ class Bench:
         named = dict(zip(*rows))
         require(named["check"] == "passed", f"the CSV says check {named['check']}")
         require(named["mask"] == case.mask, f"the CSV says mask {named['mask']}")
+        checked = "passed" if case.gradients else ""
+        require(named["gradient_check"] == checked, f"the CSV says {named['gradient_check']}")
 
     def judge(self, case):
         """None, or what is wrong with this case."""
         try:
             first = self.run(case)
             if case.twice:
-                require(self.run(case)[1:] == first[1:], "a second run gave other bytes")
+                require(self.run(case)[1] == first[1], "a second run gave other bytes")
         except Trouble as trouble:
             return str(trouble)
         except (OSError, ValueError, KeyError) as error:  # unreadable outputs
@@ -298,8 +338,8 @@ class Bench:
     def error_does_not_grow(self, strategy):
         """None, or what is wrong with the error at P = 8 beside the error at P = 1."""
         try:
-            one = self.run(Case(strategy, 1, "causal"))[0][0]
-            eight = self.run(Case(strategy, 8, "causal"))[0][0]
+            one = self.run(Case(strategy, 1, "causal", gradients=False))[0][0]
+            eight = self.run(Case(strategy, 8, "causal", gradients=False))[0][0]
             require(eight <= 1.5 * one, f"error of O {eight:.3g} at P = 8, {one:.3g} at P = 1")
         except Trouble as trouble:
             return str(trouble)
@@ -328,7 +368,7 @@ def small(start, scratch, only):
 def large(start, scratch, only):
     """8192 causal tokens, 32 heads over 8; NumPy computes a sample of rows, all heads."""
     inputs = Inputs(8192, 8192, 32, 8, 8, 128, 128)
-    q, k, v = inputs.arrays()
+    q, k, v, _ = inputs.arrays()
     paths = [scratch / f"{kind}.npy" for kind in "qkv"]
     for path, array in zip(paths, (q, k, v)):
         numpy.save(path, array)

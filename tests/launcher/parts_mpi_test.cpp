@@ -9,6 +9,7 @@
 #include "launcher/together.hpp"
 #include "launcher/verify.hpp"
 #include "parallel/engine.hpp"
+#include "parallel/stats.hpp"
 #include "tests/mpi_main.hpp"
 
 namespace dattn {
@@ -33,11 +34,11 @@ struct Computed {
       source.read(kind, tokens.positions(block.rows),
                   reinterpret_cast<float*>(engine.input(slot).data()));
     };
-    load(Kind::Q, program.q, problem.queries());
-    load(Kind::K, program.k, problem.keys());
-    load(Kind::V, program.v, problem.keys());
+    load(Kind::Q, program.input(Kind::Q), problem.queries());
+    load(Kind::K, program.input(Kind::K), problem.keys());
+    load(Kind::V, program.input(Kind::V), problem.keys());
     engine.run();
-    delivers = program.delivers;
+    delivers = program.result(Kind::O).block;
     lse.resize(static_cast<std::size_t>(delivers.row_count() * kShape.query_heads));
     o.resize(lse.size() * static_cast<std::size_t>(kShape.d_v));
     engine.result(std::span(o), std::span(lse));
@@ -79,6 +80,77 @@ TEST(Verify, FailsNanAndMissingEmptyRows) {
   EXPECT_TRUE(empty.verdict().passed());
   if (comm::world().rank() == 0) empty.lse.front() = 0;
   EXPECT_FALSE(empty.verdict().passed());
+}
+
+/// The gradients of a Computed, of dO out of the same seed.
+struct Trained {
+  Computed forward;
+  Block keys;
+  std::vector<float> dq, dk, dv;
+
+  explicit Trained(const char* mask) : forward(mask) {
+    forward.source.add_d_o(Index{3});
+    const Problem& problem = forward.problem;
+    const Program program = find_strategy("ring")->backward(problem, comm::world().rank());
+    Engine<comm::Communicator> engine(problem, program, comm::world(),
+                                      {.score = {.scale = forward.scale}});
+    std::vector<float> d_o(forward.o.size());
+    forward.source.read(Kind::dO, problem.queries().positions(forward.delivers.rows), d_o.data());
+    for (const SlotId slot : program.inputs) {
+      const Block& block = program.slots[static_cast<std::size_t>(slot)].block;
+      auto* to = reinterpret_cast<float*>(engine.input(slot).data());
+      const Index rows = block.row_count();
+      if (block.kind == Kind::Stats) {
+        fill_stats<float>({forward.o.data(), rows, kShape.query_heads, kShape.d_v}, forward.lse,
+                          {d_o.data(), rows, kShape.query_heads, kShape.d_v},
+                          {to, rows, kShape.query_heads, 2});
+        continue;
+      }
+      const Partition& tokens = of_queries(block.kind) ? problem.queries() : problem.keys();
+      forward.source.read(block.kind, tokens.positions(block.rows), to);
+    }
+    engine.run();
+    for (const auto& [kind, out] :
+         {std::pair{Kind::dQ, &dq}, std::pair{Kind::dK, &dk}, std::pair{Kind::dV, &dv}}) {
+      const Block& block = program.result(kind).block;
+      if (kind == Kind::dK) keys = block;
+      out->resize(static_cast<std::size_t>(block.row_count() * heads_of(kind, kShape) *
+                                           dim_of(kind, kShape)));
+      engine.gradient(kind, std::span(*out));
+    }
+  }
+
+  GradientVerdict verdict() {
+    return verify_gradients<float>(comm::world(), forward.problem, forward.delivers, keys,
+                                   forward.source, forward.scale,
+                                   {forward.o, forward.lse, dq, dk, dv});
+  }
+};
+
+TEST(VerifyGradients, PassesWhatIsRight) {
+  for (const char* mask : {"window:3,0+causal", "full", "window:0,0", "sink:0"}) {
+    Trained trained(mask);
+    const GradientVerdict verdict = trained.verdict();
+    EXPECT_TRUE(verdict.passed()) << mask << ": " << text(verdict);
+    EXPECT_EQ(verdict.query_rows, kShape.queries);
+    EXPECT_EQ(verdict.key_rows, kShape.keys);
+    EXPECT_NE(text(verdict).find("...... PASSED"), std::string::npos);
+  }
+}
+
+TEST(VerifyGradients, FailsOneWrongNumberOfEachOnOneRank) {
+  Trained trained("causal");
+  const bool last = comm::world().rank() == comm::world().size() - 1;
+  for (std::vector<float>* wrong : {&trained.dq, &trained.dk, &trained.dv}) {
+    if (last) wrong->back() += 1e-3F;
+    const GradientVerdict verdict = trained.verdict();
+    EXPECT_FALSE(verdict.passed()) << text(verdict);
+    EXPECT_NE(text(verdict).find("FAILED"), std::string::npos);
+    if (last) wrong->back() -= 1e-3F;
+  }
+  ASSERT_TRUE(trained.verdict().passed());
+  if (last) trained.dv.back() = std::nanf("");
+  EXPECT_FALSE(trained.verdict().passed());
 }
 
 TEST(Together, AllRanksLearnOfTheLowestFailure) {
@@ -144,11 +216,13 @@ TEST(Report, RanksComeThroughTheirText) {
   rank.host = {"a", 7, "0-3", 4, 1024};
   rank.threads = 2;
   rank.runs.push_back({1.5, 1.25, 0.125, 0.25, 99, 3, {}});
+  rank.backward_runs.push_back({2.5, 1.25, 0.125, 0.25, 198, 3, {}});
   const RankReport same = decoded(encoded(rank));
   EXPECT_EQ(same.host.name, "a");
   EXPECT_EQ(same.host.cpus, "0-3");
   EXPECT_EQ(same.runs.front().bytes_sent, 99);
   EXPECT_EQ(same.runs.front().wait, 0.125);
+  EXPECT_EQ(same.of(Pass::backward).front().bytes_sent, 198);
   EXPECT_EQ(in_bytes(1023), "1023 B");
   EXPECT_EQ(in_bytes(1536), "1.5 KiB");
 }

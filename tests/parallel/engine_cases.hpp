@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
@@ -8,15 +9,16 @@
 #include "kernels/reference.hpp"
 #include "parallel/engine.hpp"
 #include "parallel/rehearse.hpp"
+#include "parallel/stats.hpp"
 #include "parallel/strategies.hpp"
 #include "tests/cases.hpp"
 
 namespace dattn::testing {
 
-/// Q, K and V of a whole problem; every rank makes the same.
+/// Q, K, V and dO of a whole problem; every rank makes the same.
 template <class T>
 struct Tensors {
-  std::vector<T> q, k, v;
+  std::vector<T> q, k, v, d_o;
 
   Tensors(const Shape& s, unsigned seed) {
     std::mt19937 bits(seed);
@@ -28,8 +30,32 @@ struct Tensors {
     fill(q, s.queries * s.query_heads * s.d_qk);
     fill(k, s.keys * s.key_heads * s.d_qk);
     fill(v, s.keys * s.value_heads * s.d_v);
+    fill(d_o, s.queries * s.query_heads * s.d_v);
+  }
+  const std::vector<T>& of(Kind kind) const {
+    return kind == Kind::Q ? q : kind == Kind::K ? k : kind == Kind::V ? v : d_o;
   }
 };
+
+/// Fills the input slots of `program` but that of Stats.
+template <class T, class Transport>
+void load(Engine<Transport>& engine, const Problem& problem, const Program& program,
+          const Tensors<T>& tensors) {
+  const Shape& s = problem.shape();
+  for (const SlotId slot : program.inputs) {
+    const Block& block = program.slots[static_cast<std::size_t>(slot)].block;
+    if (block.kind == Kind::Stats) continue;
+    const Index row = heads_of(block.kind, s) * dim_of(block.kind, s);
+    const bool query = of_queries(block.kind);
+    T* to = reinterpret_cast<T*>(engine.input(slot).data());
+    for (const Run& run : (query ? problem.queries() : problem.keys()).positions(block.rows)) {
+      for (Index i = 0; i < run.count; ++i) {
+        const Index from = run.at(i) - (query ? s.first_query() : 0);
+        to = std::copy_n(tensors.of(block.kind).data() + from * row, row, to);
+      }
+    }
+  }
+}
 
 /// What one rank found out about its own result.
 struct Outcome {
@@ -39,6 +65,7 @@ struct Outcome {
   bool rows_without_keys_are_empty = true;
   RunTimes times;
   std::vector<std::byte> bits;  ///< of O and LSE
+  std::vector<double> o, lse;   ///< of the rows that the rank delivers
 };
 
 /// Runs this rank's part of `problem` over `transport`, twice, and judges it by the reference.
@@ -49,27 +76,15 @@ Outcome run_and_judge(const Problem& problem, const Strategy& strategy, Transpor
   options.score.scale = 1 / std::sqrt(static_cast<double>(s.d_qk));
   const Program program = strategy.program(problem, transport.rank());
   Engine<Transport> engine(problem, program, transport, options);
-  for (const auto& [slot, kind, all] :
-       {std::tuple{program.q, Kind::Q, &tensors.q}, std::tuple{program.k, Kind::K, &tensors.k},
-        std::tuple{program.v, Kind::V, &tensors.v}}) {
-    const Block& block = program.slots[static_cast<std::size_t>(slot)].block;
-    const Index row = heads_of(kind, s) * dim_of(kind, s);
-    const bool query = kind == Kind::Q;
-    T* to = reinterpret_cast<T*>(engine.input(slot).data());
-    for (const Run& run : (query ? problem.queries() : problem.keys()).positions(block.rows)) {
-      for (Index i = 0; i < run.count; ++i) {
-        const Index from = run.at(i) - (query ? s.first_query() : 0);
-        to = std::copy_n(all->data() + from * row, row, to);
-      }
-    }
-  }
-  const auto records = static_cast<std::size_t>(program.delivers.row_count() * s.query_heads);
-  std::vector<T> o(records * static_cast<std::size_t>(s.d_v));
-  std::vector<T> lse(records);
+  load(engine, problem, program, tensors);
+  const Block& delivers = program.result(Kind::O).block;
+  const auto records = static_cast<std::size_t>(delivers.row_count() * s.query_heads);
+  std::vector<SumOf<T>> o(records * static_cast<std::size_t>(s.d_v));
+  std::vector<SumOf<T>> lse(records);
   Outcome outcome;
   for (int time = 0; time < 2; ++time) {  // the second run must not see the first
     outcome.times = engine.run();
-    engine.result(std::span<T>(o), std::span<T>(lse));
+    engine.result(std::span(o), std::span(lse));
     std::vector<std::byte> bits;
     for (const auto part : {std::as_bytes(std::span(o)), std::as_bytes(std::span(lse))}) {
       bits.insert(bits.end(), part.begin(), part.end());
@@ -77,11 +92,13 @@ Outcome run_and_judge(const Problem& problem, const Strategy& strategy, Transpor
     if (time == 1 && bits != outcome.bits) outcome.lse_error = 1e9;  // not the same bits
     outcome.bits = std::move(bits);
   }
+  outcome.o.assign(o.begin(), o.end());
+  outcome.lse.assign(lse.begin(), lse.end());
   const View<const T> q{tensors.q.data(), s.queries, s.query_heads, s.d_qk};
   const View<const T> k{tensors.k.data(), s.keys, s.key_heads, s.d_qk};
   const View<const T> v{tensors.v.data(), s.keys, s.value_heads, s.d_v};
   std::size_t record = 0;
-  for (const Run& run : problem.queries().positions(program.delivers.rows)) {
+  for (const Run& run : problem.queries().positions(delivers.rows)) {
     for (Index i = 0; i < run.count; ++i) {
       for (Index h = 0; h < s.query_heads; ++h, ++record) {
         const ReferenceRow want = reference_row(s, problem.mask(), options.score, q, k, v, h,
@@ -105,22 +122,161 @@ Outcome run_and_judge(const Problem& problem, const Strategy& strategy, Transpor
   return outcome;
 }
 
-/// Runs a case on this rank and tells where the result leaves its bounds; `sum` adds a number over
-/// all ranks (collective). Nothing where all is well.
+/// What one rank found out about its own gradients.
+struct GradientOutcome {
+  double error[3] = {};      ///< sums of squares against the reference, of dQ, dK, dV
+  double reference[3] = {};  ///< sums of squares of the reference over all ranks
+  bool rows_without_pairs_are_empty = true;
+  bool same_bits = true;
+  RunTimes times;
+};
+
+/// Whether any pair bears on this row of this head of dQ, dK or dV.
+inline bool has_pair(const Problem& problem, Kind kind, Index head, Index position) {
+  const Shape& s = problem.shape();
+  const Range heads = query_heads_of(kind, {head, head + 1}, s);
+  for (Index h = heads.begin; h < heads.end; ++h) {
+    if (of_queries(kind)) {
+      for (Index k = 0; k < s.keys; ++k) {
+        if (problem.mask().allows(h, position, k)) return true;
+      }
+    } else {
+      for (Index q = s.first_query(); q < s.keys; ++q) {
+        if (problem.mask().allows(h, q, position)) return true;
+      }
+    }
+  }
+  return false;
+}
+
+/// Runs this rank's part of the backward pass, from what its forward pass left, twice, and judges
+/// it by the reference.
+template <class T, class Transport>
+GradientOutcome run_and_judge_backward(const Problem& problem, const Strategy& strategy,
+                                       Transport& transport, const Tensors<T>& tensors,
+                                       EngineOptions options, const Outcome& forward) {
+  const Shape& s = problem.shape();
+  options.score.scale = 1 / std::sqrt(static_cast<double>(s.d_qk));
+  const Program program = strategy.backward(problem, transport.rank());
+  Engine<Transport> engine(problem, program, transport, options);
+  load(engine, problem, program, tensors);
+  // Stats are of the rows that forward delivered, and so is dO here.
+  const SlotId slot = program.input(Kind::Stats);
+  const Block& own = program.slots[static_cast<std::size_t>(slot)].block;
+  std::vector<T> d_o;
+  for (const Run& run : problem.queries().positions(own.rows)) {
+    for (Index i = 0; i < run.count; ++i) {
+      const Index row = s.query_heads * s.d_v;
+      const T* from = tensors.d_o.data() + (run.at(i) - s.first_query()) * row;
+      d_o.insert(d_o.end(), from, from + row);
+    }
+  }
+  using Sum = SumOf<T>;
+  const std::vector<Sum> o(forward.o.begin(), forward.o.end());
+  const std::vector<Sum> lse(forward.lse.begin(), forward.lse.end());
+  const Index rows = own.row_count();
+  fill_stats<T>({o.data(), rows, s.query_heads, s.d_v}, lse,
+                {d_o.data(), rows, s.query_heads, s.d_v},
+                {reinterpret_cast<Sum*>(engine.input(slot).data()), rows, s.query_heads, 2});
+  const ReferenceGradients want = reference_gradients<T>(
+      s, problem.mask(), options.score, {tensors.q.data(), s.queries, s.query_heads, s.d_qk},
+      {tensors.k.data(), s.keys, s.key_heads, s.d_qk},
+      {tensors.v.data(), s.keys, s.value_heads, s.d_v},
+      {tensors.d_o.data(), s.queries, s.query_heads, s.d_v});
+  GradientOutcome outcome;
+  std::vector<std::vector<Sum>> before(3);
+  for (int time = 0; time < 2; ++time) {  // the second run must not see the first
+    outcome.times = engine.run();
+    for (std::size_t n = 0; n < 3; ++n) {
+      const Result& result = program.results[n];
+      const Kind kind = result.block.kind;
+      const Index heads = heads_of(kind, s);
+      const Index dim = dim_of(kind, s);
+      std::vector<Sum> got(static_cast<std::size_t>(result.block.row_count() * heads * dim));
+      engine.gradient(kind, std::span(got));
+      if (time == 1) {
+        outcome.same_bits = outcome.same_bits && std::memcmp(got.data(), before[n].data(),
+                                                             got.size() * sizeof(Sum)) == 0;
+        continue;
+      }
+      const std::vector<double>& all = n == 0 ? want.dq : n == 1 ? want.dk : want.dv;
+      for (const double x : all) outcome.reference[n] += x * x;
+      std::size_t at = 0;
+      const bool query = of_queries(kind);
+      for (const Run& run :
+           (query ? problem.queries() : problem.keys()).positions(result.block.rows)) {
+        for (Index i = 0; i < run.count; ++i) {
+          const Index row = run.at(i) - (query ? s.first_query() : 0);
+          for (Index h = 0; h < heads; ++h) {
+            const bool some = has_pair(problem, kind, h, run.at(i));
+            for (Index x = 0; x < dim; ++x, ++at) {
+              const auto number = static_cast<double>(got[at]);
+              const double off =
+                  number - all[static_cast<std::size_t>((row * heads + h) * dim + x)];
+              outcome.error[n] += off * off;
+              if (!some && number != 0) outcome.rows_without_pairs_are_empty = false;
+            }
+          }
+        }
+      }
+      before[n] = std::move(got);
+    }
+  }
+  return outcome;
+}
+
+/// What kernels/README.md promises of each type.
+struct Bounds {
+  double o, lse, gradient;
+};
+inline Bounds bounds_of(Type type) {
+  if (type == Type::bf16) return {4e-3, 4e-3, 8e-3};
+  return type == Type::f4 ? Bounds{1e-6, 1e-6, 3e-6} : Bounds{1e-14, 1e-13, 1e-13};
+}
+
+/// Where gradients leave their bounds.
 template <class T, class Transport, class Sum>
-std::string trouble_with(const Case& c, Transport& transport, bool checked, const Sum& sum) {
+std::string gradient_trouble(const Case& c, const Problem& problem, Transport& transport,
+                             const Tensors<T>& tensors, bool checked, const Outcome& forward,
+                             const Sum& sum) {
+  const GradientOutcome mine = run_and_judge_backward(problem, c.how(), transport, tensors,
+                                                      EngineOptions{.checked = checked}, forward);
+  std::string trouble;
+  for (std::size_t n = 0; n < 3; ++n) {
+    const double error = std::sqrt(sum(mine.error[n]));
+    // Gradients of a row that sees one key cancel to 0, so where all do the bound is absolute.
+    const double reference = std::max(1.0, std::sqrt(mine.reference[n]));
+    if (!(error <= bounds_of(c.type).gradient * reference)) {
+      trouble += " " + std::string(name_of(result_kinds(Pass::backward)[n])) + " is off by " +
+                 std::to_string(1e6 * error / reference) + "e-6";
+    }
+  }
+  if (!mine.rows_without_pairs_are_empty) trouble += " a row without pairs has a gradient";
+  if (!mine.same_bits) trouble += " a second run gave other gradients";
+  const Rehearsal rehearsal = rehearse(problem, make_plan(c.how(), problem, Pass::backward));
+  const Index planned =
+      rehearsal.fault ? -1 : rehearsal.bytes_sent[static_cast<std::size_t>(transport.rank())];
+  if (mine.times.bytes_sent != planned) {
+    trouble += " backward sent " + std::to_string(mine.times.bytes_sent) + " bytes, planned " +
+               std::to_string(planned);
+  }
+  return trouble;
+}
+
+/// trouble_with() for elements of type T.
+template <class T, class Transport, class Sum>
+std::string trouble_in(const Case& c, Transport& transport, bool checked, const Sum& sum) {
   const Problem problem = c.problem();
   const Tensors<T> tensors(c.shape, 21);
   const Outcome mine =
       run_and_judge(problem, c.how(), transport, tensors, EngineOptions{.checked = checked});
   const double error = std::sqrt(sum(mine.error));
   const double reference = std::sqrt(sum(mine.reference));
-  const bool narrow = sizeof(T) == 4;
   std::string trouble;
-  if (!(error <= (narrow ? 1e-6 : 1e-14) * reference)) {
+  if (!(error <= bounds_of(c.type).o * reference)) {
     trouble += " O is off by " + std::to_string(error / reference);
   }
-  if (!(mine.lse_error <= (narrow ? 1e-6 : 1e-13))) {
+  if (!(mine.lse_error <= bounds_of(c.type).lse)) {
     trouble += " LSE is off by " + std::to_string(mine.lse_error);
   }
   if (!mine.rows_without_keys_are_empty) trouble += " a row without keys is not empty";
@@ -131,7 +287,19 @@ std::string trouble_with(const Case& c, Transport& transport, bool checked, cons
     trouble += " sent " + std::to_string(mine.times.bytes_sent) + " bytes, planned " +
                std::to_string(planned);
   }
-  return trouble.empty() ? trouble : c.text() + ":" + trouble;
+  if (c.how().backward != nullptr) {
+    trouble += gradient_trouble(c, problem, transport, tensors, checked, mine, sum);
+  }
+  return trouble.empty() ? trouble : c.text() + " " + name_of(c.type) + ":" + trouble;
+}
+
+/// Runs a case on this rank and tells where the result leaves its bounds; `sum` adds a number over
+/// all ranks (collective). Nothing where all is well.
+template <class Transport, class Sum>
+std::string trouble_with(const Case& c, Transport& transport, bool checked, const Sum& sum) {
+  if (c.type == Type::bf16) return trouble_in<BFloat16>(c, transport, checked, sum);
+  if (c.type == Type::f4) return trouble_in<float>(c, transport, checked, sum);
+  return trouble_in<double>(c, transport, checked, sum);
 }
 
 }  // namespace dattn::testing

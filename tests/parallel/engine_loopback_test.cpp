@@ -52,9 +52,7 @@ TEST_P(EngineOverLoopback, AgreesWithTheReference) {
       on_all_ranks(ranks, GetParam(), 11, [&](comm::Loopback::Endpoint& end) {
         // Threads share no sum; each rank's own rows must be within the bounds.
         const auto own = [](double x) { return x; };
-        troubles[static_cast<std::size_t>(end.rank())] =
-            c.type == Type::f4 ? trouble_with<float>(c, end, true, own)
-                               : trouble_with<double>(c, end, true, own);
+        troubles[static_cast<std::size_t>(end.rank())] = trouble_with(c, end, true, own);
       });
       for (const std::string& trouble : troubles) ASSERT_EQ(trouble, "");
     }
@@ -152,9 +150,12 @@ TEST(Engine, SaysWhichStepWaitedTooLong) {
   comm::Loopback job(2, {.rendezvous = true, .deadline = 0.05});
   const Program program = find_strategy("ring")->program(problem, 0);
   Engine<comm::Loopback::Endpoint> engine(problem, program, job.at(0), {});
-  std::memset(engine.input(program.q).data(), 0, engine.input(program.q).size());
-  std::memset(engine.input(program.k).data(), 0, engine.input(program.k).size());
-  std::memset(engine.input(program.v).data(), 0, engine.input(program.v).size());
+  std::memset(engine.input(program.input(Kind::Q)).data(), 0,
+              engine.input(program.input(Kind::Q)).size());
+  std::memset(engine.input(program.input(Kind::K)).data(), 0,
+              engine.input(program.input(Kind::K)).size());
+  std::memset(engine.input(program.input(Kind::V)).data(), 0,
+              engine.input(program.input(Kind::V)).size());
   try {
     engine.run();  // rank 1 never comes
     FAIL();
@@ -174,9 +175,9 @@ TEST(Engine, UsesTheCallersMemory) {
   const std::vector<float> q(10, 0.0F);  // all scores equal: O is the mean of V
   const std::vector<float> k(10, 1.0F);
   const std::vector<float> v{1, 2, 3, 4, 5};
-  engine.bind(program.q, std::as_bytes(std::span(q)));
-  engine.bind(program.k, std::as_bytes(std::span(k)));
-  engine.bind(program.v, std::as_bytes(std::span(v)));
+  engine.bind(program.input(Kind::Q), std::as_bytes(std::span(q)));
+  engine.bind(program.input(Kind::K), std::as_bytes(std::span(k)));
+  engine.bind(program.input(Kind::V), std::as_bytes(std::span(v)));
   engine.run();
   std::vector<float> o(5);
   std::vector<float> lse(5);

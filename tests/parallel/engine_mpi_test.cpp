@@ -16,9 +16,7 @@ double over_all_ranks(double x) {
 }
 
 std::string trouble_with(const Case& c, bool checked) {
-  return c.type == Type::f4
-             ? testing::trouble_with<float>(c, comm::world(), checked, over_all_ranks)
-             : testing::trouble_with<double>(c, comm::world(), checked, over_all_ranks);
+  return testing::trouble_with(c, comm::world(), checked, over_all_ranks);
 }
 
 TEST(EngineOverMpi, AgreesWithTheReference) {

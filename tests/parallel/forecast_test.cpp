@@ -25,6 +25,29 @@ TEST(Forecast, OfOneRankIsItsKernelAndTheStep) {
   EXPECT_EQ(found.wait_seconds[0], 0);
 }
 
+TEST(Forecast, OfOneRankBackwardIsFiveProductsAPair) {
+  const Case c{kShape, "causal", "contiguous", "local", line(1)};
+  const Problem problem = c.problem();
+  const Plan plan = make_plan(c.how(), problem, Pass::backward);
+  const double flops = 8.0 * 4096 * 4097 / 2 * (6 * 64 + 4 * 64);
+  const Machine machine{1e-5, 1e9, 1e11, 1e-6};
+  EXPECT_DOUBLE_EQ(rehearse(problem, plan, machine).forecast_seconds(), flops / 1e11 + 1e-6);
+  const Machine slower = parse_machine("backward_rate=4e10", machine);
+  EXPECT_DOUBLE_EQ(rehearse(problem, plan, slower).forecast_seconds(), flops / 4e10 + 1e-6);
+}
+
+TEST(Forecast, OfARingBackwardHidesAllButTheWayHome) {
+  const Case one{kShape, "full", "contiguous", "local", line(1)};
+  const Case two{kShape, "full", "contiguous", "ring", line(2)};
+  const Machine machine{0, 1e10, 1e10, 0};
+  const auto backward = [&](const Case& c) {
+    const Problem problem = c.problem();
+    return rehearse(problem, make_plan(c.how(), problem, Pass::backward), machine);
+  };
+  const double home = 2048.0 * 2 * 128 * 4 / 1e10;  // dK and dV, after the last kernel
+  EXPECT_NEAR(backward(two).forecast_seconds(), backward(one).forecast_seconds() / 2 + home, 1e-9);
+}
+
 TEST(Forecast, OfARingHidesMessagesBehindKernels) {
   const Case one{kShape, "full", "contiguous", "local", line(1)};
   const Case two{kShape, "full", "contiguous", "ring", line(2)};
@@ -100,14 +123,18 @@ TEST(MachineWords, SetWhatTheyName) {
   EXPECT_EQ(machine.rate, 3);
   EXPECT_EQ(machine.overhead, 4);
   EXPECT_EQ(parse_machine("").text(), Machine{}.text());
+  const Machine backward = parse_machine("backward_rate=7");
+  EXPECT_EQ(backward.backward(), 7);
+  EXPECT_EQ(Machine{}.backward(), Machine{}.rate);
+  EXPECT_EQ(parse_machine(backward.text()).backward_rate, 7);
   EXPECT_EQ(parse_machine(machine.text()).text(), machine.text());
 }
 
 TEST(MachineWords, ComplainInOneLine) {
   for (const char* words :
        {"speed=1", "bandwidth", "bandwidth=", "bandwidth=0", "rate=0", "rate=-1", "latency=-1",
-        "rate=nan", "rate=inf", "rate=1e999", "rate=1x", "rate=1 ", " rate=1", ",",
-        "rate=1,,rate=2", "=1", "rate==1", "rate=1=2"}) {
+        "rate=nan", "backward_rate=0", "rate=inf", "rate=1e999", "rate=1x", "rate=1 ", " rate=1",
+        ",", "rate=1,,rate=2", "=1", "rate==1", "rate=1=2"}) {
     try {
       parse_machine(words);
       ADD_FAILURE() << words;

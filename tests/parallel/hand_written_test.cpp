@@ -245,7 +245,7 @@ TEST_F(HandWritten, PartialBehindAnotherSlotOfItsHome) {
   const int home = plan[0].homes++;
   slot(0, owned(p, Kind::K, 1), home);
   const SlotId late = slot(0, owned(p, Kind::O, 0), home);
-  plan[0].out = late;
+  plan[0].results[0].slot = late;
   add(0, Attend{kQ, kK, kV, late});
   add(1, Attend{kQ, kK, kV, kOut});
   EXPECT_THAT(fault(), AllOf(StartsWith("rank 0, step 0: reads O"), HasSubstr("not in its home")));
@@ -282,7 +282,7 @@ TEST_F(HandWritten, WrongSlots) {
   EXPECT_THAT(with({Kind::K, {0, 2}, {{0, 1}}}, 3), HasSubstr("which its tensor does not have"));
   EXPECT_THAT(with({Kind::K, {0, 1}, {{3, 5}}}, 3), HasSubstr("which its tensor does not have"));
   EXPECT_THAT(with({Kind::K, {0, 1}, {{0, 2}, {1, 3}}}, 3), HasSubstr("does not have"));
-  std::swap(plan[1].k, plan[1].v);
+  std::swap(plan[1].inputs[1], plan[1].inputs[2]);
   EXPECT_THAT(fault(), HasSubstr("as the input K"));
 }
 
@@ -290,9 +290,9 @@ TEST_F(HandWritten, WrongResults) {
   EXPECT_THAT(fault_of(p, {plan[0]}), HasSubstr("1 programs for 2 ranks"));
   EXPECT_THAT(fault_of(p, {plan[0], plan[0]}), HasSubstr("says that it is rank 0's"));
   Plan wrong = plan;
-  wrong[1].delivers.rows = {{3, 4}};
+  wrong[1].results[0].block.rows = {{3, 4}};
   EXPECT_THAT(fault_of(p, wrong), HasSubstr("row 2) is not there"));
-  wrong[1].delivers = owned(p, Kind::O, 0);
+  wrong[1].results[0].block = owned(p, Kind::O, 0);
   EXPECT_THAT(fault_of(p, wrong), AllOf(StartsWith("rank 1, step 0: "), HasSubstr("out of")));
 }
 

@@ -29,6 +29,17 @@ Word pair_value(Index head, Word q, Word k, Word v) {
   return mix(mix(mix(q + static_cast<Word>(head)) ^ k) ^ v);
 }
 
+/// What a pair gives to the three gradients, out of the five numbers that it reads.
+struct PairGradients {
+  Word dq, dk, dv;
+};
+PairGradients pair_gradients(Index head, Word q, Word k, Word v, Word d_o, Word stats) {
+  const Word all = mix(mix(pair_value(head, q, k, v) ^ d_o) + stats);
+  return {all, mix(all + 1), mix(all + 2)};
+}
+
+bool sum_kind(Kind kind) { return kind == Kind::O || kind >= Kind::dQ; }
+
 struct Bad {
   std::string why;
 };
@@ -151,10 +162,10 @@ class World {
     std::vector<bool> seen(words.size(), false);
     for (std::size_t i = 0; i < p.slots.size(); ++i) {
       const auto h = static_cast<std::size_t>(p.slots[i].home);
-      if (!seen[h] && p.slots[i].block.kind == Kind::O) fill(r, static_cast<SlotId>(i), true);
+      if (!seen[h] && sum_kind(p.slots[i].block.kind)) fill(r, static_cast<SlotId>(i), true);
       seen[h] = true;
     }
-    for (const SlotId in : {p.q, p.k, p.v}) fill(r, in, false);
+    for (const SlotId in : p.inputs) fill(r, in, false);
   }
 
   void fill(std::size_t r, SlotId s, bool zero) {
@@ -191,6 +202,19 @@ class World {
       return may_read(r, s->q) && may_read(r, s->k) && may_read(r, s->v) &&
              may_write(r, s->out, false);
     }
+    if (const auto* s = std::get_if<AttendBackward>(&step)) {
+      for (const SlotId in : {s->q, s->k, s->v, s->d_o, s->stats}) {
+        if (!may_read(r, in)) return false;
+      }
+      for (const SlotId sum : {s->dq, s->dk, s->dv}) {
+        if (!may_write(r, sum, false)) return false;
+      }
+      return true;
+    }
+    if (const auto* s = std::get_if<Add>(&step)) {
+      return may_read(r, s->from) && may_write(r, s->into, false);
+    }
+    if (const auto* s = std::get_if<Clear>(&step)) return may_write(r, s->slot, false);
     if (const auto* s = std::get_if<Merge>(&step)) {
       return may_read(r, s->from) && may_write(r, s->into, false);
     }
@@ -212,11 +236,14 @@ class World {
                home(r, t->slot), &t->block});
     } else if (const auto* a = std::get_if<Attend>(&now)) {
       attend(r, *a);
+    } else if (const auto* back = std::get_if<AttendBackward>(&now)) {
+      attend_backward(r, *back);
     } else if (const auto* m = std::get_if<Merge>(&now)) {
-      const Block& b = block(r, m->into);
-      each(b, dim(b), [&](Index row, Index head, Index i) {
-        word(r, m->into, row, head, i) += word(r, m->from, row, head, i);
-      });
+      plus(r, m->from, m->into);
+    } else if (const auto* add = std::get_if<Add>(&now)) {
+      plus(r, add->from, add->into);
+    } else if (const auto* clear = std::get_if<Clear>(&now)) {
+      fill(r, clear->slot, true);
     } else {
       if (!reduce(r, std::get<Reduce>(now))) return;
     }
@@ -241,6 +268,38 @@ class World {
           }
         }
       }
+    });
+  }
+
+  void attend_backward(std::size_t r, const AttendBackward& a) {
+    const Block& k = block(r, a.k);
+    const Block& v = block(r, a.v);
+    each(block(r, a.q), 1, [&](Index row, Index head, Index) {
+      const Index kh = shape_.key_head(head);
+      const Index vh = shape_.value_head(head);
+      if (!k.heads.contains(kh) || !v.heads.contains(vh)) return;
+      for (const Range keys : k.rows) {
+        for (Index key = keys.begin; key < keys.end; ++key) {
+          if (!allowed(head, row, key)) continue;
+          const PairGradients g = pair_gradients(
+              head, word(r, a.q, row, head, 0), word(r, a.k, key, kh, 0), word(r, a.v, key, vh, 0),
+              word(r, a.d_o, row, head, 0), word(r, a.stats, row, head, 0));
+          for (Index i = 0; i < dim_of(Kind::dQ, shape_); ++i) {
+            word(r, a.dq, row, head, i) += g.dq * static_cast<Word>(2 * i + 1);
+            word(r, a.dk, key, kh, i) += g.dk * static_cast<Word>(2 * i + 1);
+          }
+          for (Index i = 0; i < dim_of(Kind::dV, shape_); ++i) {
+            word(r, a.dv, key, vh, i) += g.dv * static_cast<Word>(2 * i + 1);
+          }
+        }
+      }
+    });
+  }
+
+  void plus(std::size_t r, SlotId from, SlotId into) {
+    const Block& b = block(r, from);
+    each(b, dim(b), [&](Index row, Index head, Index i) {
+      word(r, into, row, head, i) += word(r, from, row, head, i);
     });
   }
 
@@ -321,27 +380,60 @@ class World {
                                   key_[static_cast<std::size_t>(key)]);
   }
 
+  /// The first word of what `head` of the row of `kind` should hold in the end.
+  Word expected(Kind kind, Index row, Index head) const {
+    Word sum = 0;
+    const auto add = [&](Index h, Index query, Index key) {
+      if (!allowed(h, query, key)) return;
+      const Word q = tag(Kind::Q, query, h, 0);
+      const Word k = tag(Kind::K, key, shape_.key_head(h), 0);
+      const Word v = tag(Kind::V, key, shape_.value_head(h), 0);
+      if (kind == Kind::O) {
+        sum += pair_value(h, q, k, v);
+        return;
+      }
+      const PairGradients g =
+          pair_gradients(h, q, k, v, tag(Kind::dO, query, h, 0), tag(Kind::Stats, query, h, 0));
+      sum += kind == Kind::dQ ? g.dq : kind == Kind::dK ? g.dk : g.dv;
+    };
+    if (kind == Kind::O || kind == Kind::dQ) {
+      for (Index key = 0; key < shape_.keys; ++key) add(head, row, key);
+      return sum;
+    }
+    for (Index h = 0; h < shape_.query_heads; ++h) {
+      if ((kind == Kind::dK ? shape_.key_head(h) : shape_.value_head(h)) != head) continue;
+      for (Index query = 0; query < shape_.queries; ++query) add(h, query, row);
+    }
+    return sum;
+  }
+
   void compare() {
-    const Index d = dim_of(Kind::O, shape_);
-    std::vector<int> times(static_cast<std::size_t>(shape_.queries * shape_.query_heads), 0);
+    const Pass pass = plan_.front().pass;
+    for (const Program& p : plan_) {
+      if (p.pass != pass) throw Bad{"passes mixed"};
+    }
+    for (std::size_t n = 0; n < plan_.front().results.size(); ++n) compare(n);
+  }
+
+  /// The `n`-th results of all ranks.
+  void compare(std::size_t n) {
+    const Kind kind = plan_.front().results[n].block.kind;
+    const Index heads = heads_of(kind, shape_);
+    const Index rows = kind == Kind::dK || kind == Kind::dV ? shape_.keys : shape_.queries;
+    std::vector<int> times(static_cast<std::size_t>(rows * heads), 0);
     for (std::size_t r = 0; r < plan_.size(); ++r) {
-      each(plan_[r].delivers, 1, [&](Index row, Index head, Index) {
-        ++times[static_cast<std::size_t>(row * shape_.query_heads + head)];
-        Word sum = 0;
-        for (Index key = 0; key < shape_.keys; ++key) {
-          if (!allowed(head, row, key)) continue;
-          sum += pair_value(head, tag(Kind::Q, row, head, 0),
-                            tag(Kind::K, key, shape_.key_head(head), 0),
-                            tag(Kind::V, key, shape_.value_head(head), 0));
-        }
-        for (Index i = 0; i < d; ++i) {
-          if (word(r, plan_[r].out, row, head, i) != sum * static_cast<Word>(2 * i + 1)) {
+      const Result& result = plan_[r].results[n];
+      each(result.block, 1, [&](Index row, Index head, Index) {
+        ++times[static_cast<std::size_t>(row * heads + head)];
+        const Word sum = expected(kind, row, head);
+        for (Index i = 0; i < dim_of(kind, shape_); ++i) {
+          if (word(r, result.slot, row, head, i) != sum * static_cast<Word>(2 * i + 1)) {
             throw Bad{"wrong result in row " + std::to_string(row)};
           }
         }
       });
     }
-    if (std::any_of(times.begin(), times.end(), [](int n) { return n != 1; })) {
+    if (std::any_of(times.begin(), times.end(), [](int count) { return count != 1; })) {
       throw Bad{"rows not delivered once"};
     }
   }

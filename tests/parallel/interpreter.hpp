@@ -19,10 +19,10 @@ enum class Weather {
 /// went wrong: empty if every result is right. An oracle for rehearse() that shares no code with
 /// it.
 ///
-/// Every input number names its place in its tensor, a pair adds a hash of the three numbers that
-/// it read to its query's record, and results are compared with the sum over the allowed pairs. So
-/// data that is late, lost, stale, doubled or misplaced shows in some sum. Memory starts as noise,
-/// and so does what a Recv waits for.
+/// Every input number names its place in its tensor, a pair adds a hash of the numbers that it read
+/// to its query's record or to its three gradients, and results are compared with the sum over the
+/// allowed pairs. So data that is late, lost, stale, doubled or misplaced shows in some sum. Memory
+/// starts as noise, and so does what a Recv waits for.
 std::string interpret(const Problem& problem, const Plan& plan, Weather weather,
                       std::uint64_t seed);
 

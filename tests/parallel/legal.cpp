@@ -20,7 +20,8 @@ void check(const Problem& problem, const Program& p) {
     need(p.slots[static_cast<std::size_t>(s)].block.kind == k, "kind");
   };
   for (const Slot& s : p.slots) {
-    const bool q = s.block.kind == Kind::Q || s.block.kind == Kind::O;
+    const bool q = s.block.kind != Kind::K && s.block.kind != Kind::V && s.block.kind != Kind::dK &&
+                   s.block.kind != Kind::dV;
     need(s.home >= 0 && s.home < p.homes, "home");
     const Range heads{0, heads_of(s.block.kind, problem.shape())};
     need(s.block.heads.size() >= 0 && heads.contains(s.block.heads), "heads");
@@ -30,12 +31,18 @@ void check(const Problem& problem, const Program& p) {
            "rows");
     }
   }
-  kind(p.q, Kind::Q);
-  kind(p.k, Kind::K);
-  kind(p.v, Kind::V);
-  kind(p.out, Kind::O);
+  const bool forward = p.pass == Pass::forward;
+  const std::vector<Kind> in_kinds =
+      forward ? std::vector{Kind::Q, Kind::K, Kind::V}
+              : std::vector{Kind::Q, Kind::K, Kind::V, Kind::dO, Kind::Stats};
+  const std::vector<Kind> out_kinds =
+      forward ? std::vector{Kind::O} : std::vector{Kind::dQ, Kind::dK, Kind::dV};
+  need(p.inputs.size() == in_kinds.size() && p.results.size() == out_kinds.size(), "pass");
+  for (std::size_t i = 0; i < in_kinds.size(); ++i) kind(p.inputs[i], in_kinds[i]);
+  for (std::size_t i = 0; i < out_kinds.size(); ++i) kind(p.results[i].slot, out_kinds[i]);
+  const auto sum = [](Kind k) { return k >= Kind::dQ || k == Kind::O; };
   const auto written = [&](SlotId s) {
-    for (const SlotId in : {p.q, p.k, p.v}) {
+    for (const SlotId in : p.inputs) {
       need(p.slots[static_cast<std::size_t>(s)].home != p.slots[static_cast<std::size_t>(in)].home,
            "write to an input");
     }
@@ -61,6 +68,44 @@ void check(const Problem& problem, const Program& p) {
                at(a->k).rows == at(a->v).rows,
            "operands");
       written(a->out);
+    } else if (const auto* b = std::get_if<AttendBackward>(&step)) {
+      kind(b->q, Kind::Q);
+      kind(b->k, Kind::K);
+      kind(b->v, Kind::V);
+      kind(b->d_o, Kind::dO);
+      kind(b->stats, Kind::Stats);
+      kind(b->dq, Kind::dQ);
+      kind(b->dk, Kind::dK);
+      kind(b->dv, Kind::dV);
+      const auto same = [&](SlotId x, SlotId y) {
+        const Block& one = p.slots[static_cast<std::size_t>(x)].block;
+        const Block& other = p.slots[static_cast<std::size_t>(y)].block;
+        need(one.rows == other.rows && (x == b->k || one.heads == other.heads), "operands");
+      };
+      same(b->q, b->d_o);
+      same(b->q, b->stats);
+      same(b->q, b->dq);
+      same(b->k, b->v);
+      same(b->v, b->dv);
+      need(p.slots[static_cast<std::size_t>(b->k)].block.heads ==
+                   p.slots[static_cast<std::size_t>(b->dk)].block.heads &&
+               p.slots[static_cast<std::size_t>(b->k)].block.rows ==
+                   p.slots[static_cast<std::size_t>(b->dk)].block.rows,
+           "operands");
+      for (const SlotId s : {b->dq, b->dk, b->dv}) written(s);
+    } else if (const auto* plus = std::get_if<Add>(&step)) {
+      known(plus->from);
+      known(plus->into);
+      const Slot& from = p.slots[static_cast<std::size_t>(plus->from)];
+      const Slot& into = p.slots[static_cast<std::size_t>(plus->into)];
+      need(sum(from.block.kind) && from.block.kind != Kind::O && from.home != into.home &&
+               contains(into.block, from.block),
+           "add");
+      written(plus->into);
+    } else if (const auto* zero = std::get_if<Clear>(&step)) {
+      known(zero->slot);
+      need(sum(p.slots[static_cast<std::size_t>(zero->slot)].block.kind), "clear");
+      written(zero->slot);
     } else if (const auto* m = std::get_if<Merge>(&step)) {
       kind(m->from, Kind::O);
       kind(m->into, Kind::O);
@@ -69,14 +114,15 @@ void check(const Problem& problem, const Program& p) {
            "merge");
       written(m->into);
     } else if (const auto* d = std::get_if<Reduce>(&step)) {
-      kind(d->slot, Kind::O);
+      known(d->slot);
+      need(sum(p.slots[static_cast<std::size_t>(d->slot)].block.kind), "reduce");
       need(d->axis >= 0 && d->axis < static_cast<int>(problem.mesh().axes.size()), "axis");
       written(d->slot);
     }
   }
-  need(p.delivers.kind == Kind::O &&
-           contains(p.slots[static_cast<std::size_t>(p.out)].block, p.delivers),
-       "result");
+  for (const Result& r : p.results) {
+    need(contains(p.slots[static_cast<std::size_t>(r.slot)].block, r.block), "result");
+  }
 }
 
 }  // namespace

@@ -10,7 +10,12 @@ std::vector<SlotId*> slots_of(Step& step) {
   if (auto* s = std::get_if<Send>(&step)) return {&s->slot};
   if (auto* s = std::get_if<Recv>(&step)) return {&s->slot};
   if (auto* s = std::get_if<Attend>(&step)) return {&s->q, &s->k, &s->v, &s->out};
+  if (auto* s = std::get_if<AttendBackward>(&step)) {
+    return {&s->q, &s->k, &s->v, &s->d_o, &s->stats, &s->dq, &s->dk, &s->dv};
+  }
   if (auto* s = std::get_if<Merge>(&step)) return {&s->from, &s->into};
+  if (auto* s = std::get_if<Add>(&step)) return {&s->from, &s->into};
+  if (auto* s = std::get_if<Clear>(&step)) return {&s->slot};
   return {&std::get<Reduce>(step).slot};
 }
 Block* block_of(Step& step) {
@@ -53,9 +58,13 @@ class Mutants {
       slots(plan_[r]);
       program(plan_[r]);
       for (std::size_t s = r + 1; s < plan_.size(); ++s) {
-        std::swap(plan_[r].delivers, plan_[s].delivers);
-        visit_(plan_, "exchange delivers");
-        std::swap(plan_[r].delivers, plan_[s].delivers);
+        for (std::size_t i = 0; i < plan_[r].results.size(); ++i) {
+          Block& one = plan_[r].results[i].block;
+          Block& other = plan_[s].results[i].block;
+          std::swap(one, other);
+          visit_(plan_, "exchange delivers");
+          std::swap(one, other);
+        }
       }
     }
   }
@@ -71,7 +80,9 @@ class Mutants {
   void steps(std::vector<Step>& all, std::ptrdiff_t i) {
     const Step step = all[static_cast<std::size_t>(i)];
     all.erase(all.begin() + i);
-    visit_(plan_, std::holds_alternative<Reduce>(step) ? "drop a reduce" : "drop a step");
+    visit_(plan_, std::holds_alternative<Reduce>(step)  ? "drop a reduce"
+                  : std::holds_alternative<Clear>(step) ? "drop a clear"
+                                                        : "drop a step");
     all.insert(all.begin() + i, step);
     all.insert(all.begin() + i, step);
     visit_(plan_, "repeat a step");
@@ -127,12 +138,18 @@ class Mutants {
   }
 
   void program(Program& p) {
-    for (SlotId* place : {&p.q, &p.k, &p.v, &p.out}) {
+    std::vector<SlotId*> places;
+    for (SlotId& s : p.inputs) places.push_back(&s);
+    for (Result& r : p.results) places.push_back(&r.slot);
+    for (SlotId* place : places) {
       for (SlotId s = 0; s < static_cast<SlotId>(p.slots.size()); ++s) {
         if (s != *place) with(*place, s, "other input or result");
       }
     }
-    for (const Block& b : bent(p.delivers)) with(p.delivers, b, "bend delivers");
+    for (Result& r : p.results) {
+      for (const Block& b : bent(r.block)) with(r.block, b, "bend delivers");
+    }
+    with(p.pass, p.pass == Pass::forward ? Pass::backward : Pass::forward, "other pass");
     with(p.rank, p.rank + 1, "other rank");
   }
 

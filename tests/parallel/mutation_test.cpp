@@ -47,7 +47,11 @@ void expect_named(const Fault& fault, const Plan& plan) {
 /// Prints what it did; with DATTN_SAMPLES set, also a refused harmless mutant of each kind.
 class Mutation : public testing::Test {
  protected:
-  void hold(const Problem& problem, const Plan& plan, const std::string& name) {
+  static constexpr std::size_t kSecondMistakes = kSanitized ? 960 : 96;
+
+  /// A second mistake is made after every `second`-th first one.
+  void hold(const Problem& problem, const Plan& plan, const std::string& name,
+            std::size_t second = kSecondMistakes) {
     const Rehearsal valid = rehearse(problem, plan);
     ASSERT_FALSE(valid.fault) << name << ": " << valid.fault->text();
     ASSERT_EQ(first_harm(problem, plan), "") << name;
@@ -56,7 +60,7 @@ class Mutation : public testing::Test {
       if (judge(problem, mutant, name, kind)) accepted.push_back(mutant);
     });
     // Mistakes upon harmless ones: two mistakes reach states that one does not.
-    for (std::size_t i = 0; i < accepted.size(); i += kSecondMistakes) {
+    for (std::size_t i = 0; i < accepted.size(); i += second) {
       each_mutant(accepted[i], [&](const Plan& mutant, const std::string&) {
         judge(problem, mutant, name, "two mistakes");
       });
@@ -64,8 +68,6 @@ class Mutation : public testing::Test {
   }
 
  private:
-  static constexpr std::size_t kSecondMistakes = kSanitized ? 960 : 96;  ///< after every so many
-
   /// Whether rehearse() takes the mutant.
   bool judge(const Problem& problem, const Plan& mutant, const std::string& name,
              const std::string& kind) {
@@ -142,6 +144,35 @@ TEST_F(Mutation, OfStrategies) {
     const Case c{base.shape, base.mask, base.partition, base.strategy, base.mesh};
     const Problem problem = c.problem();
     hold(problem, make_plan(c.how(), problem), c.text());
+  }
+}
+
+TEST_F(Mutation, OfBackwardPasses) {
+  struct Base {
+    std::string_view strategy;
+    Mesh mesh;
+    std::string_view partition;
+    std::string mask;
+    Shape shape;
+  };
+  const Mesh square{{{"ring", 2}, {"heads", 2}}};
+  // Of the rings with one key head in two the keys go around, of the others the queries.
+  const std::array bases{
+      Base{"local", line(1), "contiguous", "causal", {3, 3, 2, 1, 1, 1, 1}},
+      Base{"ring", line(2), "contiguous", "full", {5, 5, 2, 1, 1, 1, 1}},
+      Base{"ring", line(4), "zigzag", "causal", {6, 6, 2, 1, 1, 1, 1}},
+      Base{"ring", line(3), "contiguous", "causal", {5, 5, 1, 1, 1, 6, 6}},
+      Base{"gather", line(3), "contiguous", "causal@0-0;window:1,0@1-1", {7, 7, 2, 2, 2, 1, 1}},
+      Base{"gather", line(4), "contiguous", "full", {5, 5, 1, 1, 1, 1, 1}},
+      Base{"ulysses", line(3), "zigzag", "causal", {5, 5, 4, 2, 1, 1, 1}},
+      Base{"usp", square, "contiguous", "prefix:2", {6, 6, 2, 1, 1, 1, 1}},
+      Base{"tree", line(3), "contiguous", "causal", {2, 7, 2, 1, 1, 1, 1}},
+  };
+  for (const Base& base : bases) {
+    const Case c{base.shape, base.mask, base.partition, base.strategy, base.mesh};
+    const Problem problem = c.problem();
+    hold(problem, make_plan(c.how(), problem, Pass::backward), "backward " + c.text(),
+         20 * kSecondMistakes);
   }
 }
 

@@ -31,30 +31,33 @@ class PlanTable : public testing::TestWithParam<int> {
   std::size_t check(const std::vector<Case>& cases) {
     for (const Case& c : cases) {
       const Problem problem = c.problem();
-      const Plan plan = make_plan(c.how(), problem);
-      const Rehearsal found = rehearse(problem, plan);
-      if (found.fault) {
-        ADD_FAILURE() << c.text() << ": " << found.fault->text();
-        continue;
-      }
-      auto [pairs, fresh] = pairs_.try_emplace({c.shape, c.mask}, 0);
-      if (fresh) pairs->second = brute_force_pairs(problem);
-      EXPECT_EQ(found.pairs_total(), pairs->second) << c.text();
-      for (const Index bytes : found.memory_bytes) EXPECT_GE(bytes, 0) << c.text();
-      EXPECT_GT(found.memory_bytes[0] + found.memory_bytes.back(), 0) << c.text();
-      if (c.strategy == "gather") {
-        EXPECT_TRUE(found.dead.empty())
-            << c.text() << ": rank " << found.dead.front().first << ", step "
-            << found.dead.front().second << " does nothing";
-      }
-      if (c.ranks() == 1) {
-        EXPECT_EQ(found.bytes_sent_total(), 0) << c.text();
-      }
+      check(c, problem, Pass::forward);
+      if (c.how().backward != nullptr) check(c, problem, Pass::backward);
     }
     return cases.size();
   }
 
   std::map<std::pair<Shape, std::string>, Index> pairs_;
+
+ private:
+  void check(const Case& c, const Problem& problem, Pass pass) {
+    SCOPED_TRACE(name_of(pass));
+    const Plan plan = make_plan(c.how(), problem, pass);
+    const Rehearsal found = rehearse(problem, plan);
+    ASSERT_FALSE(found.fault) << c.text() << ": " << found.fault->text();
+    auto [pairs, fresh] = pairs_.try_emplace({c.shape, c.mask}, 0);
+    if (fresh) pairs->second = brute_force_pairs(problem);
+    EXPECT_EQ(found.pairs_total(), pairs->second) << c.text();
+    for (const Index bytes : found.memory_bytes) EXPECT_GE(bytes, 0) << c.text();
+    EXPECT_GT(found.memory_bytes[0] + found.memory_bytes.back(), 0) << c.text();
+    if (c.strategy == "gather") {
+      EXPECT_TRUE(found.dead.empty()) << c.text() << ": rank " << found.dead.front().first
+                                      << ", step " << found.dead.front().second << " does nothing";
+    }
+    if (c.ranks() == 1) {
+      EXPECT_EQ(found.bytes_sent_total(), 0) << c.text();
+    }
+  }
 };
 
 TEST_P(PlanTable, Rehearses) {
@@ -87,9 +90,12 @@ TEST(PlanTable, Executes) {
   for (const int ranks : {1, 2, 3, 5}) {
     for (const Case& c : cases(ranks, 37)) {
       const Problem problem = c.problem();
-      const Plan plan = make_plan(c.how(), problem);
-      for (const Weather weather : {Weather::Late, Weather::Random}) {
-        EXPECT_EQ(interpret(problem, plan, weather, 5), "") << c.text();
+      for (const Pass pass : {Pass::forward, Pass::backward}) {
+        if (pass == Pass::backward && c.how().backward == nullptr) continue;
+        const Plan plan = make_plan(c.how(), problem, pass);
+        for (const Weather weather : {Weather::Late, Weather::Random}) {
+          EXPECT_EQ(interpret(problem, plan, weather, 5), "") << c.text() << name_of(pass);
+        }
       }
     }
   }

@@ -1,35 +1,8 @@
 // Bytes on the wire, against closed formulas and brute force.
-#include <gtest/gtest.h>
-
-#include <numeric>
-
-#include "parallel/rehearse.hpp"
-#include "tests/cases.hpp"
+#include "tests/parallel/volume.hpp"
 
 namespace dattn {
 namespace {
-
-Rehearsal rehearsed(const Case& c) {
-  const Problem problem = c.problem();
-  Rehearsal found = rehearse(problem, make_plan(c.how(), problem));
-  EXPECT_FALSE(found.fault) << c.text() << ": " << found.fault->text();
-  return found;
-}
-
-/// Bytes of all heads of `tokens` rows.
-struct Sizes {
-  Index q, kv, o;
-};
-Sizes sizes(const Case& c, Index tokens) {
-  const Index s = bytes_of(c.type);
-  return {tokens * c.shape.query_heads * c.shape.d_qk * s,
-          tokens * (c.shape.key_heads * c.shape.d_qk + c.shape.value_heads * c.shape.d_v) * s,
-          tokens * c.shape.query_heads * (c.shape.d_v + 2) * s};
-}
-
-void expect_each(const Case& c, Index bytes) {
-  for (const Index sent : rehearsed(c).bytes_sent) EXPECT_EQ(sent, bytes) << c.text();
-}
 
 TEST(Volume, OfARingIsEveryShardButTheRightNeighbours) {
   for (const std::string_view partition : {"contiguous", "zigzag", "striped", "balanced"}) {
@@ -133,45 +106,6 @@ TEST(Volume, OfGatherUnderCausalAgainstTheRing) {
   }
 }
 
-/// Keys that any query head served by one unit of K and V heads, of any query of `rank`, sees.
-std::vector<bool> seen(const Problem& problem, int rank, Range heads) {
-  const Shape& s = problem.shape();
-  std::vector<bool> keys(static_cast<std::size_t>(s.keys), false);
-  for (const Run& run : problem.queries().positions({problem.queries().rows(rank)})) {
-    for (Index i = 0; i < run.count; ++i) {
-      for (Index h = heads.begin; h < heads.end; ++h) {
-        for (Index k = 0; k < s.keys; ++k) {
-          if (problem.mask().allows(h, run.at(i), k)) keys[static_cast<std::size_t>(k)] = true;
-        }
-      }
-    }
-  }
-  return keys;
-}
-
-/// What each rank must send: own rows x OTHER ranks that need them, unit of heads by unit.
-std::vector<Index> needed_bytes(const Problem& problem) {
-  const Shape& s = problem.shape();
-  const Index unit = std::lcm(s.query_heads / s.key_heads, s.query_heads / s.value_heads);
-  const Index row_bytes =
-      (unit * s.key_heads / s.query_heads * s.d_qk + unit * s.value_heads / s.query_heads * s.d_v) *
-      bytes_of(problem.type());
-  std::vector<Index> sent(static_cast<std::size_t>(problem.ranks()), 0);
-  for (Index h = 0; h < s.query_heads; h += unit) {
-    for (int reader = 0; reader < problem.ranks(); ++reader) {
-      const auto keys = seen(problem, reader, {h, h + unit});
-      for (Index row = 0; row < s.keys; ++row) {
-        const Index key = problem.keys().positions({{row, row + 1}}).front().first;
-        const int owner = problem.keys().owner(row);
-        if (owner != reader && keys[static_cast<std::size_t>(key)]) {
-          sent[static_cast<std::size_t>(owner)] += row_bytes;
-        }
-      }
-    }
-  }
-  return sent;
-}
-
 TEST(Volume, OfGatherIsWhatOthersNeed) {
   for (const int ranks : {2, 3, 4, 7}) {
     for (const PartitionKind& partition : partition_kinds()) {
@@ -180,7 +114,7 @@ TEST(Volume, OfGatherIsWhatOthersNeed) {
           const Shape shape = shape_of(l, heads, 5, 7);
           for (const std::string& mask : masks(shape)) {
             const Case c{shape, mask, partition.name, "gather", line(ranks)};
-            EXPECT_EQ(rehearsed(c).bytes_sent, needed_bytes(c.problem())) << c.text();
+            EXPECT_EQ(rehearsed(c).bytes_sent, needed_bytes(c.problem()).by_owner) << c.text();
           }
         }
       }
@@ -201,6 +135,18 @@ TEST(Volume, OfGatherOnAWindowIsTheHalo) {
       EXPECT_EQ(rehearsed(c).bytes_sent_total(), sizes(c, rows).kv) << c.text();
     }
   }
+}
+
+TEST(Volume, OfBfloat16IsHalfForInputsAndTheSameForSums) {
+  const auto bytes = [](std::string_view strategy, Type type, Pass pass) {
+    const Case c{{96, 96, 6, 2, 3, 5, 7}, "causal", "zigzag", strategy, line(4), type};
+    return rehearsed(c, pass).bytes_sent_total();
+  };
+  EXPECT_EQ(2 * bytes("ring", Type::bf16, Pass::forward), bytes("ring", Type::f4, Pass::forward));
+  EXPECT_EQ(bytes("tree", Type::bf16, Pass::forward), bytes("tree", Type::f4, Pass::forward));
+  // Backward K and V make three hops, two bytes a number, and so do their gradients, four bytes.
+  const Index kv = 96 * (2 * 5 + 3 * 7);
+  EXPECT_EQ(bytes("ring", Type::bf16, Pass::backward), 3 * 2 * kv + 3 * 4 * kv);
 }
 
 TEST(Volume, OfLinksAddsUp) {

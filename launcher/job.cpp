@@ -1,0 +1,447 @@
+#include "launcher/job.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <sstream>
+
+#include "kernels/attend_backward.hpp"
+#include "launcher/calibrate.hpp"
+#include "launcher/output_file.hpp"
+#include "launcher/report.hpp"
+#include "launcher/together.hpp"
+#include "parallel/pairs.hpp"
+#include "parallel/stats.hpp"
+
+namespace dattn {
+namespace {
+
+using comm::Communicator;
+
+/// Whether --machine leaves nothing to measure; the run then sends nothing but its plan.
+bool describes_all(const std::string& machine) {
+  const std::string words = "," + machine;
+  return words.find(",latency=") != std::string::npos &&
+         words.find(",bandwidth=") != std::string::npos &&
+         words.find(",rate=") != std::string::npos;
+}
+
+int choose_threads(const RunOptions& options, const Host& host, Communicator& world) {
+  // Every rank takes part: OMP_NUM_THREADS may be set for some of them only.
+  int ranks_here = 0;
+  for (const std::string& other : world.all_gather(host.name + " " + host.cpus)) {
+    ranks_here += other == host.name + " " + host.cpus ? 1 : 0;
+  }
+  return options.threads > 0 ? options.threads : std::max(1, host.cpu_count / ranks_here);
+}
+
+/// Memory in bytes that the kernels of a rank take beside its slots, at most.
+Index kernel_bytes(const Problem& problem, const Program& program, int threads) {
+  Index most = 0;
+  if (problem.type() == Type::f8) return most;
+  const auto block = [&](SlotId id) -> const Block& {
+    return program.slots[static_cast<std::size_t>(id)].block;
+  };
+  for (const Step& step : program.steps) {
+    if (const auto* attend = std::get_if<Attend>(&step)) {
+      most = std::max(most, attend_bytes(problem.shape(), block(attend->q).row_count(),
+                                         heads_served(program, *attend, problem.shape()).size(),
+                                         block(attend->k).row_count(), threads, chosen_isa()));
+    } else if (const auto* back = std::get_if<AttendBackward>(&step)) {
+      most = std::max(most,
+                      attend_backward_bytes(problem.shape(), block(back->q).row_count(),
+                                            heads_served(program, *back, problem.shape()),
+                                            block(back->k).row_count(), block(back->k).heads.size(),
+                                            block(back->v).heads.size(), threads, chosen_isa()));
+    }
+  }
+  return most;
+}
+
+/// One pass as it is planned.
+struct Planned {
+  Plan plan;
+  Rehearsal rehearsal;
+};
+
+/// Memory in bytes that a rank needs at most. Passes run one after the other, each with slots of
+/// its own, and leave their results in arrays of the rank: O and LSE (for which the records of a
+/// Partial are one number too many) and the gradients; dO is read for the Stats.
+Index memory_bytes(const Problem& problem, const std::vector<Planned>& passes, std::size_t rank,
+                   int threads) {
+  Index results = 0;
+  Index most = 0;
+  for (const Planned& pass : passes) {
+    const Program& program = pass.plan[rank];
+    if (program.pass == Pass::backward) {
+      const Block& stats =
+          program.slots[static_cast<std::size_t>(program.input(Kind::Stats))].block;
+      results += bytes_of({Kind::dO, stats.heads, stats.rows}, problem.shape(), problem.type());
+    }
+    for (const Result& result : program.results) {
+      results += bytes_of(result.block, problem.shape(), problem.type());
+    }
+    most = std::max(most, results + pass.rehearsal.memory_bytes[rank] +
+                              kernel_bytes(problem, program, threads));
+  }
+  return most;
+}
+
+/// Refuses a plan that does not fit into the memory of a host, before anything is allocated.
+void require_memory(const std::vector<RankReport>& ranks, const Problem& problem,
+                    const std::vector<Planned>& passes) {
+  std::map<std::string, std::pair<Index, Index>> hosts;  // needed, available
+  for (std::size_t r = 0; r < ranks.size(); ++r) {
+    auto& [needed, available] = hosts[ranks[r].host.name];
+    needed += memory_bytes(problem, passes, r, ranks[r].threads);
+    available = ranks[r].host.available_bytes;
+  }
+  for (const auto& [name, need] : hosts) {
+    if (need.second == 0 || need.first <= need.second) continue;
+    throw Failure(
+        Exit::memory,
+        fmt::format("the plan needs {} on host {}, which has {} available; use more hosts, "
+                    "fewer ranks on this one, or another --strategy (dattn plan shows the "
+                    "memory of each rank)",
+                    in_bytes(need.first), name, in_bytes(need.second)));
+  }
+}
+
+/// One line on a terminal, now and then, while long work goes on. Rank 0 only.
+class Progress {
+ public:
+  Progress(bool wanted, std::string_view pass, int runs, std::size_t steps)
+      : wanted_(wanted), pass_(pass), runs_(runs), steps_(steps) {}
+  ~Progress() {
+    if (shown_) std::fputs("\r\033[K", stderr);
+  }
+  void at(int run, std::size_t step) {
+    if (!wanted_) return;
+    const auto now = std::chrono::steady_clock::now();
+    constexpr auto kPatience = std::chrono::seconds(2);  // short work needs no progress
+    constexpr auto kPause = std::chrono::milliseconds(250);
+    if (now - start_ < kPatience || now - last_ < kPause) return;
+    last_ = now;
+    shown_ = true;
+    fmt::print(stderr, "\r\033[K{} run {} of {}, step {} of {}", pass_, run + 1, runs_, step + 1,
+               steps_);
+    std::fflush(stderr);
+  }
+
+ private:
+  bool wanted_;
+  std::string_view pass_;
+  int runs_;
+  std::size_t steps_;
+  bool shown_ = false;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point last_ = start_;
+};
+
+/// Writes this rank's rows of a tensor [tokens, ...] into the file that all ranks write together.
+/// Rank 0 has to commit it.
+template <class T>
+std::optional<OutputFile> write_tensor(Communicator& world, const std::string& path,
+                                       const Problem& problem, const Block& delivers,
+                                       std::vector<std::int64_t> shape,
+                                       const std::vector<T>& values) {
+  if (path.empty()) return {};
+  const std::string header =
+      npy_header(sizeof(T) == 4 ? NpyHeader::Type::f4 : NpyHeader::Type::f8, shape);
+  Index row_bytes = sizeof(T);
+  for (std::size_t i = 1; i < shape.size(); ++i) row_bytes *= shape[i];
+  const Index total = static_cast<Index>(header.size()) + row_bytes * shape[0];
+  // Rank 0's process number keeps two jobs that write the same file apart.
+  std::string job = std::to_string(::getpid());
+  world.broadcast(job, 0);
+  std::optional<OutputFile> file;
+  together(world, [&] {
+    if (world.rank() == 0) file = OutputFile::create(path, total, job, header);
+  });
+  together(world, [&] {
+    if (!file) file = OutputFile::join(path, job);
+    const auto bytes = std::as_bytes(std::span(values));
+    const bool query = of_queries(delivers.kind);
+    const Index first = query ? problem.shape().first_query() : 0;
+    Index done = 0;
+    for (const Run& run : (query ? problem.queries() : problem.keys()).positions(delivers.rows)) {
+      const Index row = run.first - first;
+      // Rows of a strided run lie apart in the file.
+      const Index at_once = run.step == 1 ? run.count : 1;
+      for (Index i = 0; i < run.count; i += at_once) {
+        file->write_at(static_cast<Index>(header.size()) + (row + i * run.step) * row_bytes,
+                       bytes.subspan(static_cast<std::size_t>(done * row_bytes),
+                                     static_cast<std::size_t>(at_once * row_bytes)));
+        done += at_once;
+      }
+    }
+    file->sync();
+  });
+  return file;
+}
+
+/// The job, on every rank.
+class Job {
+ public:
+  Job(Communicator& world, const RunOptions& options) : world_(world), options_(options) {}
+
+  Exit run() {
+    settle();
+    switch (options_.task.type) {
+      case Type::bf16:
+        return compute<BFloat16>();
+      case Type::f4:
+        return compute<float>();
+      default:
+        return compute<double>();
+    }
+  }
+
+ private:
+  bool leads() const { return world_.rank() == 0; }
+
+  void say(const std::string& text) const {
+    if (!leads()) return;
+    if (options_.quiet()) {
+      std::fputs(text.c_str(), stderr);
+    } else {
+      write_text_file("-", text);
+    }
+  }
+
+  /// Chooses, rehearses on rank 0, and reports before anything large happens.
+  void settle() {
+    const Task& task = options_.task;
+    own_.host = this_host();
+    own_.threads = choose_threads(options_, own_.host, world_);
+    report_.machine = machine_of(task.machine, describes_all(task.machine)
+                                                   ? Machine{}
+                                                   : calibrate(world_, task.shape, task.type,
+                                                               own_.threads, task.wish.gradients));
+    report_.isa = chosen_isa().name;
+    const auto hosts = world_.gather(encoded(own_));
+    std::string chosen;  // strategy, partition, forecast
+    together(world_, [&] {
+      if (!leads()) return;
+      choice_ = choose_for(task, world_.size(), report_.machine);
+      double forecast = 0;
+      std::vector<Planned> passes;
+      for (const Pass pass : task.passes()) {
+        Plan plan = make_plan(*choice_.strategy, *choice_.problem, pass);
+        Rehearsal rehearsal = rehearse(*choice_.problem, plan, report_.machine);
+        if (rehearsal.fault) {
+          throw Failure(Exit::internal, "the plan is refused: " + rehearsal.fault->text());
+        }
+        forecast = std::max(forecast, rehearsal.forecast_seconds());
+        passes.push_back({std::move(plan), std::move(rehearsal)});
+      }
+      for (const std::string& text : hosts) report_.ranks.push_back(decoded(text));
+      require_memory(report_.ranks, *choice_.problem, passes);
+      for (Planned& pass : passes) report_.rehearsals.push_back(std::move(pass.rehearsal));
+      chosen =
+          fmt::format("{} {} {:a}", choice_.strategy->name, choice_.problem->partition(), forecast);
+    });
+    world_.broadcast(chosen, 0);
+    std::istringstream words(chosen);
+    std::string forecast;
+    Task same = task;
+    words >> same.wish.strategy >> same.wish.partition >> forecast;
+    if (!leads()) choice_ = choose_for(same, world_.size(), report_.machine);
+    // A rank with less work than its neighbours waits for them, and not in vain.
+    constexpr double kPatience = 20;
+    world_.set_deadline(
+        std::max(options_.timeout, kPatience * std::strtod(forecast.c_str(), nullptr)));
+    for (const Pass pass : task.passes()) {
+      programs_.push_back(make_program(*choice_.strategy, *choice_.problem, world_.rank(), pass));
+    }
+    report_.task = &task;
+    report_.choice = &choice_;
+    together(world_, [&] {
+      if (leads()) say(heading(report_));
+    });
+  }
+
+  const Block& block(const Program& program, SlotId slot) const {
+    return program.slots[static_cast<std::size_t>(slot)].block;
+  }
+  const Block& delivers(Kind kind) const {
+    return programs_[kind == Kind::O ? 0 : 1].result(kind).block;
+  }
+  const Partition& tokens_of(Kind kind) const {
+    return of_queries(kind) ? choice_.problem->queries() : choice_.problem->keys();
+  }
+
+  template <class T>
+  void read(Kind kind, const Ranges& rows, T* to) const {
+    options_.task.source.read(kind, tokens_of(kind).positions(rows), to);
+  }
+
+  /// What a rank has at its end, dense.
+  template <class T>
+  struct Results {
+    std::vector<T> o, lse, dq, dk, dv;
+
+    std::vector<T>& of(Kind kind) { return kind == Kind::dQ ? dq : kind == Kind::dK ? dk : dv; }
+  };
+
+  /// Fills the input slots with elements of type E; Stats are of what the forward pass has left.
+  template <class E>
+  void load(Engine<Communicator>& engine, const Program& program,
+            const Results<SumOf<E>>& results) {
+    const Shape& shape = choice_.problem->shape();
+    for (const SlotId slot : program.inputs) {
+      const Block& input = block(program, slot);
+      std::byte* to = engine.input(slot).data();
+      if (input.kind != Kind::Stats) {
+        read(input.kind, input.rows, reinterpret_cast<E*>(to));
+        continue;
+      }
+      const Index rows = input.row_count();
+      const Index heads = shape.query_heads;
+      std::vector<E> d_o(static_cast<std::size_t>(rows * heads * shape.d_v));
+      read(Kind::dO, input.rows, d_o.data());
+      fill_stats<E>({results.o.data(), rows, heads, shape.d_v}, results.lse,
+                    {d_o.data(), rows, heads, shape.d_v},
+                    {reinterpret_cast<SumOf<E>*>(to), rows, heads, 2});
+    }
+  }
+
+  /// Runs a pass as often as was asked for; gives the times of the last run.
+  template <class E>
+  RunTimes run_pass(const Program& program, Results<SumOf<E>>& results,
+                    std::vector<RunTimes>& timed) {
+    using T = SumOf<E>;
+    const int runs = options_.warmup + options_.repeat;
+    Progress progress(leads() && ::isatty(STDERR_FILENO) == 1, name_of(program.pass), runs,
+                      program.steps.size());
+    int run = 0;
+    Engine<Communicator> engine(
+        *choice_.problem, program, world_,
+        EngineOptions{.score = {.scale = options_.task.scale},
+                      .threads = own_.threads,
+                      .isa = nullptr,
+                      .checked = comm::checked_build(),
+                      .progress = [&](std::size_t step) { progress.at(run, step); }});
+    together(world_, [&] { load<E>(engine, program, results); });
+    RunTimes last;
+    for (; run < runs; ++run) {
+      world_.barrier();
+      last = engine.run();
+      if (run < options_.warmup) continue;
+      timed.push_back(last);
+      timed.back().steps.clear();
+    }
+    if (program.pass == Pass::forward) {
+      engine.result(std::span<T>(results.o), std::span<T>(results.lse));
+    } else {
+      for (const Result& result : program.results) {
+        engine.gradient(result.block.kind, std::span<T>(results.of(result.block.kind)));
+      }
+    }
+    return last;
+  }
+
+  template <class E>
+  Exit compute() {
+    using T = SumOf<E>;
+    const Problem& problem = *choice_.problem;
+    const Shape& shape = problem.shape();
+    const bool gradients = options_.task.wish.gradients;
+    Results<T> results;
+    together(world_, [&] {
+      results.lse.resize(
+          static_cast<std::size_t>(delivers(Kind::O).row_count() * shape.query_heads));
+      results.o.resize(results.lse.size() * static_cast<std::size_t>(shape.d_v));
+      if (!gradients) return;
+      for (const Kind kind : result_kinds(Pass::backward)) {
+        results.of(kind).resize(static_cast<std::size_t>(
+            delivers(kind).row_count() * heads_of(kind, shape) * dim_of(kind, shape)));
+      }
+    });
+    std::vector<RunTimes> last{run_pass<E>(programs_[0], results, own_.runs)};
+    if (gradients) last.push_back(run_pass<E>(programs_[1], results, own_.backward_runs));
+    if (options_.check) {
+      together(world_, [&] {});  // nobody checks while others still compute
+      const Source& source = options_.task.source;
+      const double scale = options_.task.scale;
+      report_.verdict =
+          verify<T>(world_, problem, delivers(Kind::O), source, scale, results.o, results.lse);
+      if (gradients) {
+        report_.gradient_verdict = verify_gradients<T>(
+            world_, problem, delivers(Kind::O), delivers(Kind::dK), source, scale,
+            {results.o, results.lse, results.dq, results.dk, results.dv});
+      }
+    }
+    // Files get their names when all are complete.
+    std::vector<std::optional<OutputFile>> files;
+    files.push_back(write_tensor<T>(world_, options_.out, problem, delivers(Kind::O),
+                                    {shape.queries, shape.query_heads, shape.d_v}, results.o));
+    files.push_back(write_tensor<T>(world_, options_.lse, problem, delivers(Kind::O),
+                                    {shape.queries, shape.query_heads}, results.lse));
+    for (const auto& [kind, path] :
+         {std::pair{Kind::dQ, &options_.dq}, std::pair{Kind::dK, &options_.dk},
+          std::pair{Kind::dV, &options_.dv}}) {
+      if (!gradients) continue;
+      files.push_back(write_tensor<T>(world_, *path, problem, delivers(kind),
+                                      {of_queries(kind) ? shape.queries : shape.keys,
+                                       heads_of(kind, shape), dim_of(kind, shape)},
+                                      results.of(kind)));
+    }
+    together(world_, [&] {
+      if (!leads()) return;
+      for (auto& file : files) {
+        if (file) file->commit();
+      }
+    });
+    write_reports(last);
+    const bool right = (!report_.verdict || report_.verdict->passed()) &&
+                       (!report_.gradient_verdict || report_.gradient_verdict->passed());
+    return right ? Exit::ok : Exit::check_failed;
+  }
+
+  /// `last`: times of the last run of each pass.
+  void write_reports(const std::vector<RunTimes>& last) {
+    const auto ranks = world_.gather(encoded(own_));
+    std::vector<std::string> events;
+    if (!options_.trace.empty()) {
+      double from = 0;  // a pass is drawn behind the one before
+      for (std::size_t i = 0; i < last.size(); ++i) {
+        for (std::string& text : world_.gather(trace_events(programs_[i], last[i], from))) {
+          events.push_back(std::move(text));
+        }
+        std::array<double, 1> seconds{last[i].seconds};
+        world_.all_reduce_max(seconds);
+        from += seconds[0];
+      }
+    }
+    together(world_, [&] {
+      if (!leads()) return;
+      report_.ranks.clear();
+      for (const std::string& text : ranks) report_.ranks.push_back(decoded(text));
+      if (!options_.json.empty()) write_text_file(options_.json, to_json(report_).dump(1) + "\n");
+      if (!options_.csv.empty()) write_text_file(options_.csv, to_csv(report_));
+      if (!options_.trace.empty()) write_text_file(options_.trace, trace_file(events));
+      say(results(report_));
+      if (report_.verdict) say(text(*report_.verdict) + "\n");
+      if (report_.gradient_verdict) say(text(*report_.gradient_verdict) + "\n");
+    });
+  }
+
+  Communicator& world_;
+  const RunOptions& options_;
+  RankReport own_;
+  Choice choice_;
+  std::vector<Program> programs_;  ///< by pass
+  RunReport report_;               ///< rank 0's, but for the choice
+};
+
+}  // namespace
+
+Exit run_job(Communicator& world, const RunOptions& options) { return Job(world, options).run(); }
+
+}  // namespace dattn

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <string>
+
+#include "comm/communicator.hpp"
+#include "launcher/failure.hpp"
+#include "launcher/options.hpp"
+
+namespace dattn {
+
+/// What `dattn run` was told to do.
+struct RunOptions {
+  Task task;
+  int threads = 0;  ///< 0: choose
+  int repeat = 1;
+  int warmup = 0;
+  bool check = false;
+  double timeout = 300;
+  std::string out, lse, dq, dk, dv, json, csv, trace;
+
+  /// Standard output is for people unless a report goes there.
+  bool quiet() const { return json == "-" || csv == "-" || trace == "-"; }
+};
+
+/// Collective: the job from the choice of a plan to the last file. Throws JobFailure on all ranks
+/// for what all know of. @pre the ranks agree on the options
+Exit run_job(comm::Communicator& world, const RunOptions& options);
+
+}  // namespace dattn

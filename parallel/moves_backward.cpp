@@ -1,0 +1,255 @@
+// The backward passes of the moves: inputs move as they do forward, and sums of gradients follow.
+#include <algorithm>
+#include <array>
+#include <span>
+
+#include "kernels/check.hpp"
+#include "parallel/moves.hpp"
+
+namespace dattn {
+namespace {
+
+/// What goes around a ring: some of the inputs, and the gradients that belong to them.
+struct Side {
+  std::span<const Kind> inputs, sums;
+};
+
+/// The side that is fewer bytes over all members, and the reason.
+Side lighter_side(const Problem& problem, const std::vector<int>& ring,
+                  const std::function<Block(Kind, int member)>& held, std::string& why) {
+  static constexpr std::array kKeys{Kind::K, Kind::V};
+  static constexpr std::array kKeySums{Kind::dK, Kind::dV};
+  static constexpr std::array kQueries{Kind::Q, Kind::dO, Kind::Stats};
+  static constexpr std::array kQuerySums{Kind::dQ};
+  const auto bytes = [&](const Side& side) {
+    Index sum = 0;
+    for (const auto kinds : {side.inputs, side.sums}) {
+      for (const Kind kind : kinds) {
+        for (const int member : ring) {
+          sum += bytes_of(held(kind, member), problem.shape(), problem.type());
+        }
+      }
+    }
+    return sum;
+  };
+  const Side keys{kKeys, kKeySums};
+  const Side queries{kQueries, kQuerySums};
+  const Index by_keys = bytes(keys);
+  const Index by_queries = bytes(queries);
+  const bool fewer = by_queries < by_keys;
+  why = fewer ? "Q, dO, Stats, dQ" : "K, V, dK, dV";
+  why += " go around, " + std::to_string(std::min(by_keys, by_queries)) + " bytes a hop of all; " +
+         (fewer ? "K, V, dK, dV" : "Q, dO, Stats, dQ") + " would be " +
+         std::to_string(std::max(by_keys, by_queries));
+  return fewer ? queries : keys;
+}
+
+}  // namespace
+
+void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBackward& mine,
+                        const std::function<Block(Kind, int member)>& held) {
+  const int members = static_cast<int>(ring.size());
+  const auto found = std::find(ring.begin(), ring.end(), me.rank());
+  CHECK(found != ring.end(), me.rank());
+  const int here = static_cast<int>(found - ring.begin());
+  const int right = ring[static_cast<std::size_t>((here + 1) % members)];
+  const int left = ring[static_cast<std::size_t>((here + members - 1) % members)];
+  if (members == 1) return me.attend_backward(mine);
+  std::string why;
+  const Side side = lighter_side(me.problem(), ring, held, why);
+  me.note(std::move(why));
+
+  // Inputs: two homes each, one in use while the other fills. Sums: two for what is computed here,
+  // one being sent while the other is added to; one for what arrives from the left meanwhile.
+  std::array<AttendBackward, 2> homes{};
+  AttendBackward arrival_home{};
+  for (const Kind kind : side.inputs) {
+    for (AttendBackward& h : homes) operand(h, kind) = me.home();
+  }
+  for (const Kind kind : side.sums) {
+    for (AttendBackward& h : homes) operand(h, kind) = me.home();
+    operand(arrival_home, kind) = me.home();
+  }
+  // At hop h a member works on what the member h places to its left started with. The sum of a
+  // shard's gradients begins at its first guest, at hop 1, and follows the shard until it is home;
+  // what the owner itself gives stays there.
+  const auto arrive = [&](int owner) {
+    AttendBackward arrived{};
+    for (const Kind kind : side.sums) {
+      operand(arrived, kind) = me.slot(held(kind, owner), operand(arrival_home, kind));
+      me.recv(operand(arrived, kind), held(kind, owner), left);
+    }
+    return arrived;
+  };
+  AttendBackward now = mine;
+  for (int hop = 0; hop < members; ++hop) {
+    const int owner = ring[static_cast<std::size_t>((here + members - hop) % members)];
+    AttendBackward arrived{};
+    if (hop >= 2) arrived = arrive(owner);
+    AttendBackward next = mine;
+    if (hop + 1 < members) {
+      AttendBackward& home = homes[static_cast<std::size_t>(hop % 2)];
+      const int next_owner =
+          ring[static_cast<std::size_t>((here + 2 * members - hop - 1) % members)];
+      for (const Kind kind : side.inputs) {
+        const Block block = held(kind, next_owner);
+        operand(next, kind) = me.slot(block, operand(home, kind));
+        me.recv(operand(next, kind), block, left);
+      }
+      for (const Kind kind : side.inputs) {
+        me.send(operand(now, kind), me.block(operand(now, kind)), right);
+      }
+    }
+    if (hop >= 1) {
+      AttendBackward& home = homes[static_cast<std::size_t>(hop % 2)];
+      for (const Kind kind : side.sums) {
+        operand(now, kind) = me.fresh(held(kind, owner), operand(home, kind));
+      }
+    }
+    me.attend_backward(now);
+    for (const Kind kind : side.sums) {
+      if (hop >= 2) me.add(operand(arrived, kind), operand(now, kind));
+      if (hop >= 1) me.send(operand(now, kind), me.block(operand(now, kind)), right);
+    }
+    now = next;
+  }
+  AttendBackward home = arrive(me.rank());
+  AttendBackward own = mine;
+  for (const Kind kind : side.sums) me.add(operand(home, kind), operand(own, kind));
+}
+
+void collect(Writer& me, const std::vector<int>& group, const std::vector<Block>& from,
+             const std::vector<Block>& to, SlotId source, SlotId target) {
+  const std::size_t members = group.size();
+  const auto here =
+      static_cast<std::size_t>(std::find(group.begin(), group.end(), me.rank()) - group.begin());
+  CHECK(here < members, me.rank());
+  // What nobody before has something for is received in its place; the rest is added up.
+  std::vector<std::size_t> direct;
+  std::vector<std::size_t> added;
+  for (std::size_t i = 0; i < members; ++i) {
+    const Block piece = intersect(from[i], to[here]);
+    if (piece.empty()) continue;
+    const bool alone = std::none_of(direct.begin(), direct.end(), [&](std::size_t other) {
+      return !intersect(piece, from[other]).empty();
+    });
+    (alone ? direct : added).push_back(i);
+  }
+  for (const std::size_t i : direct) me.recv(target, intersect(from[i], to[here]), group[i]);
+  for (std::size_t i = 0; i < members; ++i) {  // everybody starts with another peer
+    const std::size_t other = (here + i) % members;
+    me.send(source, intersect(from[here], to[other]), group[other]);
+  }
+  std::array<int, 2> homes{};  // one fills while the other is added
+  for (std::size_t n = 0; n < std::min(added.size(), homes.size()); ++n) homes[n] = me.home();
+  std::vector<SlotId> arrived;
+  for (std::size_t n = 0; n <= added.size(); ++n) {
+    if (n < added.size()) {
+      const Block piece = intersect(from[added[n]], to[here]);
+      arrived.push_back(me.slot(piece, homes[n % 2]));
+      me.recv(arrived.back(), piece, group[added[n]]);
+    }
+    if (n > 0) me.add(arrived[n - 1], target);
+  }
+}
+
+void pull_backward(Writer& me, const AttendBackward& mine) {
+  const Problem& problem = me.problem();
+  const int ranks = problem.ranks();
+  const auto& groups = problem.head_groups();
+  const auto wanted = [&](Kind kind, std::size_t group, int reader, int owner) {
+    return Block{kind, heads_touched(kind, groups[group], problem.shape()),
+                 problem.keys().rows_at(owner, problem.keys_needed(reader, group))};
+  };
+  // As in pull(), two stages are alive at a time, each with homes for what it fetches and what it
+  // gives back; and one set of homes for what readers of this rank's keys give back to it.
+  class Homes {
+   public:
+    explicit Homes(Writer& me) : me_(me) {}
+    void restart() { used_ = 0; }
+    int next() {
+      if (used_ == homes_.size()) homes_.push_back(me_.home());
+      return homes_[used_++];
+    }
+
+   private:
+    Writer& me_;
+    std::vector<int> homes_;
+    std::size_t used_ = 0;
+  };
+  std::array<Homes, 2> fetched{Homes(me), Homes(me)};
+  std::array<Homes, 2> given{Homes(me), Homes(me)};
+  Homes returned(me);
+  const auto owner_at = [&](int distance) { return (me.rank() + ranks - distance) % ranks; };
+  const auto reader_at = [&](int distance) { return (me.rank() + distance) % ranks; };
+
+  /// What the reader at this distance gives back, and where that is to be added.
+  const auto give_back = [&](int distance) {
+    std::vector<Add> back;
+    returned.restart();
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      for (const auto& [kind, into] :
+           {std::pair{Kind::dK, mine.dk}, std::pair{Kind::dV, mine.dv}}) {
+        const Block block = wanted(kind, g, reader_at(distance), me.rank());
+        if (block.empty()) continue;
+        back.push_back({me.slot(block, returned.next()), into});
+        me.recv(back.back().from, block, reader_at(distance));
+      }
+    }
+    return back;
+  };
+  /// Asks for the keys of the stage at this distance and sends its reader what it asks for.
+  const auto fetch = [&](int distance) {
+    std::vector<AttendBackward> pieces;
+    Homes& homes = fetched[static_cast<std::size_t>(distance % 2)];
+    homes.restart();
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      const Block key = wanted(Kind::K, g, me.rank(), owner_at(distance));
+      if (!key.empty()) {
+        AttendBackward piece = mine;
+        piece.k = me.slot(key, homes.next());
+        piece.v = me.slot(wanted(Kind::V, g, me.rank(), owner_at(distance)), homes.next());
+        me.recv(piece.k, me.block(piece.k), owner_at(distance));
+        me.recv(piece.v, me.block(piece.v), owner_at(distance));
+        pieces.push_back(piece);
+      }
+      const Block sent = wanted(Kind::K, g, reader_at(distance), me.rank());
+      if (!sent.empty()) {
+        me.send(mine.k, sent, reader_at(distance));
+        me.send(mine.v, wanted(Kind::V, g, reader_at(distance), me.rank()), reader_at(distance));
+      }
+    }
+    return pieces;
+  };
+
+  std::vector<AttendBackward> now{mine};
+  for (int distance = 0; distance < ranks; ++distance) {
+    // What comes back of the stage before is posted first, for it was sent first.
+    std::vector<Add> back;
+    if (distance > 1) back = give_back(distance - 1);
+    std::vector<AttendBackward> next;
+    if (distance + 1 < ranks) next = fetch(distance + 1);
+    Homes& sums = given[static_cast<std::size_t>(distance % 2)];
+    sums.restart();
+    for (AttendBackward& piece : now) {
+      if (distance > 0) {
+        const Block& key = me.block(piece.k);
+        const Block& value = me.block(piece.v);
+        const Block dk{Kind::dK, key.heads, key.rows};
+        const Block dv{Kind::dV, value.heads, value.rows};
+        piece.dk = me.fresh(dk, sums.next());
+        piece.dv = me.fresh(dv, sums.next());
+      }
+      me.attend_backward(piece);
+      if (distance == 0) continue;
+      me.send(piece.dk, me.block(piece.dk), owner_at(distance));
+      me.send(piece.dv, me.block(piece.dv), owner_at(distance));
+    }
+    for (const Add& add : back) me.add(add.from, add.into);
+    now = std::move(next);
+  }
+  if (ranks == 1) return;
+  for (const Add& add : give_back(ranks - 1)) me.add(add.from, add.into);
+}
+
+}  // namespace dattn

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "parallel/rehearse.hpp"
+#include "tests/cases.hpp"
+
+namespace dattn {
+
+inline Rehearsal rehearsed(const Case& c, Pass pass = Pass::forward) {
+  const Problem problem = c.problem();
+  Rehearsal found = rehearse(problem, make_plan(c.how(), problem, pass));
+  EXPECT_FALSE(found.fault) << c.text() << ": " << found.fault->text();
+  return found;
+}
+
+/// Bytes of all heads of `tokens` rows. Gradients are as large as what they are of.
+struct Sizes {
+  Index q, kv, o, d_o, stats;
+};
+inline Sizes sizes(const Case& c, Index tokens) {
+  const Index s = bytes_of(c.type);
+  const Index heads = tokens * c.shape.query_heads * s;
+  return {heads * c.shape.d_qk,
+          tokens * (c.shape.key_heads * c.shape.d_qk + c.shape.value_heads * c.shape.d_v) * s,
+          heads * (c.shape.d_v + 2), heads * c.shape.d_v, heads * 2};
+}
+
+inline void expect_each(const Case& c, Index bytes, Pass pass = Pass::forward) {
+  for (const Index sent : rehearsed(c, pass).bytes_sent) EXPECT_EQ(sent, bytes) << c.text();
+}
+
+/// Keys that any query head served by one unit of K and V heads, of any query of `rank`, sees.
+inline std::vector<bool> seen(const Problem& problem, int rank, Range heads) {
+  const Shape& s = problem.shape();
+  std::vector<bool> keys(static_cast<std::size_t>(s.keys), false);
+  for (const Run& run : problem.queries().positions({problem.queries().rows(rank)})) {
+    for (Index i = 0; i < run.count; ++i) {
+      for (Index h = heads.begin; h < heads.end; ++h) {
+        for (Index k = 0; k < s.keys; ++k) {
+          if (problem.mask().allows(h, run.at(i), k)) keys[static_cast<std::size_t>(k)] = true;
+        }
+      }
+    }
+  }
+  return keys;
+}
+
+/// Bytes of keys and values that ranks need of others: by the rank that owns them, and by the one
+/// that needs them. Own rows x OTHER ranks that need them, unit of heads by unit.
+struct Needed {
+  std::vector<Index> by_owner, by_reader;
+};
+inline Needed needed_bytes(const Problem& problem) {
+  const Shape& s = problem.shape();
+  const Index unit = std::lcm(s.query_heads / s.key_heads, s.query_heads / s.value_heads);
+  const Index row_bytes =
+      (unit * s.key_heads / s.query_heads * s.d_qk + unit * s.value_heads / s.query_heads * s.d_v) *
+      bytes_of(problem.type());
+  const auto ranks = static_cast<std::size_t>(problem.ranks());
+  Needed sent{std::vector<Index>(ranks, 0), std::vector<Index>(ranks, 0)};
+  for (Index h = 0; h < s.query_heads; h += unit) {
+    for (int reader = 0; reader < problem.ranks(); ++reader) {
+      const auto keys = seen(problem, reader, {h, h + unit});
+      for (Index row = 0; row < s.keys; ++row) {
+        const Index key = problem.keys().positions({{row, row + 1}}).front().first;
+        const int owner = problem.keys().owner(row);
+        if (owner != reader && keys[static_cast<std::size_t>(key)]) {
+          sent.by_owner[static_cast<std::size_t>(owner)] += row_bytes;
+          sent.by_reader[static_cast<std::size_t>(reader)] += row_bytes;
+        }
+      }
+    }
+  }
+  return sent;
+}
+
+}  // namespace dattn

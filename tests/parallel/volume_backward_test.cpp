@@ -1,0 +1,169 @@
+// Bytes on the wire of backward passes, against closed formulas and brute force.
+#include "tests/parallel/volume.hpp"
+
+namespace dattn {
+namespace {
+
+Index backward_side(const Sizes& s, bool keys) {
+  return keys ? 2 * s.kv : s.q + s.d_o + s.stats + s.q;
+}
+
+TEST(BackwardVolume, OfARingIsTheLighterSideAndItsGradients) {
+  for (const Heads heads : {Heads{6, 2, 3}, Heads{6, 6, 6}, Heads{8, 1, 1}, Heads{4, 4, 2}}) {
+    for (int ranks = 1; ranks <= 16; ++ranks) {
+      const Case c{{16 * ranks, 16 * ranks, heads.query, heads.key, heads.value, 5, 7},
+                   "causal",
+                   "zigzag",
+                   "ring",
+                   line(ranks)};
+      const Sizes own = sizes(c, 16);
+      expect_each(c, (ranks - 1) * std::min(backward_side(own, true), backward_side(own, false)),
+                  Pass::backward);
+    }
+  }
+}
+
+TEST(BackwardVolume, OfARingWhereNothingDivides) {
+  // A shard's inputs stop before they come back; its gradients begin at the first guest.
+  for (int ranks = 1; ranks <= 16; ++ranks) {
+    for (const Lengths l : {Lengths{37, 37}, Lengths{3, 29}, Lengths{23, 9}, Lengths{1, 1}}) {
+      const Case c{
+          {l.queries, l.keys, 6, 2, 3, 5, 7}, "full", "striped", "ring", line(ranks), Type::f8};
+      const Problem problem = c.problem();
+      const bool keys =
+          backward_side(sizes(c, l.keys), true) <= backward_side(sizes(c, l.queries), false);
+      const Partition& tokens = keys ? problem.keys() : problem.queries();
+      const Rehearsal found = rehearsed(c, Pass::backward);
+      for (int r = 0; r < ranks; ++r) {
+        const Sizes inputs = sizes(c, tokens.tokens() - tokens.rows((r + 1) % ranks).size());
+        const Sizes sums = sizes(c, tokens.tokens() - tokens.rows(r).size());
+        EXPECT_EQ(found.bytes_sent[static_cast<std::size_t>(r)],
+                  keys ? inputs.kv + sums.kv : inputs.q + inputs.d_o + inputs.stats + sums.q)
+            << c.text() << ", rank " << r;
+      }
+    }
+  }
+}
+
+TEST(BackwardVolume, OfARingIsSaidWithTheChoice) {
+  const auto note = [](Heads heads) {
+    const Case c{shape_of({8, 8}, heads), "full", "contiguous", "ring", line(4)};
+    return c.how().backward(c.problem(), 1).note;
+  };
+  // Per token 2 (4 + 4) numbers of one key head, 4 + 4 + 2 + 4 of one query head; 8 tokens.
+  EXPECT_EQ(note({1, 1, 1}),
+            "Q, dO, Stats, dQ go around, 448 bytes a hop of all; K, V, dK, dV would be 512");
+  EXPECT_EQ(note({2, 1, 1}),
+            "K, V, dK, dV go around, 512 bytes a hop of all; Q, dO, Stats, dQ would be 896");
+}
+
+TEST(BackwardVolume, OfGatherIsWhatOthersNeedAndItsGradients) {
+  for (const int ranks : {2, 3, 4, 7}) {
+    for (const PartitionKind& partition : partition_kinds()) {
+      for (const Heads heads : {Heads{4, 2, 2}, Heads{6, 3, 2}, Heads{2, 2, 2}}) {
+        for (const Lengths l : {Lengths{23, 23}, Lengths{5, 23}, Lengths{23, 9}}) {
+          const Shape shape = shape_of(l, heads, 5, 7);
+          for (const std::string& mask : masks(shape)) {
+            const Case c{shape, mask, partition.name, "gather", line(ranks)};
+            const Needed needed = needed_bytes(c.problem());
+            const Rehearsal found = rehearsed(c, Pass::backward);
+            for (std::size_t r = 0; r < found.bytes_sent.size(); ++r) {
+              EXPECT_EQ(found.bytes_sent[r], needed.by_owner[r] + needed.by_reader[r])
+                  << c.text() << ", rank " << r;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(BackwardVolume, OfUlyssesFallsWithRanks) {
+  for (const int ranks : {1, 2, 4, 8, 16}) {
+    const Case c{
+        {8 * ranks, 8 * ranks, 16, 4, 4, 5, 7}, "causal", "zigzag", "ulysses", line(ranks)};
+    const Sizes own = sizes(c, 8);
+    const Index rho = std::max(1, ranks / 4);  // key heads are replicated beyond 4 ranks
+    expect_each(c, (ranks - 1) * (2 * own.q + own.d_o + own.stats + 2 * own.kv * rho) / ranks,
+                Pass::backward);
+  }
+}
+
+TEST(BackwardVolume, OfUlyssesWhereNothingDivides) {
+  // Each member sends its rows for the others' heads, and its heads' gradients for the others'
+  // rows.
+  for (int ranks = 1; ranks <= 16; ++ranks) {
+    for (const Heads heads : head_counts()) {
+      const Case c{shape_of({37, 37}, heads, 5, 7), "full", "contiguous", "ulysses", line(ranks)};
+      const Problem problem = c.problem();
+      const auto queries = [&](Index j) {
+        return Range{j * heads.query / ranks, (j + 1) * heads.query / ranks};
+      };
+      const auto read = [&](Index j, Index count) {  // of `count` key or value heads
+        std::vector<bool> seen(static_cast<std::size_t>(count), false);
+        for (Index h = queries(j).begin; h < queries(j).end; ++h) {
+          seen[static_cast<std::size_t>(h * count / heads.query)] = true;
+        }
+        return std::count(seen.begin(), seen.end(), true);
+      };
+      const auto key_numbers = [&](Index j) {
+        return read(j, heads.key) * 5 + read(j, heads.value) * 7;
+      };
+      const Rehearsal found = rehearsed(c, Pass::backward);
+      for (int r = 0; r < ranks; ++r) {
+        const Index rows = problem.queries().rows(r).size();
+        Index numbers = (37 - rows) * (queries(r).size() * 5 + key_numbers(r));
+        for (int j = 0; j < ranks; ++j) {
+          if (j != r) numbers += rows * (queries(j).size() * (5 + 7 + 2) + key_numbers(j));
+        }
+        EXPECT_EQ(found.bytes_sent[static_cast<std::size_t>(r)], numbers * 4)
+            << c.text() << ", rank " << r;
+      }
+    }
+  }
+}
+
+TEST(BackwardVolume, OfUspIsUlyssesInsideAndARingOfTheGroupsShards) {
+  for (const int ring : {1, 2, 3, 4}) {
+    for (const int inner : {1, 2, 4, 8}) {
+      const int ranks = ring * inner;
+      const Case c{{16 * ranks, 16 * ranks, 8, 2, 2, 5, 7},
+                   "causal",
+                   "zigzag",
+                   "usp",
+                   {{{"ring", ring}, {"heads", inner}}}};
+      const Sizes own = sizes(c, 16);
+      const Index kv = own.kv * std::max(1, inner / 2);
+      const Index queries = 2 * own.q + own.d_o + own.stats;
+      expect_each(c,
+                  (inner - 1) * (queries + 2 * kv) / inner + (ring - 1) * std::min(2 * kv, queries),
+                  Pass::backward);
+    }
+  }
+}
+
+TEST(BackwardVolume, OfTreeIsOneAllReduceOfDqAndTheStats) {
+  for (const int ranks : {1, 2, 3, 4, 6, 8, 12}) {
+    const Case c{{12, 96, 6, 2, 2, 4, 7}, "causal", "contiguous", "tree", line(ranks)};
+    const Rehearsal found = rehearsed(c, Pass::backward);
+    for (int r = 0; r < ranks; ++r) {
+      const Index own = c.problem().queries().rows(r).size();
+      EXPECT_EQ(found.bytes_sent[static_cast<std::size_t>(r)],
+                2 * (ranks - 1) * sizes(c, 12).q / ranks + (ranks - 1) * sizes(c, own).stats);
+    }
+  }
+}
+
+TEST(BackwardVolume, OfLinksAddsUp) {
+  for (const Case& c : cases(5, 29)) {
+    if (c.strategy == "tree" || c.how().backward == nullptr) continue;
+    const Rehearsal found = rehearsed(c, Pass::backward);
+    std::vector<Index> sent(5, 0);
+    for (const auto& [link, bytes] : found.links)
+      sent[static_cast<std::size_t>(link.first)] += bytes;
+    EXPECT_EQ(sent, found.bytes_sent) << c.text();
+  }
+}
+
+}  // namespace
+}  // namespace dattn
