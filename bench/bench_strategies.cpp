@@ -5,7 +5,8 @@
 //          --scaling strong --heads 32 --kv-heads 8 --head-dim 128 --mask causal --pass both
 //
 // The ideal is the kernel on 1/P of the area without a message: each rank attends the query rows
-// that it owns under the strategy's partition to all keys, which lie in its memory, in one call.
+// that it owns under the strategy's partition to all keys that they see, which lie in its memory,
+// in one call.
 //   of_ideal_busy   all ranks do so at once; their mean time (over the mean area, where a partition
 //                   deals areas unevenly) over the strategy's time: what messages and plans cost
 //   of_ideal_alone  the rank with most area does so while the others sleep; its time for the mean

@@ -76,7 +76,8 @@ void plan(const Task& task, const Machine& machine, int ranks, int threads, Entr
     entry.memory.push_back(*std::max_element(rehearsal.memory_bytes.begin(),  //
                                              rehearsal.memory_bytes.end()));
     entry.pairs = rehearsal.pairs_total();
-    entry.bytes += entry.memory.back() + ideal_kernel_bytes(task, pass, rows, threads);
+    entry.bytes +=
+        entry.memory.back() + ideal_kernel_bytes(task, pass, rows, task.shape.keys, threads);
   }
 }
 
@@ -100,14 +101,15 @@ Agenda make_agenda(const Task& task, const Machine& machine, int ranks,
     }
     sum += entry.bytes;
     most = std::max(most, entry.bytes);
+    if (limit == 0 || ideals.contains(entry.partition)) continue;
     const Problem problem(task.shape, task.mask, line(ranks), entry.partition, task.type);
     for (int r = 0; r < ranks; ++r) {
       Index& bytes = ideals[entry.partition];
-      bytes = std::max(bytes, ideal_bytes(task, problem.queries().rows(r).size(), options.threads));
+      bytes = std::max(bytes, ideal_bytes(task, problem, r, options.threads));
     }
   }
   if (limit == 0) return agenda;
-  Index ideal = ideal_keys_bytes(task);
+  Index ideal = ideal_keys_bytes(task, task.shape.keys);
   for (const auto& [partition, bytes] : ideals) ideal += bytes;
   agenda.ideal = ideal + most <= limit;
   agenda.at_once = (agenda.ideal ? ideal : 0) + sum <= limit;
@@ -267,7 +269,7 @@ std::vector<Samples> measure_all(Communicator& ranks, const Task& task, const Tr
     groups.back().push_back(i);
   }
   std::unique_ptr<IdealKeys<E>> keys;
-  if (agenda.ideal && !groups.empty()) keys = std::make_unique<IdealKeys<E>>(task);
+  if (agenda.ideal && !groups.empty()) keys = std::make_unique<IdealKeys<E>>(task, all_keys(task));
   for (const auto& group : groups) {
     measure<E>(ranks, task, options, agenda, keys.get(), group, samples);
   }
