@@ -85,11 +85,13 @@ po::options_description problem_options() {
   return options;
 }
 
-po::options_description split_options() {
+po::options_description split_options(bool with_strategy) {
   po::options_description options("Split");
+  if (with_strategy) {
+    options.add_options()("strategy", word(names_and_auto(strategies()))->default_value("auto"),
+                          "how the ranks share the work (see dattn list)");
+  }
   options.add_options()  //
-      ("strategy", word(names_and_auto(strategies()))->default_value("auto"),
-       "how the ranks share the work (see dattn list)")  //
       ("partition", word(names_and_auto(partition_kinds()))->default_value("auto"),
        "which tokens each rank owns (see dattn list)")                                   //
       ("mesh", po::value<MeshSize>(), "extents of the mesh of ranks, e.g. 2x3 for usp")  //
@@ -128,7 +130,7 @@ Task make_task(const po::variables_map& values) {
   }
   task.scale = values.count("scale") != 0 ? values["scale"].as<Finite>().value
                                           : 1 / std::sqrt(static_cast<double>(task.shape.d_qk));
-  task.wish.strategy = values["strategy"].as<std::string>();
+  if (values.count("strategy") != 0) task.wish.strategy = values["strategy"].as<std::string>();
   task.wish.partition = values["partition"].as<std::string>();
   if (values.count("mesh") != 0) task.wish.mesh = values["mesh"].as<MeshSize>().extents;
   task.machine = values["machine"].as<std::string>();

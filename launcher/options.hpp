@@ -10,10 +10,11 @@
 
 namespace dattn {
 
-/// The options that say which problem to solve and how to split it; shared by run and plan.
-/// make_task() also looks for "grad" (a file, or random) and "backward".
+/// The options that say which problem to solve and how to split it; shared by run, plan and
+/// benches. make_task() also looks for "grad" (a file, or random) and "backward".
 boost::program_options::options_description problem_options();
-boost::program_options::options_description split_options();
+/// With "strategy", which is one strategy or auto; without, for commands that try several.
+boost::program_options::options_description split_options(bool with_strategy = true);
 
 /// A problem as the options give it, checked.
 struct Task {

@@ -1,0 +1,55 @@
+#include "bench/contender.hpp"
+
+#include "parallel/stats.hpp"
+
+namespace dattn {
+
+template <class E>
+Contender<E>::Contender(const Task& task, const Choice& choice, comm::Communicator& ranks,
+                        int threads)
+    : choice_(choice) {
+  for (const Pass pass : task.passes()) {
+    programs_.push_back(make_program(*choice.strategy, *choice.problem, ranks.rank(), pass));
+  }
+  for (const Program& program : programs_) {
+    engines_.push_back(std::make_unique<Engine>(
+        *choice_.problem, program, ranks,
+        EngineOptions{.score = {.scale = task.scale}, .threads = threads}));
+    load(task, program, *engines_.back());
+    if (program.pass == Pass::forward && task.wish.gradients) engines_.back()->run();
+  }
+}
+
+template <class E>
+void Contender<E>::load(const Task& task, const Program& program, Engine& engine) {
+  for (const SlotId slot : program.inputs) {
+    const Block& block = program.slots[static_cast<std::size_t>(slot)].block;
+    E* to = reinterpret_cast<E*>(engine.input(slot).data());
+    if (block.kind != Kind::Stats) {
+      read(task, block, to);
+      continue;
+    }
+    const Shape& shape = task.shape;
+    const Index rows = block.row_count();
+    std::vector<E> lse(static_cast<std::size_t>(rows * shape.query_heads));
+    std::vector<E> o(lse.size() * static_cast<std::size_t>(shape.d_v));
+    std::vector<E> d_o(o.size());
+    engines_.front()->result(std::span<E>(o), std::span<E>(lse));
+    read(task, {Kind::dO, block.heads, block.rows}, d_o.data());
+    fill_stats<E>({o.data(), rows, shape.query_heads, shape.d_v}, lse,
+                  {d_o.data(), rows, shape.query_heads, shape.d_v},
+                  {to, rows, shape.query_heads, 2});
+  }
+}
+
+template <class E>
+void Contender<E>::read(const Task& task, const Block& block, E* to) const {
+  const Partition& tokens =
+      of_queries(block.kind) ? choice_.problem->queries() : choice_.problem->keys();
+  task.source.read(block.kind, tokens.positions(block.rows), to);
+}
+
+template class Contender<float>;
+template class Contender<double>;
+
+}  // namespace dattn

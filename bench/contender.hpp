@@ -1,0 +1,33 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "launcher/options.hpp"
+#include "parallel/engine.hpp"
+
+namespace dattn {
+
+/// One strategy on one problem, ready to run: an engine for each pass, with its inputs in place.
+template <class E>
+class Contender {
+ public:
+  /// Collective. Runs the forward pass once if there is a backward pass, whose Stats come of it.
+  Contender(const Task& task, const Choice& choice, comm::Communicator& ranks, int threads);
+  Contender(Contender&&) = delete;
+
+  /// Collective: runs a pass of the task once.
+  RunTimes run(Pass pass) { return engines_[static_cast<std::size_t>(pass)]->run(); }
+
+ private:
+  using Engine = dattn::Engine<comm::Communicator>;
+
+  void load(const Task& task, const Program& program, Engine& engine);
+  void read(const Task& task, const Block& block, E* to) const;
+
+  Choice choice_;
+  std::vector<Program> programs_;
+  std::vector<std::unique_ptr<Engine>> engines_;  ///< by pass, as programs_
+};
+
+}  // namespace dattn

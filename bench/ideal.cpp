@@ -1,0 +1,166 @@
+#include "bench/ideal.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+#include "kernels/area.hpp"
+#include "kernels/attend_backward.hpp"
+#include "kernels/partial.hpp"
+#include "parallel/pairs.hpp"
+#include "parallel/stats.hpp"
+
+namespace dattn {
+namespace {
+
+/// The keys that the rows of `rank` see with any head, as ascending Ranges.
+Ranges keys_of(const Problem& problem, int rank) {
+  const Shape& shape = problem.shape();
+  const Runs queries = problem.queries().positions({problem.queries().rows(rank)});
+  std::vector<Range> all;
+  for (const auto& [head, count] : variants(problem.mask(), {0, shape.query_heads})) {
+    const Ranges seen = keys_seen(problem.mask(), head, queries, shape.keys);
+    all.insert(all.end(), seen.begin(), seen.end());
+  }
+  std::sort(all.begin(), all.end());
+  Ranges joined;
+  for (const Range part : all) {
+    const Index from = joined.empty() ? 0 : joined.back().end;
+    append(joined, {std::max(from, part.begin), part.end});
+  }
+  return joined;
+}
+
+Runs runs_of(const Ranges& ranges) {
+  Runs runs;
+  for (const Range range : ranges) runs.push_back({range.begin, range.size(), 1});
+  return runs;
+}
+
+template <class E>
+std::vector<E> zeros(Index count) {
+  return std::vector<E>(static_cast<std::size_t>(count));
+}
+
+/// `rows` rows from row `first` on.
+template <class E>
+View<E> rows_of(std::vector<E>& numbers, Index first, Index rows, Index heads, Index dim) {
+  if (numbers.empty()) return {};
+  return {numbers.data() + first * heads * dim, rows, heads, dim};
+}
+
+}  // namespace
+
+template <class E>
+IdealKeys<E>::IdealKeys(const Task& task, const Runs& positions) {
+  const Shape& s = task.shape;
+  k = zeros<E>(size(positions) * s.key_heads * s.d_qk);
+  v = zeros<E>(size(positions) * s.value_heads * s.d_v);
+  task.source.read(Kind::K, positions, k.data());
+  task.source.read(Kind::V, positions, v.data());
+  if (!task.wish.gradients) return;
+  dk = zeros<E>(std::ssize(k));
+  dv = zeros<E>(std::ssize(v));
+}
+
+template <class E>
+Ideal<E>::Ideal(const Task& task, const Problem& problem, int rank, int threads, IdealKeys<E>& all)
+    : shape_(task.shape),
+      mask_(task.mask),
+      rows_(problem.queries().rows(rank).size()),
+      work_{.score = {.scale = task.scale}, .threads = threads, .workspace = &workspace_} {
+  const Range rows = problem.queries().rows(rank);
+  const Ranges own = rows.empty() ? Ranges{} : Ranges{rows};
+  const Ranges every = shape_.keys == 0 ? Ranges{} : Ranges{{0, shape_.keys}};
+  area_ = PairCounter(problem).count({0, shape_.query_heads}, own, every);
+  const Ranges seen = keys_of(problem, rank);
+  if (seen.size() > 1) own_.emplace(task, runs_of(seen));
+  IdealKeys<E>& keys = own_ ? *own_ : all;
+  const Index first = own_ || seen.empty() ? 0 : seen.front().begin;
+  k_ = rows_of(keys.k, first, size(seen), shape_.key_heads, shape_.d_qk);
+  v_ = rows_of(keys.v, first, size(seen), shape_.value_heads, shape_.d_v);
+  dk_ = rows_of(keys.dk, first, size(seen), shape_.key_heads, shape_.d_qk);
+  dv_ = rows_of(keys.dv, first, size(seen), shape_.value_heads, shape_.d_v);
+  const Runs positions = problem.queries().positions(own);
+  where_ = {shape_,
+            {0, shape_.query_heads},
+            {0, shape_.key_heads},
+            {0, shape_.value_heads},
+            positions,
+            runs_of(seen)};
+  const Index records = rows_ * shape_.query_heads;
+  q_ = zeros<E>(records * shape_.d_qk);
+  task.source.read(Kind::Q, positions, q_.data());
+  records_ = zeros<E>(records * record_length(shape_.d_v));
+  if (!task.wish.gradients) return;
+  d_o_ = zeros<E>(records * shape_.d_v);
+  task.source.read(Kind::dO, positions, d_o_.data());
+  stats_ = zeros<E>(records * 2);
+  dq_ = zeros<E>(std::ssize(q_));
+  run(Pass::forward);
+  auto o = zeros<E>(std::ssize(d_o_));
+  auto lse = zeros<E>(records);
+  finish<E>(view(records_, record_length(shape_.d_v)), o, lse);
+  fill_stats<E>(view(o, shape_.d_v), lse, view(d_o_, shape_.d_v), view(stats_, 2));
+}
+
+template <class E>
+double Ideal<E>::run(Pass pass) {
+  const View<const E> q = view(q_, shape_.d_qk);
+  const auto start = [] { return std::chrono::steady_clock::now(); };
+  auto from = start();
+  if (pass == Pass::forward) {
+    const View<E> out = view(records_, record_length(shape_.d_v));
+    clear(out);
+    from = start();
+    attend(q, k_, v_, out, where_, *mask_, work_);
+  } else {
+    const View<E> dq = view(dq_, shape_.d_qk);
+    for (const View<E>& sum : {dq, dk_, dv_}) std::fill_n(sum.data, sum.size(), E{0});
+    const View<const E> stats = view(stats_, 2);
+    View<const E> delta = stats;
+    ++delta.data;
+    from = start();
+    attend_backward(q, k_, v_, view(d_o_, shape_.d_v), stats, delta, dq, dk_, dv_, where_, *mask_,
+                    work_);
+  }
+  return std::chrono::duration<double>(start() - from).count();
+}
+
+Runs all_keys(const Task& task) { return {{0, task.shape.keys, 1}}; }
+
+Index ideal_keys_bytes(const Task& task, Index keys) {
+  const Shape& s = task.shape;
+  const Index once = keys * (s.key_heads * s.d_qk + s.value_heads * s.d_v) * bytes_of(task.type);
+  return task.wish.gradients ? 2 * once : once;
+}
+
+Index ideal_kernel_bytes(const Task& task, Pass pass, Index queries, Index keys, int threads) {
+  const Shape& s = task.shape;
+  if (task.type == Type::f8) return 0;
+  return pass == Pass::forward
+             ? attend_bytes(s, queries, s.query_heads, keys, threads, chosen_isa())
+             : attend_backward_bytes(s, queries, {0, s.query_heads}, keys, s.key_heads,
+                                     s.value_heads, threads, chosen_isa());
+}
+
+Index ideal_bytes(const Task& task, const Problem& problem, int rank, int threads) {
+  const Shape& s = task.shape;
+  const Index rows = problem.queries().rows(rank).size();
+  const Ranges seen = keys_of(problem, rank);
+  // Q and records; backward dQ, dO, O and Stats too.
+  const Index numbers =
+      s.d_qk + record_length(s.d_v) + (task.wish.gradients ? s.d_qk + 2 * s.d_v + 3 : 0);
+  Index kernel = 0;
+  for (const Pass pass : task.passes()) {
+    kernel = std::max(kernel, ideal_kernel_bytes(task, pass, rows, size(seen), threads));
+  }
+  return rows * s.query_heads * numbers * bytes_of(task.type) + kernel +
+         (seen.size() > 1 ? ideal_keys_bytes(task, size(seen)) : 0);
+}
+
+template struct IdealKeys<float>;
+template struct IdealKeys<double>;
+template class Ideal<float>;
+template class Ideal<double>;
+
+}  // namespace dattn
