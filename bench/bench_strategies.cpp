@@ -294,7 +294,7 @@ void bench(Communicator& world, const Options& options) {
                       "{}, {}\nmachine: {}\n",
                       p, trial_options.threads, s.queries, s.keys, s.query_heads, s.key_heads,
                       s.d_qk, s.d_v, mask.size() > 60 ? mask.substr(0, 57) + "..." : mask,
-                      task.type == Type::f4 ? "float32" : "float64", trial.machine.text()));
+                      name_of(task.type), trial.machine.text()));
       if (!trial.note.empty()) {
         notes.push_back(fmt::format("{} ranks: {}", p, trial.note));
         say("# NOTE: " + trial.note + "\n");

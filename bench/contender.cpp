@@ -24,21 +24,22 @@ template <class E>
 void Contender<E>::load(const Task& task, const Program& program, Engine& engine) {
   for (const SlotId slot : program.inputs) {
     const Block& block = program.slots[static_cast<std::size_t>(slot)].block;
-    E* to = reinterpret_cast<E*>(engine.input(slot).data());
+    std::byte* to = engine.input(slot).data();
     if (block.kind != Kind::Stats) {
-      read(task, block, to);
+      read(task, block, reinterpret_cast<E*>(to));
       continue;
     }
     const Shape& shape = task.shape;
     const Index rows = block.row_count();
-    std::vector<E> lse(static_cast<std::size_t>(rows * shape.query_heads));
-    std::vector<E> o(lse.size() * static_cast<std::size_t>(shape.d_v));
+    using Sum = SumOf<E>;
+    std::vector<Sum> lse(static_cast<std::size_t>(rows * shape.query_heads));
+    std::vector<Sum> o(lse.size() * static_cast<std::size_t>(shape.d_v));
     std::vector<E> d_o(o.size());
-    engines_.front()->result(std::span<E>(o), std::span<E>(lse));
+    engines_.front()->result(std::span(o), std::span(lse));
     read(task, {Kind::dO, block.heads, block.rows}, d_o.data());
     fill_stats<E>({o.data(), rows, shape.query_heads, shape.d_v}, lse,
                   {d_o.data(), rows, shape.query_heads, shape.d_v},
-                  {to, rows, shape.query_heads, 2});
+                  {reinterpret_cast<Sum*>(to), rows, shape.query_heads, 2});
   }
 }
 
@@ -49,6 +50,7 @@ void Contender<E>::read(const Task& task, const Block& block, E* to) const {
   task.source.read(block.kind, tokens.positions(block.rows), to);
 }
 
+template class Contender<BFloat16>;
 template class Contender<float>;
 template class Contender<double>;
 

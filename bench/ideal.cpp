@@ -58,8 +58,8 @@ IdealKeys<E>::IdealKeys(const Task& task, const Runs& positions) {
   task.source.read(Kind::K, positions, k.data());
   task.source.read(Kind::V, positions, v.data());
   if (!task.wish.gradients) return;
-  dk = zeros<E>(std::ssize(k));
-  dv = zeros<E>(std::ssize(v));
+  dk = zeros<SumOf<E>>(std::ssize(k));
+  dv = zeros<SumOf<E>>(std::ssize(v));
 }
 
 template <class E>
@@ -90,34 +90,35 @@ Ideal<E>::Ideal(const Task& task, const Problem& problem, int rank, int threads,
   const Index records = rows_ * shape_.query_heads;
   q_ = zeros<E>(records * shape_.d_qk);
   task.source.read(Kind::Q, positions, q_.data());
-  records_ = zeros<E>(records * record_length(shape_.d_v));
+  records_ = zeros<SumOf<E>>(records * record_length(shape_.d_v));
   if (!task.wish.gradients) return;
   d_o_ = zeros<E>(records * shape_.d_v);
   task.source.read(Kind::dO, positions, d_o_.data());
-  stats_ = zeros<E>(records * 2);
-  dq_ = zeros<E>(std::ssize(q_));
+  stats_ = zeros<SumOf<E>>(records * 2);
+  dq_ = zeros<SumOf<E>>(std::ssize(q_));
   run(Pass::forward);
-  auto o = zeros<E>(std::ssize(d_o_));
-  auto lse = zeros<E>(records);
-  finish<E>(view(records_, record_length(shape_.d_v)), o, lse);
+  auto o = zeros<SumOf<E>>(std::ssize(d_o_));
+  auto lse = zeros<SumOf<E>>(records);
+  finish<SumOf<E>>(view(records_, record_length(shape_.d_v)), o, lse);
   fill_stats<E>(view(o, shape_.d_v), lse, view(d_o_, shape_.d_v), view(stats_, 2));
 }
 
 template <class E>
 double Ideal<E>::run(Pass pass) {
+  using Sum = SumOf<E>;
   const View<const E> q = view(q_, shape_.d_qk);
   const auto start = [] { return std::chrono::steady_clock::now(); };
   auto from = start();
   if (pass == Pass::forward) {
-    const View<E> out = view(records_, record_length(shape_.d_v));
+    const View<Sum> out = view(records_, record_length(shape_.d_v));
     clear(out);
     from = start();
     attend(q, k_, v_, out, where_, *mask_, work_);
   } else {
-    const View<E> dq = view(dq_, shape_.d_qk);
-    for (const View<E>& sum : {dq, dk_, dv_}) std::fill_n(sum.data, sum.size(), E{0});
-    const View<const E> stats = view(stats_, 2);
-    View<const E> delta = stats;
+    const View<Sum> dq = view(dq_, shape_.d_qk);
+    for (const View<Sum>& sum : {dq, dk_, dv_}) std::fill_n(sum.data, sum.size(), Sum{0});
+    const View<const Sum> stats = view(stats_, 2);
+    View<const Sum> delta = stats;
     ++delta.data;
     from = start();
     attend_backward(q, k_, v_, view(d_o_, shape_.d_v), stats, delta, dq, dk_, dv_, where_, *mask_,
@@ -130,8 +131,8 @@ Runs all_keys(const Task& task) { return {{0, task.shape.keys, 1}}; }
 
 Index ideal_keys_bytes(const Task& task, Index keys) {
   const Shape& s = task.shape;
-  const Index once = keys * (s.key_heads * s.d_qk + s.value_heads * s.d_v) * bytes_of(task.type);
-  return task.wish.gradients ? 2 * once : once;
+  const Index once = keys * (s.key_heads * s.d_qk + s.value_heads * s.d_v);
+  return once * (bytes_of(task.type) + (task.wish.gradients ? sum_bytes_of(task.type) : 0));
 }
 
 Index ideal_kernel_bytes(const Task& task, Pass pass, Index queries, Index keys, int threads) {
@@ -154,12 +155,14 @@ Index ideal_bytes(const Task& task, const Problem& problem, int rank, int thread
   for (const Pass pass : task.passes()) {
     kernel = std::max(kernel, ideal_kernel_bytes(task, pass, rows, size(seen), threads));
   }
-  return rows * s.query_heads * numbers * bytes_of(task.type) + kernel +
+  return rows * s.query_heads * numbers * sum_bytes_of(task.type) + kernel +
          (seen.size() > 1 ? ideal_keys_bytes(task, size(seen)) : 0);
 }
 
+template struct IdealKeys<BFloat16>;
 template struct IdealKeys<float>;
 template struct IdealKeys<double>;
+template class Ideal<BFloat16>;
 template class Ideal<float>;
 template class Ideal<double>;
 

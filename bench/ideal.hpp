@@ -14,7 +14,8 @@ template <class E>
 struct IdealKeys {
   IdealKeys(const Task& task, const Runs& positions);
 
-  std::vector<E> k, v, dk, dv;
+  std::vector<E> k, v;
+  std::vector<SumOf<E>> dk, dv;
 };
 
 /// What a rank would do if messages and plans cost nothing: the query rows that it owns under a
@@ -35,7 +36,8 @@ class Ideal {
   Index area() const { return area_; }
 
  private:
-  View<E> view(std::vector<E>& numbers, Index dim) const {
+  template <class T>
+  View<T> view(std::vector<T>& numbers, Index dim) const {
     return {numbers.data(), rows_, shape_.query_heads, dim};
   }
 
@@ -49,8 +51,10 @@ class Ideal {
   /// Where the keys that the rows see do not lie side by side, they alone: kernels prepare all keys
   /// they are given, and the others would be work that no strategy has.
   std::optional<IdealKeys<E>> own_;
-  View<E> k_, v_, dk_, dv_;  ///< of the keys they see
-  std::vector<E> q_, records_, d_o_, stats_, dq_;
+  View<E> k_, v_;  ///< of the keys they see
+  View<SumOf<E>> dk_, dv_;
+  std::vector<E> q_, d_o_;
+  std::vector<SumOf<E>> records_, stats_, dq_;
 };
 
 /// The positions of all keys of the task.

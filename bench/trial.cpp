@@ -324,9 +324,10 @@ Trial try_strategies(Communicator& ranks, const Task& task, const TrialOptions& 
   if (ranks.rank() == 0) agenda = make_agenda(task, trial.machine, ranks.size(), options);
   rest_until_all(ranks);
   share(ranks, agenda);
-  const std::vector<Samples> samples = task.type == Type::f4
-                                           ? measure_all<float>(ranks, task, options, agenda)
-                                           : measure_all<double>(ranks, task, options, agenda);
+  const auto measure = task.type == Type::bf16 ? measure_all<BFloat16>
+                       : task.type == Type::f4 ? measure_all<float>
+                                               : measure_all<double>;
+  const std::vector<Samples> samples = measure(ranks, task, options, agenda);
   if (ranks.rank() != 0) return trial;
   for (std::size_t i = 0; i < agenda.entries.size(); ++i) {
     add_rows(task, ranks.size(), options.threads, agenda.entries[i], samples[i], trial.rows);
