@@ -58,6 +58,7 @@ struct Engine<T>::State {
   std::vector<Memory> homes;
   Workspace workspace;
   std::vector<const std::byte*> bound;  ///< by home, for inputs: the caller's memory or ours
+  std::vector<SlotId> resident;         ///< by home: the slot whose Block lies there, or -1
   std::vector<Flight> flights;
   std::vector<T> axes;  ///< one transport for each axis of a mesh of several
   RunTimes times;
@@ -232,6 +233,7 @@ struct Engine<T>::State {
         }
       }
     }
+    resident[static_cast<std::size_t>(slot(step.slot).home)] = step.slot;
     depart(transport.recv(pieces, step.peer), step.slot, true, step.peer);
   }
 
@@ -247,6 +249,12 @@ struct Engine<T>::State {
   template <class E>
   View<E> write(SlotId s) {
     return view(s, reinterpret_cast<E*>(own_memory(s)));
+  }
+
+  /// Gives a Partial its home, over no key.
+  void start_over(SlotId s) {
+    problem.type() == Type::f4 ? clear(write<float>(s)) : clear(write<double>(s));
+    resident[static_cast<std::size_t>(slot(s).home)] = s;
   }
 
   template <class E>
@@ -272,6 +280,7 @@ struct Engine<T>::State {
     before_reading(step.v);
     before_writing(step.out);
     const double from = now();
+    if (resident[static_cast<std::size_t>(slot(step.out).home)] != step.out) start_over(step.out);
     problem.type() == Type::f4 ? attend_as<float>(step) : attend_as<double>(step);
     times.compute += now() - from;
   }
@@ -282,7 +291,17 @@ struct Engine<T>::State {
     const double from = now();
     const auto as = [&]<class E>(E) {
       const View<const E> source = read<E>(step.from);
-      merge(source.data, write<E>(step.into).data, source.rows * source.heads, source.dim);
+      const E* records = source.data;
+      const Block& part = slot(step.from).block;
+      for (const comm::Strip& s : strips<comm::Strip>(step.into, part, own_memory(step.into))) {
+        const bool whole = s.length == s.stride;  // all heads: the rows lie end to end
+        const Index rows = whole ? s.count : 1;
+        for (Index i = 0; i < s.count; i += rows) {
+          merge(records, reinterpret_cast<E*>(s.data + i * s.stride), rows * source.heads,
+                source.dim);
+          records += rows * source.heads * source.dim;
+        }
+      }
     };
     problem.type() == Type::f4 ? as(float{}) : as(double{});
     times.compute += now() - from;
@@ -318,12 +337,12 @@ struct Engine<T>::State {
     times.steps.resize(program.steps.size());
     on_the_wire = 0;
     start = Clock::now();
+    resident.assign(homes.size(), -1);
     std::vector<bool> seen(homes.size(), false);
     for (const Slot& s : program.slots) {  // the first slot of each home, as the rehearsal has it
       const auto home = static_cast<std::size_t>(s.home);
       if (s.block.kind == Kind::O && !seen[home]) {
-        const auto id = static_cast<SlotId>(&s - program.slots.data());
-        problem.type() == Type::f4 ? clear(write<float>(id)) : clear(write<double>(id));
+        start_over(static_cast<SlotId>(&s - program.slots.data()));
       }
       seen[home] = true;
     }

@@ -34,12 +34,13 @@ struct Recv {
   int peer;
 };
 
-/// out <- out merged with the attention of q to k, v under the Problem's mask.
+/// out <- out merged with the attention of q to k, v under the Problem's mask. Where another slot
+/// has the home of `out`, `out` takes it and starts over no key.
 struct Attend {
   SlotId q, k, v, out;
 };
 
-/// into <- into merged with from, both Partials of the same Block.
+/// into <- into merged with from, a Partial of the same Block or of a part of it.
 struct Merge {
   SlotId from, into;
 };
@@ -55,7 +56,7 @@ struct Reduce {
 using Step = std::variant<Send, Recv, Attend, Merge, Reduce>;
 
 /// One rank's Slots and Steps. Slots q, k and v are filled beforehand (they hold the inputs), slots
-/// of kind O start over no key; in the end slot `out` holds the final Partial of `delivers`.
+/// of kind O start over no key if they are the first in their home; in the end slot `out` holds the final Partial of `delivers`.
 struct Program {
   int rank = 0;
   std::vector<Slot> slots;

@@ -207,6 +207,17 @@ class Stage {
     return true;
   }
 
+  /// Whether `s` has its home; takes it from another slot, over no key, once that one is at rest.
+  bool begun(int r, Rank& rank, SlotId s) {
+    Home& home = home_of(rank, s);
+    if (home.resident == s) return true;
+    if (!settled(r, rank, home.reading) || !settled(r, rank, home.writing)) return false;
+    if (home.resident >= 0) unread(rank, home.resident);
+    home.resident = s;
+    content_of(rank, s) = {.whole = true, .arrived = {}, .arrivals = {}, .cells = {}};
+    return true;
+  }
+
   /// Whether `s` may be written now by a kernel or, with `message`, by one more message.
   bool writable(int r, Rank& rank, SlotId s, bool message) {
     Home& home = home_of(rank, s);
@@ -264,8 +275,10 @@ class Stage {
   }
 
   bool take(int r, Rank& rank, const Attend& step) {
-    if (!readable(r, rank, step.q) || !readable(r, rank, step.k) || !readable(r, rank, step.v) ||
-        !readable(r, rank, step.out) || !writable(r, rank, step.out, false)) {
+    // The result begins first: were it to take the home of q, k or v, they would not be there.
+    if (!begun(r, rank, step.out) || !readable(r, rank, step.q) || !readable(r, rank, step.k) ||
+        !readable(r, rank, step.v) || !readable(r, rank, step.out) ||
+        !writable(r, rank, step.out, false)) {
       return false;
     }
     const Range heads = heads_served(*rank.program, step, problem_.shape());

@@ -240,16 +240,69 @@ TEST_F(HandWritten, PartialThatAMessageOverwritesInPart) {
   EXPECT_NE(harm(), "");
 }
 
-TEST_F(HandWritten, PartialBehindAnotherSlotOfItsHome) {
+TEST_F(HandWritten, PartialTakesItsHomeOverNoKey) {
   p = problem(2, 4, "documents:2,2");
   const int home = plan[0].homes++;
-  slot(0, owned(p, Kind::K, 1), home);
+  const SlotId k = slot(0, owned(p, Kind::K, 1), home);
   const SlotId late = slot(0, owned(p, Kind::O, 0), home);
   plan[0].out = late;
-  add(0, Attend{kQ, kK, kV, late});
+  add(0, Recv{k, owned(p, Kind::K, 1), 1});
+  add(1, Send{kK, owned(p, Kind::K, 1), 0});
   add(1, Attend{kQ, kK, kV, kOut});
-  EXPECT_THAT(fault(), AllOf(StartsWith("rank 0, step 0: reads O"), HasSubstr("not in its home")));
+  const Plan begun = plan;
+  add(0, Attend{kQ, kK, kV, late});
+  EXPECT_EQ(fault(), "none");
+  EXPECT_EQ(harm(), "");
+  plan = begun;  // but a kernel that reads what the Partial takes the home of reads nothing
+  add(0, Attend{kQ, k, kV, late});
+  EXPECT_NE(fault(), "none");
+  plan = begun;  // and what no Attend has begun is not there to be merged or delivered
+  add(0, Attend{kQ, kK, kV, kOut});
+  add(0, Merge{late, kOut});
+  EXPECT_THAT(fault(), AllOf(StartsWith("rank 0, step 2: reads O"), HasSubstr("not in its home")));
+}
+
+TEST_F(HandWritten, PartialThatGivesItsHomeAwayIsLost) {
+  p = problem(2, 4, "documents:2,2");
+  const SlotId first = slot(0, owned(p, Kind::O, 0));
+  const SlotId second = slot(0, owned(p, Kind::O, 0), plan[0].slots.back().home);
+  add(1, Attend{kQ, kK, kV, kOut});
+  add(0, Attend{kQ, kK, kV, first});
+  add(0, Attend{kQ, kK, kV, second});
+  const Plan begun = plan;
+  add(0, Merge{second, kOut});
+  EXPECT_EQ(fault(), "none");
+  EXPECT_EQ(harm(), "");
+  plan = begun;
+  add(0, Merge{first, kOut});
+  EXPECT_THAT(fault(), AllOf(StartsWith("rank 0, step 2: reads O"), HasSubstr("not in its home")));
+  plan = begun;
+  plan[0].out = first;
+  EXPECT_THAT(fault(), HasSubstr("not in its home"));
+}
+
+TEST_F(HandWritten, PartsMerge) {
+  p = problem(2, 4, "documents:2,2");
+  const Ranges row{{1, 2}};
+  const SlotId q = slot(0, {Kind::Q, {0, 1}, row});
+  const SlotId part = slot(0, {Kind::O, {0, 1}, row});
+  const SlotId other_q = slot(0, {Kind::Q, {0, 1}, {{0, 1}}});
+  const SlotId rest = slot(0, {Kind::O, {0, 1}, {{0, 1}}});
+  for (const auto& [to, out] : {std::pair{q, part}, std::pair{other_q, rest}}) {
+    const Block block = plan[0].slots[static_cast<std::size_t>(to)].block;
+    add(0, Recv{to, block, 0});
+    add(0, Send{kQ, block, 0});
+    add(0, Attend{to, kK, kV, out});
+  }
+  add(1, Attend{kQ, kK, kV, kOut});
+  add(0, Merge{part, kOut});
+  EXPECT_THAT(fault(), HasSubstr("pair (h0, q0, k0) is computed 0 times"));
   EXPECT_NE(harm(), "");
+  add(0, Merge{rest, kOut});
+  EXPECT_EQ(fault(), "none");
+  EXPECT_EQ(harm(), "");
+  add(0, Merge{kOut, rest});  // the whole is no part of a part
+  EXPECT_THAT(fault(), HasSubstr("merges O"));
 }
 
 TEST_F(HandWritten, WrongKindsAndBlocks) {

@@ -110,6 +110,7 @@ class World {
  private:
   struct State {
     std::vector<std::vector<Word>> homes;
+    std::vector<SlotId> holds;  ///< by home: the slot that was written last, -1 before the first
     std::size_t next = 0;
     bool at_reduce = false, reduced = false;
     std::vector<Message*> pending;
@@ -121,6 +122,9 @@ class World {
   }
   int home(std::size_t r, SlotId s) const {
     return plan_[r].slots[static_cast<std::size_t>(s)].home;
+  }
+  SlotId& holds(std::size_t r, SlotId s) {
+    return state_[r].holds[static_cast<std::size_t>(home(r, s))];
   }
   Word& word(std::size_t r, SlotId s, Index row, Index head, Index i) {
     const Block& b = block(r, s);
@@ -146,6 +150,7 @@ class World {
       s.homes.emplace_back(n);
       for (Word& w : s.homes.back()) w = random_();
     }
+    s.holds.assign(words.size(), -1);
     state_.push_back(std::move(s));
     const std::size_t r = state_.size() - 1;
     std::vector<bool> seen(words.size(), false);
@@ -159,6 +164,7 @@ class World {
 
   void fill(std::size_t r, SlotId s, bool zero) {
     const Block& b = block(r, s);
+    holds(r, s) = s;
     each(b, dim(b), [&](Index row, Index head, Index i) {
       word(r, s, row, head, i) = zero ? 0 : tag(b.kind, row, head, i);
     });
@@ -206,14 +212,16 @@ class World {
       post(r, {plan_[r].rank, static_cast<int>(state_[r].next), s->peer, true, s->slot,
                home(r, s->slot), &s->block});
     } else if (const auto* t = std::get_if<Recv>(&now)) {
+      holds(r, t->slot) = t->slot;
       each(t->block, dim(t->block),
            [&](Index row, Index head, Index i) { word(r, t->slot, row, head, i) = random_(); });
       post(r, {plan_[r].rank, static_cast<int>(state_[r].next), t->peer, false, t->slot,
                home(r, t->slot), &t->block});
     } else if (const auto* a = std::get_if<Attend>(&now)) {
+      if (holds(r, a->out) != a->out) fill(r, a->out, true);
       attend(r, *a);
     } else if (const auto* m = std::get_if<Merge>(&now)) {
-      const Block& b = block(r, m->into);
+      const Block& b = block(r, m->from);
       each(b, dim(b), [&](Index row, Index head, Index i) {
         word(r, m->into, row, head, i) += word(r, m->from, row, head, i);
       });
