@@ -18,6 +18,10 @@ const Block& Writer::block(SlotId slot) const {
   return program_.slots[static_cast<std::size_t>(slot)].block;
 }
 
+int Writer::home_of(SlotId slot) const {
+  return program_.slots[static_cast<std::size_t>(slot)].home;
+}
+
 void Writer::send(SlotId slot, const Block& block, int peer) {
   if (!block.empty()) program_.steps.push_back(Send{slot, block, peer});
 }

@@ -19,6 +19,7 @@ class Writer {
   SlotId slot(Block block) { return slot(std::move(block), home()); }
   SlotId slot(Block block, int home);
   const Block& block(SlotId slot) const;
+  int home_of(SlotId slot) const;
 
   void send(SlotId slot, const Block& block, int peer);
   void recv(SlotId slot, const Block& block, int peer);

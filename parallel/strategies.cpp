@@ -4,6 +4,7 @@
 #include <array>
 
 #include "parallel/strategies/gather.hpp"
+#include "parallel/strategies/lightseq.hpp"
 #include "parallel/strategies/local.hpp"
 #include "parallel/strategies/ring.hpp"
 #include "parallel/strategies/tree.hpp"
@@ -13,8 +14,9 @@
 namespace dattn {
 
 std::span<const Strategy> strategies() {
-  static const std::array table{local_strategy(),   ring_strategy(), gather_strategy(),
-                                ulysses_strategy(), usp_strategy(),  tree_strategy()};
+  static const std::array table{local_strategy(),    ring_strategy(),    gather_strategy(),
+                                lightseq_strategy(), ulysses_strategy(), usp_strategy(),
+                                tree_strategy()};
   return table;
 }
 

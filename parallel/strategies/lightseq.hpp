@@ -1,0 +1,9 @@
+#pragma once
+
+#include "parallel/strategies.hpp"
+
+namespace dattn {
+
+Strategy lightseq_strategy();
+
+}  // namespace dattn
