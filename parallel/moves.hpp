@@ -55,6 +55,10 @@ Program by_token(const Problem& problem, int rank,
 /// one pair is attended to the next is on its way.
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
                const std::function<Block(Kind, int member)>& held);
+/// The same for a rank that goes round more than once: it keeps `homes`, empty at first, from call
+/// to call, and what `k` and `v` hold must lie elsewhere.
+void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
+               const std::function<Block(Kind, int member)>& held, std::vector<int>& homes);
 
 /// Moves a tensor among the ranks of `group` from the Blocks `from` to the Blocks `to` (one a
 /// member): messages are their intersections, a member's own part too (it costs a copy, no wire).

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "parallel/strategies/double_ring.hpp"
 #include "parallel/strategies/gather.hpp"
 #include "parallel/strategies/lightseq.hpp"
 #include "parallel/strategies/local.hpp"
@@ -14,9 +15,9 @@
 namespace dattn {
 
 std::span<const Strategy> strategies() {
-  static const std::array table{local_strategy(),    ring_strategy(),    gather_strategy(),
-                                lightseq_strategy(), ulysses_strategy(), usp_strategy(),
-                                tree_strategy()};
+  static const std::array table{local_strategy(),    ring_strategy(),           gather_strategy(),
+                                lightseq_strategy(), double_ring_strategy(),    ulysses_strategy(),
+                                usp_strategy(),      usp_inner_ring_strategy(), tree_strategy()};
   return table;
 }
 
