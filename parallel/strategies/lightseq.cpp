@@ -46,8 +46,8 @@ Operands operands(const Problem& problem, const Piece& piece) {
 /// rank waits for was posted, by the schedule's clock, before it waits, and nothing deadlocks.
 class Part {
  public:
-  Part(Writer& me, const Inputs& in, SlotId out)
-      : me_(me), problem_(me.problem()), schedule_(problem_.schedule()), in_(in), out_(out) {}
+  Part(const Schedule& schedule, Writer& me, const Inputs& in, SlotId out)
+      : me_(me), problem_(me.problem()), schedule_(schedule), in_(in), out_(out) {}
 
   void write() {
     const auto own = schedule_.at(me_.rank());
@@ -177,11 +177,16 @@ class Part {
 };
 
 Program program(const Problem& problem, int rank) {
-  return by_token(problem, rank,
-                  [](Writer& me, const Inputs& in, SlotId out) { Part(me, in, out).write(); });
+  return follow(problem, problem.schedule(), rank);
 }
 
 }  // namespace
+
+Program follow(const Problem& problem, const Schedule& schedule, int rank) {
+  return by_token(problem, rank, [&](Writer& me, const Inputs& in, SlotId out) {
+    Part(schedule, me, in, out).write();
+  });
+}
 
 Strategy lightseq_strategy() {
   return {"lightseq",
