@@ -65,6 +65,8 @@ Cost walk(const Problem& problem, const Program& program, PairCounter& pairs,
     } else if (const auto* recv = std::get_if<Recv>(&step)) {
       if (recv->peer != program.rank) in_free = std::max(in_free, clock) + wire(recv->block);
       arrival(recv->slot) = std::max(arrival(recv->slot), in_free + machine.latency);
+    } else if (const auto* merge = std::get_if<Merge>(&step)) {
+      clock = std::max(clock, arrival(merge->from));
     } else if (const auto* reduce = std::get_if<Reduce>(&step)) {
       const Block& block = program.slots[static_cast<std::size_t>(reduce->slot)].block;
       clock += 2 * wire(block);

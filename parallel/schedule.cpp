@@ -128,8 +128,10 @@ class Evening {
         order.emplace_back(-pairs_per_kib(pieces_[id], helper), id);
       }
       std::sort(order.begin(), order.end());
-      const auto given = std::any_of(order.begin(), order.end(),
-                                     [&](const auto& o) { return give(o.second, helper); });
+      bool given = false;
+      for (const auto& [gain, id] : order) {
+        if (loaded(giver) && idle(helper)) given = give(id, helper) || given;
+      }
       if (!given) return;
     }
   }
