@@ -62,7 +62,7 @@ class Evening {
   using Id = std::size_t;
 
   /// Loads this part of the mean apart count as even: a finer cut would cost more than it wins.
-  static constexpr Index kSlack = 500;
+  static constexpr Index kSlack = 1000;
 
   Index& load(int rank) { return load_[static_cast<std::size_t>(rank)]; }
   bool loaded(int rank) { return load(rank) > goal_ + slack_; }

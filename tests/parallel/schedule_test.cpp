@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <random>
 
+#include "parallel/planner.hpp"
 #include "parallel/rehearse.hpp"
 #include "parallel/strategies/lightseq.hpp"
 #include "tests/cases.hpp"
@@ -88,6 +89,20 @@ TEST(EvenSchedule, OfDocumentsIsNearIdealAtEveryP) {
     EXPECT_GE(least[0], 0.97) << ranks;
     EXPECT_GE(least[1], 0.97) << ranks;
   }
+}
+
+TEST(Planner, ChoosesHelpForDocuments) {
+  const Index tokens = 8 * 2048;
+  const Shape shape{tokens, tokens, 32, 8, 8, 128, 128};
+  const MaskPtr mask = parse_mask(documents(tokens, 400, 1), shape);
+  Wish wish;
+  wish.ranks = 8;
+  const Choice choice = choose(wish, shape, mask, Type::f4, {});
+  EXPECT_EQ(choice.strategy->name, "lightseq") << choice.problem->partition();
+  wish.strategy = "double_ring";
+  wish.mesh = {2, 4};
+  const Choice named = choose(wish, shape, mask, Type::f4, {});
+  EXPECT_EQ(named.problem->mesh(), (Mesh{{{"outer", 2}, {"inner", 4}}}));
 }
 
 /// A causal problem of `rows` tokens a rank, dealt out contiguously.
