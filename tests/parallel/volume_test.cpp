@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "parallel/rehearse.hpp"
+#include "parallel/schedule.hpp"
 #include "tests/cases.hpp"
 
 namespace dattn {
@@ -135,6 +136,9 @@ TEST(Volume, OfADoubleRingCrossesHostsOnceATurn) {
         if (mesh.coordinate(link.first, 0) != mesh.coordinate(link.second, 0)) between += bytes;
       }
       EXPECT_EQ(between, ranks * (mesh.axes[0].size - 1) * sizes(c, 16).kv) << c.text();
+      Case uneven = c;
+      uneven.shape.queries = uneven.shape.keys = 37;
+      EXPECT_EQ(rehearsed(uneven).bytes_sent_total(), (ranks - 1) * sizes(c, 37).kv) << c.text();
     }
   }
 }
@@ -251,6 +255,61 @@ TEST(Volume, OfLightSeqWhereNobodyLacksWorkIsGathers) {
       const Case c{
           {16 * ranks, 16 * ranks, 6, 2, 2, 5, 7}, mask, partition, "lightseq", line(ranks)};
       EXPECT_EQ(rehearsed(c).bytes_sent, needed_bytes(c.problem())) << c.text();
+    }
+  }
+}
+
+/// What each rank must send for the pieces of the schedule, by brute force over `allows`.
+std::vector<Index> needed_by_pieces(const Problem& problem) {
+  const Shape& s = problem.shape();
+  const Index size = bytes_of(problem.type());
+  std::vector<Index> sent(static_cast<std::size_t>(problem.ranks()), 0);
+  for (const Piece& piece : problem.schedule().pieces()) {
+    if (piece.at != piece.queries) {
+      const Index records = piece.rows.size() * piece.heads.size();
+      sent[static_cast<std::size_t>(piece.queries)] += records * s.d_qk * size;
+      sent[static_cast<std::size_t>(piece.at)] += records * (s.d_v + 2) * size;
+    }
+    if (piece.at == piece.keys) continue;
+    const Index row = (s.key_heads_of(piece.heads).size() * s.d_qk +
+                       s.value_heads_of(piece.heads).size() * s.d_v) *
+                      size;
+    const Runs queries = problem.queries().positions({piece.rows});
+    for (const Run& key : problem.keys().positions({problem.keys().rows(piece.keys)})) {
+      for (Index k = 0; k < key.count; ++k) {
+        const auto sees = [&](const Run& run) {
+          for (Index i = 0; i < run.count; ++i) {
+            for (Index h = piece.heads.begin; h < piece.heads.end; ++h) {
+              if (problem.mask().allows(h, run.at(i), key.at(k))) return true;
+            }
+          }
+          return false;
+        };
+        if (std::any_of(queries.begin(), queries.end(), sees)) {
+          sent[static_cast<std::size_t>(piece.keys)] += row;
+        }
+      }
+    }
+  }
+  return sent;
+}
+
+TEST(Volume, OfLightSeqIsWhatItsPiecesNeed) {
+  for (const int ranks : {2, 3, 4, 7}) {
+    for (const PartitionKind& partition : partition_kinds()) {
+      for (const Heads heads : {Heads{4, 2, 2}, Heads{6, 3, 2}, Heads{5, 1, 1}}) {
+        for (const Lengths l : {Lengths{47, 47}, Lengths{5, 23}, Lengths{23, 9}}) {
+          const Shape shape = shape_of(l, heads, 5, 7);
+          for (const std::string& mask : masks(shape)) {
+            const Case c{shape, mask, partition.name, "lightseq", line(ranks)};
+            const Problem problem = c.problem();
+            const Rehearsal found = rehearse(problem, make_plan(c.how(), problem));
+            ASSERT_FALSE(found.fault) << c.text() << ": " << found.fault->text();
+            EXPECT_EQ(found.bytes_sent, needed_by_pieces(problem)) << c.text();
+            EXPECT_EQ(found.pairs_total(), problem.schedule().total()) << c.text();
+          }
+        }
+      }
     }
   }
 }
