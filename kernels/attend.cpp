@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <limits>
 #include <map>
 #include <optional>
@@ -12,6 +11,7 @@
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"
 #include "kernels/decode.hpp"
+#include "kernels/packs.hpp"
 #include "kernels/panel.hpp"
 #include "kernels/partial.hpp"
 
@@ -28,30 +28,6 @@ constexpr Index kTilesOfPart = 4;
 /// Bytes of packed keys and values that exist at a time, beside those of a single head.
 constexpr Index kPackBytes = Index{256} << 20;
 
-/// By the largest exponent field, which compilers turn into vectors.
-template <class T>
-bool all_finite(View<const T> rows, Index head, Range range) {
-  using Bits = std::conditional_t<sizeof(T) == 2, std::int16_t, std::int32_t>;
-  constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();
-  constexpr Bits kInfinity = sizeof(T) == 2 ? Bits{0x7f80} : static_cast<Bits>(0x7f800000);
-  Bits largest = 0;
-  for (Index j = range.begin; j < range.end; ++j) {
-    const T* row = rows.at(j, head);
-    for (Index i = 0; i < rows.dim; ++i) {
-      const auto magnitude = static_cast<Bits>(std::bit_cast<Bits>(row[i]) & kMagnitude);
-      largest = magnitude > largest ? magnitude : largest;
-    }
-  }
-  return largest < kInfinity;
-}
-
-/// A tile of keys and values as the kernel reads it.
-struct PackedTile {
-  const std::byte* k;
-  const std::byte* v;
-  bool strange;  ///< some value is not finite
-};
-
 /// One part of the work: a tile of queries of one group of heads, and a part of the keys.
 struct Unit {
   Index group;
@@ -61,67 +37,11 @@ struct Unit {
   double area;
 };
 
-/// Everything that is the same for all threads.
-template <class T>
-struct Block {
-  View<const T> q, k, v;
-  const Where& where;
-  const Mask& mask;
-  const Kernel& kernel;
-  BlockRules rules;
-  std::vector<HeadGroup> groups;
-  Index tiles;  ///< of keys
-
-  Range tile(Index t) const {
-    return {t * kernel.tile, std::min<Index>(k.rows, (t + 1) * kernel.tile)};
-  }
-  Index k_bytes() const { return aligned(kernel.k_size(static_cast<int>(k.dim))); }
-  Index v_bytes() const { return aligned(kernel.v_size(static_cast<int>(v.dim))); }
-
-  PackedTile pack(const HeadGroup& group, Index t, std::byte* k_to, std::byte* v_to) const {
-    kernel.pack_k(rows_of(k, group.key_head, tile(t)), k_to);
-    kernel.pack_v(rows_of(v, group.value_head, tile(t)), v_to);
-    return {k_to, v_to, !all_finite(v, group.value_head, tile(t))};
-  }
-};
-
-/// Packed tiles of some heads, all threads' to read.
-template <class T>
-class Packs {
- public:
-  Packs(const Block<T>& block, Index heads, CallWorkspace& workspace)
-      : block_(block),
-        tiles_(block.tiles),
-        memory_(workspace.take<std::byte>(
-            Workspace::Use::k, heads * block.tiles * (block.k_bytes() + block.v_bytes()))),
-        strange_(static_cast<std::size_t>(heads * block.tiles)) {}
-
-  /// Called by one thread for each (head, tile).
-  void fill(const HeadGroup& group, Index head, Index t) {
-    strange_[static_cast<std::size_t>(head * tiles_ + t)] =
-        block_.pack(group, t, k(head, t), v(head, t)).strange;
-  }
-  PackedTile at(Index head, Index t) const {
-    return {k(head, t), v(head, t), strange_[static_cast<std::size_t>(head * tiles_ + t)] != 0};
-  }
-
- private:
-  std::byte* k(Index head, Index t) const {
-    return memory_ + (head * tiles_ + t) * (block_.k_bytes() + block_.v_bytes());
-  }
-  std::byte* v(Index head, Index t) const { return k(head, t) + block_.k_bytes(); }
-
-  const Block<T>& block_;
-  Index tiles_;
-  std::byte* memory_;
-  std::vector<char> strange_;
-};
-
 /// What one thread needs to take a tile of queries through keys.
 template <class T>
 class Worker {
  public:
-  explicit Worker(const Block<T>& block)
+  explicit Worker(const ForwardBlock<T>& block)
       : block_(block),
         kernel_(block.kernel),
         lanes_(kernel_.lanes),
@@ -143,14 +63,14 @@ class Worker {
                PanelRules(block.rules, kernel_.lanes, kernel_.tile)) {}
 
   /// Attends the unit's queries to its keys and merges what it finds into `out`.
-  void run(const Unit& unit, const Packs<T>* packs, Index packed_head, View<float> out,
-           Poller& poller) {
+  void run(const Unit& unit, Packs<T>* packs, Index packed_head, View<float> out, Poller& poller) {
     const HeadGroup& group = block_.groups[static_cast<std::size_t>(unit.group)];
     const Range rows{group.row(unit.lanes.begin), group.row(unit.lanes.end - 1) + 1};
+    for (Index h = group.heads.begin; h < group.heads.end; ++h) prefetch(block_.q, h, rows);
     const LiveRows live(block_.where, block_.mask,
                         block_.where.query_heads.begin + group.heads.begin, rows);
     if (live.none()) return;
-    start(group, unit.lanes);
+    start(group, unit.lanes, out);
     for (Index p = 0; p < panels_; ++p) {
       bounds_[static_cast<std::size_t>(p)] = live.bounds(panel_rows(p));
     }
@@ -165,11 +85,20 @@ class Worker {
         live.pieces(panel_rows(p), tile, kernel_.granule, pieces_);
         if (pieces_.empty()) continue;
         if (!packed) {
-          pack = packs != nullptr ? packs->at(packed_head, t)
-                                  : block_.pack(group, t, k_pack_.get(), v_pack_.get());
+          if (packs != nullptr) {
+            pack = packs->need(group, packed_head, t, last);
+          } else {
+            block_.pack(group, t, k_pack_.get(), v_pack_.get());
+            pack = {k_pack_.get(), v_pack_.get()};
+          }
           packed = true;
         }
-        step(group, p, live, tile, pack);
+        const bool masked =
+            std::any_of(pieces_.begin(), pieces_.end(), [](const Piece& x) { return x.masked; });
+        const bool strange =
+            masked && (packs != nullptr ? packs->strange(group, packed_head, t)
+                                        : !all_finite(block_.v, group.value_head, tile));
+        step(group, p, live, tile, pack, masked, strange);
         poller.after(static_cast<double>(lanes_ * tile.size() * 2) *
                      static_cast<double>(block_.q.dim + block_.v.dim));
       }
@@ -191,20 +120,26 @@ class Worker {
     return {rows.front(), rows[static_cast<std::size_t>(last)] + 1};
   }
 
-  void start(const HeadGroup& group, Range lanes) {
+  void start(const HeadGroup& group, Range lanes, View<float> out) {
     panels_ = (lanes.size() + lanes_ - 1) / lanes_;
     std::fill_n(o_.get(), panels_ * lanes_ * block_.v.dim, 0.0f);
     std::fill(m_.begin(), m_.end(), -std::numeric_limits<float>::infinity());
     std::fill(l_.begin(), l_.end(), 0.0);
     std::vector<const void*> row(static_cast<std::size_t>(lanes_));
+    Index next_row = group.row(lanes.begin);
+    Index next_head = group.head(lanes.begin);
     for (Index p = 0; p < panels_; ++p) {
       for (Index i = 0; i < lanes_; ++i) {
         const auto at = static_cast<std::size_t>(p * lanes_ + i);
-        const Index lane = lanes.begin + p * lanes_ + i;
-        const bool used = lane < lanes.end;
-        row_of_[at] = used ? group.row(lane) : -1;
-        head_of_[at] = used ? group.head(lane) : -1;
-        row[static_cast<std::size_t>(i)] = used ? block_.q.at(row_of_[at], head_of_[at]) : nullptr;
+        const bool used = lanes.begin + p * lanes_ + i < lanes.end;
+        row_of_[at] = used ? next_row : -1;
+        head_of_[at] = used ? next_head : -1;
+        row[static_cast<std::size_t>(i)] = used ? block_.q.at(next_row, next_head) : nullptr;
+        if (used) prefetch(out.at(next_row, next_head), out.dim);  // finish() reads and writes it
+        if (++next_head == group.heads.end) {
+          next_head = group.heads.begin;
+          ++next_row;
+        }
       }
       kernel_.pack_q(row.data(), element_of<T>(), static_cast<int>(block_.q.dim),
                      block_.rules.factor(), q_.get() + p * q_bytes_);
@@ -213,11 +148,9 @@ class Worker {
   }
 
   void step(const HeadGroup& group, Index p, const LiveRows& live, Range tile,
-            const PackedTile& pack) {
+            const PackedTile& pack, bool masked, bool strange) {
     PanelRules& rules = rules_[static_cast<std::size_t>(p)];
     rules.keys(tile, group.key_head);
-    const bool masked =
-        std::any_of(pieces_.begin(), pieces_.end(), [](const Piece& x) { return x.masked; });
     const auto first = static_cast<std::size_t>(p * lanes_);
     ForwardStep s{.q = q_.get() + p * q_bytes_,
                   .k = pack.k,
@@ -233,7 +166,7 @@ class Worker {
                   .m = m_.data() + first,
                   .l = l_.data() + first,
                   .o = o_.get() + p * lanes_ * block_.v.dim};
-    if (masked && pack.strange) {
+    if (strange) {
       strange_step(s, group, p, live, tile);
     } else {
       kernel_.forward(s);
@@ -311,7 +244,7 @@ class Worker {
     }
   }
 
-  const Block<T>& block_;
+  const ForwardBlock<T>& block_;
   const Kernel& kernel_;
   Index lanes_;
   Index most_panels_;
@@ -332,7 +265,7 @@ class Worker {
 
 /// The units of the groups [groups.begin, groups.end), and how many parts the keys are cut into.
 template <class T>
-std::vector<Unit> units_of(const Block<T>& block, Range groups, Index parts, bool by_area) {
+std::vector<Unit> units_of(const ForwardBlock<T>& block, Range groups, Index parts, bool by_area) {
   std::vector<Unit> units;
   // Groups of as many heads under the same mask have units of the same area.
   std::map<std::array<Index, 4>, double> areas;
@@ -380,15 +313,15 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
         out.rows, out.heads, out.dim);
   if (q.size() == 0 || k.rows == 0) return;
   const Kernel& kernel = kernel_of<T>(work);
-  Block<T> block{q,
-                 k,
-                 v,
-                 where,
-                 mask,
-                 kernel,
-                 BlockRules(work.score, where, kernel),
-                 head_groups(where, mask),
-                 (k.rows + kernel.tile - 1) / kernel.tile};
+  ForwardBlock<T> block{q,
+                        k,
+                        v,
+                        where,
+                        mask,
+                        kernel,
+                        BlockRules(work.score, where, kernel),
+                        head_groups(where, mask),
+                        (k.rows + kernel.tile - 1) / kernel.tile};
   Index most_lanes = 0;
   Index tiles = 0;  // of queries, in all groups
   for (const HeadGroup& group : block.groups) {
@@ -441,21 +374,11 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
       pack_of.push_back(static_cast<Index>(packed.size()) - 1);
     }
     const std::vector<Unit> units = units_of(block, now, parts, work.threads > 1);
+    if (shared) packs->forget();
 #pragma omp parallel num_threads(work.threads)
     {
       const Entered entered(kernel);
       Poller poller(work.poll, caught, omp_get_thread_num() == 0);
-      if (shared) {
-        const Index jobs = static_cast<Index>(packed.size()) * block.tiles;
-#pragma omp for schedule(dynamic, 4)
-        for (Index job = 0; job < jobs; ++job) {
-          const Index head = job / block.tiles;
-          packs->fill(
-              block.groups[static_cast<std::size_t>(packed[static_cast<std::size_t>(head)])], head,
-              job % block.tiles);
-          poller.after(static_cast<double>(kernel.tile * (k.dim + v.dim)) * 8);
-        }
-      }
       Worker<T> worker(block);
 #pragma omp for schedule(dynamic)
       for (std::size_t i = 0; i < units.size(); ++i) {

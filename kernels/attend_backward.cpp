@@ -16,7 +16,7 @@ namespace {
 
 /// Units of work that a block is cut into, at most and where it is large enough. Not the number of
 /// threads, so that the bits of a result do not depend on it.
-constexpr Index kUnits = 32;
+constexpr Index kUnits = 64;
 /// Tiles of keys of a unit, at least.
 constexpr Index kTilesOfPart = 4;
 /// Bytes of keys, values and their gradients that one tile of queries meets before the next one
