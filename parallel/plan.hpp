@@ -56,7 +56,8 @@ struct Reduce {
 using Step = std::variant<Send, Recv, Attend, Merge, Reduce>;
 
 /// One rank's Slots and Steps. Slots q, k and v are filled beforehand (they hold the inputs), slots
-/// of kind O start over no key if they are the first in their home; in the end slot `out` holds the final Partial of `delivers`.
+/// of kind O start over no key if they are the first in their home; in the end slot `out` holds the
+/// final Partial of `delivers`.
 struct Program {
   int rank = 0;
   std::vector<Slot> slots;
