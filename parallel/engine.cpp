@@ -369,7 +369,17 @@ struct Engine<T>::State {
     const double from = now();
     const auto as = [&]<class E>(E) {
       const View<const E> source = read<E>(step.from);
-      merge(source.data, write<E>(step.into).data, source.rows * source.heads, source.dim);
+      const E* records = source.data;
+      const Block& part = slot(step.from).block;
+      for (const comm::Strip& s : strips<comm::Strip>(step.into, part, own_memory(step.into))) {
+        const bool whole = s.length == s.stride;  // all heads: the rows lie end to end
+        const Index rows = whole ? s.count : 1;
+        for (Index i = 0; i < s.count; i += rows) {
+          merge(records, reinterpret_cast<E*>(s.data + i * s.stride), rows * source.heads,
+                source.dim);
+          records += rows * source.heads * source.dim;
+        }
+      }
     };
     narrow() ? as(float{}) : as(double{});
     times.compute += now() - from;

@@ -202,7 +202,7 @@ class Inspector {
     if (!known(step.from) || !known(step.into)) return false;
     const Block& from = block(step.from);
     const Block& into = block(step.into);
-    if (from.kind != Kind::O || from != into || step.from == step.into) {
+    if (from.kind != Kind::O || !contains(into, from) || step.from == step.into) {
       return fault("merges " + text(from) + " into " + text(into));
     }
     return writable(step.into);

@@ -30,6 +30,10 @@ const Block& Writer::block(SlotId slot) const {
   return program_.slots[static_cast<std::size_t>(slot)].block;
 }
 
+int Writer::home_of(SlotId slot) const {
+  return program_.slots[static_cast<std::size_t>(slot)].home;
+}
+
 void Writer::send(SlotId slot, const Block& block, int peer) {
   if (!block.empty()) program_.steps.push_back(Send{slot, block, peer});
 }
@@ -133,11 +137,17 @@ Program by_token_backward(const Problem& problem, int rank,
 
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
                const std::function<Block(Kind, int member)>& held) {
+  std::vector<int> homes;
+  circulate(me, ring, q, k, v, out, held, homes);
+}
+
+void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
+               const std::function<Block(Kind, int member)>& held, std::vector<int>& homes) {
   const int members = static_cast<int>(ring.size());
   const int here = place_in(ring, me.rank());
   const int right = ring[static_cast<std::size_t>((here + 1) % members)];
   const int left = ring[static_cast<std::size_t>((here + members - 1) % members)];
-  std::vector<int> homes;  // two for K, two for V: one pair is in use while the other fills
+  // Two homes for K, two for V: one pair is in use while the other fills.
   for (int hop = 0; hop < members; ++hop) {
     SlotId next_k = k;
     SlotId next_v = v;

@@ -19,6 +19,7 @@ class Writer {
   SlotId slot(Block block) { return slot(std::move(block), home()); }
   SlotId slot(Block block, int home);
   const Block& block(SlotId slot) const;
+  int home_of(SlotId slot) const;
 
   void send(SlotId slot, const Block& block, int peer);
   void recv(SlotId slot, const Block& block, int peer);
@@ -80,6 +81,10 @@ Program by_token_backward(const Problem& problem, int rank,
 /// one pair is attended to the next is on its way.
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
                const std::function<Block(Kind, int member)>& held);
+/// The same for a rank that goes round more than once: it keeps `homes`, empty at first, from call
+/// to call, and what `k` and `v` hold must lie elsewhere.
+void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
+               const std::function<Block(Kind, int member)>& held, std::vector<int>& homes);
 
 /// The backward pass of circulate(). Either K and V go around and, one hop behind them, the sums of
 /// what the members give to their dK and dV, until these come home; or Q, dO and Stats do, and the

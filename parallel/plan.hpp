@@ -34,7 +34,8 @@ struct Recv {
   int peer;
 };
 
-/// out <- out merged with the attention of q to k, v under the Problem's mask.
+/// out <- out merged with the attention of q to k, v under the Problem's mask. Where another slot
+/// has the home of `out`, `out` takes it and starts over no key.
 struct Attend {
   SlotId q, k, v, out;
 };
@@ -48,7 +49,7 @@ struct AttendBackward {
 /// The slot of an AttendBackward that is of this kind. @pre not O
 SlotId& operand(AttendBackward& step, Kind kind);
 
-/// into <- into merged with from, both Partials of the same Block.
+/// into <- into merged with from, a Partial of the same Block or of a part of it.
 struct Merge {
   SlotId from, into;
 };

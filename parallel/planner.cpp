@@ -1,7 +1,7 @@
 #include "parallel/planner.hpp"
 
 #include <algorithm>
-#include <cmath>
+#include <limits>
 #include <stdexcept>
 
 #include "parallel/pairs.hpp"
@@ -26,8 +26,7 @@ Mesh mesh_of(const Strategy& strategy, const std::vector<int>& extents) {
   return mesh;
 }
 
-/// What a choice costs. Times that differ by less than a forecast can tell count as equal; then the
-/// one that sends less is better.
+/// What a choice costs.
 struct Cost {
   double seconds = 0;
   Index bytes = 0;
@@ -37,11 +36,21 @@ struct Cost {
     bytes += other.bytes;
     return *this;
   }
-  std::pair<long, Index> key() const {
-    constexpr double kSteps = 500;  // of 0.2 percent
-    return {std::lround(kSteps * std::log(std::max(seconds, 1e-12))), bytes};
-  }
 };
+
+/// The one that sends least of those that end first, the earlier one where two are equal. Times
+/// that differ by less than a forecast can tell count as equal.
+std::size_t cheapest(const std::vector<Cost>& costs) {
+  constexpr double kEqual = 1.005;
+  double least = std::numeric_limits<double>::infinity();
+  for (const Cost& cost : costs) least = std::min(least, cost.seconds);
+  std::size_t best = costs.size();
+  for (std::size_t i = 0; i < costs.size(); ++i) {
+    if (costs[i].seconds > kEqual * least) continue;
+    if (best == costs.size() || costs[i].bytes < costs[best].bytes) best = i;
+  }
+  return best;
+}
 
 /// Cost of one rank's program if its peers keep pace with it.
 Cost walk(const Problem& problem, const Program& program, PairCounter& pairs,
@@ -78,6 +87,8 @@ Cost walk(const Problem& problem, const Program& program, PairCounter& pairs,
     } else if (const auto* recv = std::get_if<Recv>(&step)) {
       if (recv->peer != program.rank) in_free = std::max(in_free, clock) + wire(recv->block);
       arrival(recv->slot) = std::max(arrival(recv->slot), in_free + machine.latency);
+    } else if (const auto* merge = std::get_if<Merge>(&step)) {
+      clock = std::max(clock, arrival(merge->from));
     } else if (const auto* reduce = std::get_if<Reduce>(&step)) {
       const Block& block = program.slots[static_cast<std::size_t>(reduce->slot)].block;
       clock += 2 * wire(block);
@@ -149,20 +160,21 @@ Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type ty
   std::vector<Pass> passes{Pass::forward};
   if (wish.gradients) passes.push_back(Pass::backward);
   if (wish.ranks > kFewRanks) {
-    std::vector<std::pair<std::pair<long, Index>, std::size_t>> order;
+    std::vector<Cost> costs(all.size());
     for (std::size_t i = 0; i < all.size(); ++i) {
-      Cost cost;
-      for (const Pass pass : passes) cost += estimate(all[i], pass, machine);
-      order.emplace_back(cost.key(), i);
+      for (const Pass pass : passes) costs[i] += estimate(all[i], pass, machine);
     }
-    std::sort(order.begin(), order.end());
-    order.resize(std::min(order.size(), kFinalists));
     std::vector<Choice> finalists;
-    for (const auto& [cost, i] : order) finalists.push_back(all[i]);
+    while (finalists.size() < kFinalists && !all.empty()) {
+      const auto best = static_cast<std::ptrdiff_t>(cheapest(costs));
+      finalists.push_back(all[static_cast<std::size_t>(best)]);
+      all.erase(all.begin() + best);
+      costs.erase(costs.begin() + best);
+    }
     all = std::move(finalists);
   }
-  const Choice* best = nullptr;
-  std::pair<long, Index> best_cost;
+  std::vector<Cost> costs;
+  std::vector<const Choice*> proved;
   for (const Choice& choice : all) {
     Cost sum;
     bool right = true;
@@ -173,13 +185,10 @@ Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type ty
       sum += {r.forecast_seconds(), r.bytes_sent_total()};
     }
     if (!right) continue;  // whoever runs the choice rehearses it too, and reports
-    const auto cost = sum.key();
-    if (best == nullptr || cost < best_cost) {
-      best = &choice;
-      best_cost = cost;
-    }
+    costs.push_back(sum);
+    proved.push_back(&choice);
   }
-  return best == nullptr ? all.front() : *best;
+  return proved.empty() ? all.front() : *proved[cheapest(costs)];
 }
 
 }  // namespace dattn

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"
+#include "parallel/schedule.hpp"
 
 namespace dattn {
 namespace {
@@ -53,9 +55,11 @@ std::vector<Range> group_heads(const Shape& shape, const Mask& mask) {
 
 }  // namespace
 
-struct Problem::Needs {
-  std::once_flag once;
-  std::vector<std::vector<Ranges>> of;  ///< [rank][group] positions
+struct Problem::Found {
+  std::once_flag needs_once;
+  std::vector<std::vector<Ranges>> needs;  ///< [rank][group] positions
+  std::once_flag schedule_once;
+  std::optional<const Schedule> schedule;
 };
 
 Problem::Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view partition, Type type)
@@ -67,7 +71,7 @@ Problem::Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view p
       queries_(deal_queries(partition, shape_, *mask_, mesh_.ranks())),
       keys_(deal_keys(partition, shape_, *mask_, mesh_.ranks())),
       head_groups_(group_heads(shape_, *mask_)),
-      needs_(std::make_shared<Needs>()) {}
+      found_(std::make_shared<Found>()) {}
 
 Problem Problem::on(Mesh mesh) const {
   CHECK(mesh.ranks() == ranks(), mesh.text(), ranks());
@@ -77,8 +81,8 @@ Problem Problem::on(Mesh mesh) const {
 }
 
 const Ranges& Problem::keys_needed(int rank, std::size_t group) const {
-  std::call_once(needs_->once, [&] {
-    needs_->of.resize(static_cast<std::size_t>(ranks()));
+  std::call_once(found_->needs_once, [&] {
+    found_->needs.resize(static_cast<std::size_t>(ranks()));
     for (int r = 0; r < ranks(); ++r) {
       const Runs queries = queries_.positions({queries_.rows(r)});
       for (const Range heads : head_groups_) {
@@ -93,11 +97,16 @@ const Ranges& Problem::keys_needed(int rank, std::size_t group) const {
           const Index from = joined.empty() ? 0 : joined.back().end;
           append(joined, {std::max(from, part.begin), part.end});
         }
-        needs_->of[static_cast<std::size_t>(r)].push_back(std::move(joined));
+        found_->needs[static_cast<std::size_t>(r)].push_back(std::move(joined));
       }
     }
   });
-  return needs_->of[static_cast<std::size_t>(rank)][group];
+  return found_->needs[static_cast<std::size_t>(rank)][group];
+}
+
+const Schedule& Problem::schedule() const {
+  std::call_once(found_->schedule_once, [&] { found_->schedule.emplace(even_schedule(*this)); });
+  return *found_->schedule;
 }
 
 }  // namespace dattn

@@ -10,6 +10,8 @@
 
 namespace dattn {
 
+class Schedule;
+
 /// One attention computation and the ranks it is split over: all that a Strategy may look at.
 class Problem {
  public:
@@ -36,12 +38,16 @@ class Problem {
   /// the head group `group` of head_groups(). Found once for all ranks.
   const Ranges& keys_needed(int rank, std::size_t group) const;
 
+  /// Who computes which pairs where work is evened out between ranks; even_schedule(), found once
+  /// for all ranks.
+  const Schedule& schedule() const;
+
   /// Runs of neighbouring query heads, each as small as K and V can be cut and joined to the next
   /// where both see the same pairs: what a rank fetches is decided per group.
   const std::vector<Range>& head_groups() const { return head_groups_; }
 
  private:
-  struct Needs;
+  struct Found;
 
   Shape shape_;
   MaskPtr mask_;
@@ -51,7 +57,7 @@ class Problem {
   Partition queries_;
   Partition keys_;
   std::vector<Range> head_groups_;
-  std::shared_ptr<Needs> needs_;
+  std::shared_ptr<Found> found_;  ///< what all ranks ask for; shared by copies
 };
 
 }  // namespace dattn

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
 #include <queue>
 #include <unordered_map>
@@ -40,10 +41,12 @@ struct Home {
   std::vector<int> writing;  ///< messages that write it
 };
 
+constexpr double kNever = std::numeric_limits<double>::infinity();
+
 struct Rank {
   const Program* program = nullptr;
   std::size_t next = 0;
-  bool queued = false;
+  double turn = kNever;  ///< when it will try its next step
   bool finished = false;
   bool at_reduce = false;  ///< counted among those that have come to a Reduce
   bool reduced = false;    ///< that Reduce is done
@@ -65,10 +68,12 @@ class Stage {
   Rehearsal run() {
     if (!set()) return std::move(result_);
     while (!ready_.empty() && !result_.fault) {
-      const int r = ready_.top().second;
+      const auto [time, r] = ready_.top();
       ready_.pop();
-      ranks_[static_cast<std::size_t>(r)].queued = false;
-      advance(r);
+      Rank& rank = ranks_[static_cast<std::size_t>(r)];
+      if (time != rank.turn) continue;  // it had an earlier one
+      rank.turn = kNever;
+      time < rank.clock ? wake(r, rank.clock) : advance(r);
     }
     if (!result_.fault) check_all_finished();
     if (!result_.fault) check_results();
@@ -145,9 +150,10 @@ class Stage {
   /// Has rank `r` try its next step when all ranks are at `time` or past it.
   void wake(int r, double time) {
     Rank& rank = ranks_[static_cast<std::size_t>(r)];
-    if (rank.queued || rank.finished) return;
-    rank.queued = true;
-    ready_.emplace(std::max(time, rank.clock), r);
+    time = std::max(time, rank.clock);
+    if (rank.finished || rank.turn <= time) return;
+    rank.turn = time;
+    ready_.emplace(time, r);
   }
 
   void advance(int r) {

@@ -4,7 +4,9 @@
 #include <array>
 
 #include "kernels/check.hpp"
+#include "parallel/strategies/double_ring.hpp"
 #include "parallel/strategies/gather.hpp"
+#include "parallel/strategies/lightseq.hpp"
 #include "parallel/strategies/local.hpp"
 #include "parallel/strategies/ring.hpp"
 #include "parallel/strategies/tree.hpp"
@@ -14,8 +16,9 @@
 namespace dattn {
 
 std::span<const Strategy> strategies() {
-  static const std::array table{local_strategy(),   ring_strategy(), gather_strategy(),
-                                ulysses_strategy(), usp_strategy(),  tree_strategy()};
+  static const std::array table{local_strategy(),    ring_strategy(),           gather_strategy(),
+                                lightseq_strategy(), double_ring_strategy(),    ulysses_strategy(),
+                                usp_strategy(),      usp_inner_ring_strategy(), tree_strategy()};
   return table;
 }
 

@@ -108,11 +108,20 @@ inline std::vector<Case> cases(int ranks, std::size_t stride) {
   return all;
 }
 
-/// Meshes of two axes with this many ranks, for strategies that take one.
+/// Meshes of two axes with this many ranks.
 inline std::vector<Mesh> meshes(int ranks) {
   std::vector<Mesh> all;
   for (int outer = 1; outer <= ranks; ++outer) {
-    if (ranks % outer == 0) all.push_back({{{"ring", outer}, {"heads", ranks / outer}}});
+    if (ranks % outer == 0) all.push_back({{{"outer", outer}, {"inner", ranks / outer}}});
+  }
+  return all;
+}
+
+/// Strategies that take such a mesh.
+inline std::vector<std::string_view> strategies_of_two_axes() {
+  std::vector<std::string_view> all;
+  for (const Strategy& s : strategies()) {
+    if (s.axes.find(',') != std::string_view::npos) all.push_back(s.name);
   }
   return all;
 }

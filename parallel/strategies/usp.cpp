@@ -1,5 +1,6 @@
-// USP, unified sequence parallelism (Fang and Zhao 2024): Ulysses inside groups of neighbouring
-// ranks, a ring between the groups.
+// USP, unified sequence parallelism (Fang and Zhao 2024): Ulysses inside groups of ranks, rings
+// between them. Either axis may be the inner one, that of neighbouring ranks: LoongTrain (Gu et al.
+// 2024) calls the two head-first and context-first placement.
 #include "parallel/strategies/usp.hpp"
 
 #include "parallel/strategies/ulysses.hpp"
@@ -7,44 +8,57 @@
 namespace dattn {
 namespace {
 
-constexpr int kRing = 0;
-constexpr int kHeads = 1;
-
+template <int ring, int heads>
 Program program(const Problem& problem, int rank) {
   const Mesh& mesh = problem.mesh();
-  const auto here = static_cast<std::size_t>(mesh.coordinate(rank, kHeads));
+  const auto here = static_cast<std::size_t>(mesh.coordinate(rank, heads));
   return within_heads(
-      problem, rank, mesh.group(rank, kHeads), [&](Writer& me, const Inputs& in, SlotId out) {
-        circulate(me, mesh.group(rank, kRing), in.q, in.k, in.v, out, [&](Kind kind, int member) {
-          return exchange(problem, kind, mesh.group(member, kHeads)).by_head[here];
+      problem, rank, mesh.group(rank, heads), [&](Writer& me, const Inputs& in, SlotId out) {
+        circulate(me, mesh.group(rank, ring), in.q, in.k, in.v, out, [&](Kind kind, int member) {
+          return exchange(problem, kind, mesh.group(member, heads)).by_head[here];
         });
       });
 }
 
+template <int ring, int heads>
 Program backward(const Problem& problem, int rank) {
   const Mesh& mesh = problem.mesh();
-  const auto here = static_cast<std::size_t>(mesh.coordinate(rank, kHeads));
+  const auto here = static_cast<std::size_t>(mesh.coordinate(rank, heads));
   return within_heads_backward(
-      problem, rank, mesh.group(rank, kHeads), [&](Writer& me, const AttendBackward& mine) {
-        circulate_backward(me, mesh.group(rank, kRing), mine, [&](Kind kind, int member) {
-          return exchange(problem, kind, mesh.group(member, kHeads)).by_head[here];
+      problem, rank, mesh.group(rank, heads), [&](Writer& me, const AttendBackward& mine) {
+        circulate_backward(me, mesh.group(rank, ring), mine, [&](Kind kind, int member) {
+          return exchange(problem, kind, mesh.group(member, heads)).by_head[here];
         });
       });
 }
 
-std::optional<std::string> refuses(const Problem& problem) {
+std::optional<std::string> refuses_other_than(std::string_view axes, const Problem& problem) {
   if (problem.mesh().axes.size() == 2) return std::nullopt;
-  return "takes a mesh of two axes, ring x heads, as in --mesh 2x3, not '" + problem.mesh().text() +
-         "'";
+  return "takes a mesh of two axes, " + std::string(axes) + ", as in --mesh 2x3, not '" +
+         problem.mesh().text() + "'";
+}
+std::optional<std::string> refuses_usp(const Problem& problem) {
+  return refuses_other_than("ring x heads", problem);
+}
+std::optional<std::string> refuses_inner_ring(const Problem& problem) {
+  return refuses_other_than("heads x ring", problem);
 }
 
-/// As square as the ranks allow, with no more members of a group than heads.
-Mesh mesh(int ranks, const Shape& shape) {
-  int inner = 1;
+/// Members of a group that splits heads: as many as make the mesh square, and no more than heads.
+int group_size(int ranks, const Shape& shape) {
+  int size = 1;
   for (int i = 1; i * i <= ranks; ++i) {
-    if (ranks % i == 0 && i <= shape.query_heads) inner = i;
+    if (ranks % i == 0 && i <= shape.query_heads) size = i;
   }
-  return {{{"ring", ranks / inner}, {"heads", inner}}};
+  return size;
+}
+Mesh usp_mesh(int ranks, const Shape& shape) {
+  const int group = group_size(ranks, shape);
+  return {{{"ring", ranks / group}, {"heads", group}}};
+}
+Mesh inner_ring_mesh(int ranks, const Shape& shape) {
+  const int group = group_size(ranks, shape);
+  return {{{"heads", group}, {"ring", ranks / group}}};
 }
 
 }  // namespace
@@ -54,10 +68,21 @@ Strategy usp_strategy() {
           "a ring between groups of neighbouring ranks, heads split inside each group",
           "a mesh of two axes, ring x heads (default: as square as possible)",
           "ring,heads",
-          program,
-          refuses,
-          mesh,
-          backward};
+          program<0, 1>,
+          refuses_usp,
+          usp_mesh,
+          backward<0, 1>};
+}
+
+Strategy usp_inner_ring_strategy() {
+  return {"usp_inner_ring",
+          "usp the other way about: rings of neighbouring ranks, heads split between the rings",
+          "a mesh of two axes, heads x ring (default: as square as possible)",
+          "heads,ring",
+          program<1, 0>,
+          refuses_inner_ring,
+          inner_ring_mesh,
+          backward<1, 0>};
 }
 
 }  // namespace dattn

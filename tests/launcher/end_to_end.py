@@ -27,7 +27,16 @@ import oracle
 BOUND = {"bf16": 4e-3, "f4": 1e-6, "f8": 1e-13}
 GRADIENT_BOUND = {"bf16": 8e-3, "f4": 3e-6, "f8": 1e-13}
 
-STRATEGIES = ("ring", "gather", "ulysses", "usp", "tree")
+STRATEGIES = (
+    "ring",
+    "gather",
+    "lightseq",
+    "double_ring",
+    "ulysses",
+    "usp",
+    "usp_inner_ring",
+    "tree",
+)
 PARTITIONS = ("contiguous", "zigzag", "striped", "balanced")
 RANKS = (2, 3, 4, 5, 7, 8)
 MASKS = (
@@ -144,13 +153,13 @@ def small_cases():
     # Key and value heads that differ.
     uneven = dataclasses.replace(BASE, queries=211, keys=211, key_heads=2, value_heads=3)
     for s, strategy in enumerate(STRATEGIES):
-        cases.append(Case(strategy, RANKS[-1 - s], "causal", inputs=uneven))
+        cases.append(Case(strategy, RANKS[-1 - s % len(RANKS)], "causal", inputs=uneven))
     # Element types.
     half = dataclasses.replace(BASE, stored="f2")
     wide = dataclasses.replace(BASE, queries=211, keys=211, stored="f8")
     narrow = dataclasses.replace(wide, stored="f4")
     for s, strategy in enumerate(STRATEGIES):
-        cases.append(Case(strategy, RANKS[s], "causal", "zigzag", wide))
+        cases.append(Case(strategy, RANKS[s % len(RANKS)], "causal", "zigzag", wide))
     cases += [
         Case("ring", 3, "causal", inputs=half),
         Case("tree", 2, "full", inputs=half),
@@ -173,13 +182,20 @@ def small_cases():
         ("local", 1, 0.25),
     ):
         cases.append(Case(strategy, ranks, "causal", scale=scale))
-    # Meshes of usp; heads are six, so 1x6 has no ring and 6x1 no exchange.
+    # Meshes; heads are six, so 1x6 has no ring and 6x1 no exchange, or the other way about.
     for mesh in ("2x3", "3x2", "1x6", "6x1"):
         cases.append(Case("usp", 6, "causal", "zigzag", mesh=mesh))
+    for strategy in ("usp_inner_ring", "double_ring"):
+        for mesh in ("2x3", "3x2"):
+            cases.append(Case(strategy, 6, "causal", "zigzag", mesh=mesh))
+    # Help, at even and odd numbers of ranks, and where the work lies in one rank's document.
+    for ranks in (2, 3, 7, 8):
+        cases.append(Case("lightseq", ranks, "causal", "contiguous"))
+        cases.append(Case("lightseq", ranks, "documents:9,61,900,39+causal", "contiguous"))
     # The same bytes on every run.
     for ranks in (2, 5):
         for threads in (1, 2):
-            for strategy in ("ring", "tree", "gather"):
+            for strategy in ("ring", "tree", "gather", "lightseq"):
                 cases.append(
                     Case(strategy, ranks, "causal", "balanced", threads=threads, twice=True)
                 )

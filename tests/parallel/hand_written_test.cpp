@@ -252,6 +252,30 @@ TEST_F(HandWritten, PartialBehindAnotherSlotOfItsHome) {
   EXPECT_NE(harm(), "");
 }
 
+TEST_F(HandWritten, PartsMerge) {
+  p = problem(2, 4, "documents:2,2");
+  const Ranges row{{1, 2}};
+  const SlotId q = slot(0, {Kind::Q, {0, 1}, row});
+  const SlotId part = slot(0, {Kind::O, {0, 1}, row});
+  const SlotId other_q = slot(0, {Kind::Q, {0, 1}, {{0, 1}}});
+  const SlotId rest = slot(0, {Kind::O, {0, 1}, {{0, 1}}});
+  for (const auto& [to, out] : {std::pair{q, part}, std::pair{other_q, rest}}) {
+    const Block block = plan[0].slots[static_cast<std::size_t>(to)].block;
+    add(0, Recv{to, block, 0});
+    add(0, Send{kQ, block, 0});
+    add(0, Attend{to, kK, kV, out});
+  }
+  add(1, Attend{kQ, kK, kV, kOut});
+  add(0, Merge{part, kOut});
+  EXPECT_THAT(fault(), HasSubstr("pair (h0, q0, k0) is computed 0 times"));
+  EXPECT_NE(harm(), "");
+  add(0, Merge{rest, kOut});
+  EXPECT_EQ(fault(), "none");
+  EXPECT_EQ(harm(), "");
+  add(0, Merge{kOut, rest});  // the whole is no part of a part
+  EXPECT_THAT(fault(), HasSubstr("merges O"));
+}
+
 TEST_F(HandWritten, WrongKindsAndBlocks) {
   const auto with = [&](const Step& step) {
     Plan wrong = plan;

@@ -109,8 +109,8 @@ void check(const Problem& problem, const Program& p) {
     } else if (const auto* m = std::get_if<Merge>(&step)) {
       kind(m->from, Kind::O);
       kind(m->into, Kind::O);
-      need(p.slots[static_cast<std::size_t>(m->from)].block ==
-               p.slots[static_cast<std::size_t>(m->into)].block,
+      need(contains(p.slots[static_cast<std::size_t>(m->into)].block,
+                    p.slots[static_cast<std::size_t>(m->from)].block),
            "merge");
       written(m->into);
     } else if (const auto* d = std::get_if<Reduce>(&step)) {

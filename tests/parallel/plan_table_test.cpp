@@ -50,7 +50,7 @@ class PlanTable : public testing::TestWithParam<int> {
     EXPECT_EQ(found.pairs_total(), pairs->second) << c.text();
     for (const Index bytes : found.memory_bytes) EXPECT_GE(bytes, 0) << c.text();
     EXPECT_GT(found.memory_bytes[0] + found.memory_bytes.back(), 0) << c.text();
-    if (c.strategy == "gather") {
+    if (c.strategy == "gather" || c.strategy == "lightseq") {
       EXPECT_TRUE(found.dead.empty()) << c.text() << ": rank " << found.dead.front().first
                                       << ", step " << found.dead.front().second << " does nothing";
     }
@@ -73,10 +73,11 @@ TEST_P(PlanTable, RehearsesOnEveryMesh) {
   for (const Mesh& mesh : meshes(GetParam())) {
     for (const PartitionKind& partition : partition_kinds()) {
       for (const Heads heads : head_counts()) {
-        const Shape shape = shape_of({27, 27}, heads);
-        const auto words = masks(shape);
-        Case c{shape, words[turn++ % words.size()], partition.name, "usp", mesh};
-        all.push_back(std::move(c));
+        for (const std::string_view strategy : strategies_of_two_axes()) {
+          const Shape shape = shape_of({27, 27}, heads);
+          const auto words = masks(shape);
+          all.push_back({shape, words[turn++ % words.size()], partition.name, strategy, mesh});
+        }
       }
     }
   }
@@ -106,13 +107,16 @@ TEST(PlanTable, StrategiesRefuseInOneLineWithTheFix) {
   const MaskPtr mask = parse_mask("full", shape);
   const Mesh two{{{"ring", 2}, {"heads", 2}}};
   for (const Strategy& s : strategies()) {
-    const bool wants_two = s.name == "usp";
+    const bool wants_two = s.axes.find(',') != std::string_view::npos;
     for (const Mesh& mesh : {line(4), two}) {
       const auto why = s.refuses(Problem(shape, mask, mesh, "zigzag"));
       const bool fits = s.name != "local" && wants_two == (mesh.axes.size() == 2);
       EXPECT_EQ(why.has_value(), !fits) << s.name << " " << mesh.text();
       if (why) {
         EXPECT_EQ(why->find('\n'), std::string::npos);
+        if (wants_two) {
+          EXPECT_NE(why->find("--mesh 2x"), std::string::npos) << *why;
+        }
       }
     }
     EXPECT_EQ(find_strategy(s.name), &s);

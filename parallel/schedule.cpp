@@ -1,0 +1,340 @@
+#include "parallel/schedule.hpp"
+
+#include <algorithm>
+#include <numeric>
+#include <tuple>
+
+#include "kernels/area.hpp"
+#include "parallel/pairs.hpp"
+
+namespace dattn {
+namespace {
+
+/// Whether some group of heads that see the same keys has all of these.
+bool see_the_same(const Problem& problem, Range heads) {
+  const auto& groups = problem.head_groups();
+  return std::any_of(groups.begin(), groups.end(), [&](Range g) { return g.contains(heads); });
+}
+
+/// Steps from the rank that a piece is shared with to the one that computes it, around the ring.
+int distance(const Piece& piece, int ranks) {
+  const int from = piece.at == piece.queries ? piece.keys : piece.queries;
+  return (piece.at - from + ranks) % ranks;
+}
+
+/// Adds `next` to `piece` if that costs no message more than it has.
+bool join(const Problem& problem, Piece& piece, const Piece& next) {
+  if (std::tie(piece.at, piece.queries, piece.keys, piece.rows, piece.heads.end) !=
+      std::tie(next.at, next.queries, next.keys, next.rows, next.heads.begin)) {
+    return false;
+  }
+  const Range both{piece.heads.begin, next.heads.end};
+  if (piece.at != piece.keys && !see_the_same(problem, both)) return false;
+  piece.heads = both;
+  piece.pairs += next.pairs;
+  return true;
+}
+
+/// Takes from the most loaded ranks and gives to the least loaded.
+class Evening {
+ public:
+  explicit Evening(const Problem& problem)
+      : problem_(problem),
+        ranks_(problem.ranks()),
+        counter_(problem),
+        unit_(std::lcm(problem.shape().query_heads / problem.shape().key_heads,
+                       problem.shape().query_heads / problem.shape().value_heads)),
+        load_(static_cast<std::size_t>(ranks_), 0),
+        at_(load_.size()) {
+    for (int r = 0; r < ranks_; ++r) own_queries(r);
+    const Index total = std::accumulate(load_.begin(), load_.end(), Index{0});
+    goal_ = (total + ranks_ - 1) / ranks_;
+    slack_ = goal_ / kSlack;
+  }
+
+  std::vector<Piece> run() {
+    give_to_key_owners();
+    give_to_anyone();
+    return std::move(pieces_);
+  }
+
+ private:
+  using Id = std::size_t;
+
+  /// Loads this part of the mean apart count as even: a finer cut would cost more than it wins.
+  static constexpr Index kSlack = 1000;
+
+  Index& load(int rank) { return load_[static_cast<std::size_t>(rank)]; }
+  bool loaded(int rank) { return load(rank) > goal_ + slack_; }
+  bool idle(int rank) { return load(rank) < goal_ - slack_; }
+
+  Index count(const Piece& p) {
+    return counter_.count(p.heads, {p.rows}, {problem_.keys().rows(p.keys)});
+  }
+
+  void own_queries(int rank) {
+    const Range rows = problem_.queries().rows(rank);
+    if (rows.empty()) return;
+    for (int keys = 0; keys < ranks_; ++keys) {
+      for (std::size_t g = 0; g < problem_.head_groups().size(); ++g) {
+        if (problem_.keys().rows_at(keys, problem_.keys_needed(rank, g)).empty()) continue;
+        Piece piece{rank, rank, keys, problem_.head_groups()[g], rows};
+        piece.pairs = count(piece);
+        if (piece.pairs > 0) add(piece);
+      }
+    }
+  }
+
+  Id add(const Piece& piece) {
+    pieces_.push_back(piece);
+    at_[static_cast<std::size_t>(piece.at)].push_back(pieces_.size() - 1);
+    load(piece.at) += piece.pairs;
+    return pieces_.size() - 1;
+  }
+
+  // ---- who gives what to whom ------------------------------------------------------------------
+
+  void give_to_key_owners() {
+    std::vector<int> givers(static_cast<std::size_t>(ranks_));
+    std::iota(givers.begin(), givers.end(), 0);
+    std::stable_sort(givers.begin(), givers.end(), [&](int a, int b) { return load(a) > load(b); });
+    for (const int giver : givers) {
+      if (!loaded(giver)) break;
+      // To those with least to do first: whoever has most to give finds room for all of it so, if
+      // anybody does (as in the theorem of Gale and Ryser).
+      std::vector<Id> order = at_[static_cast<std::size_t>(giver)];
+      std::stable_sort(order.begin(), order.end(), [&](Id a, Id b) {
+        const Piece& p = pieces_[a];
+        const Piece& q = pieces_[b];
+        return std::pair(load(p.keys), q.pairs) < std::pair(load(q.keys), p.pairs);
+      });
+      for (const Id id : order) {
+        const int helper = pieces_[id].keys;
+        if (!loaded(giver)) break;
+        if (helper != giver && idle(helper)) give(id, helper);
+      }
+    }
+  }
+
+  void give_to_anyone() {
+    for (int turn = 0; turn < 4 * ranks_; ++turn) {
+      const auto most = std::max_element(load_.begin(), load_.end()) - load_.begin();
+      const auto least = std::min_element(load_.begin(), load_.end()) - load_.begin();
+      const auto giver = static_cast<int>(most);
+      const auto helper = static_cast<int>(least);
+      if (!loaded(giver) || !idle(helper)) return;
+      std::vector<std::pair<Index, Id>> order;
+      for (const Id id : at_[static_cast<std::size_t>(giver)]) {
+        order.emplace_back(-pairs_per_kib(pieces_[id], helper), id);
+      }
+      std::sort(order.begin(), order.end());
+      bool given = false;
+      for (const auto& [gain, id] : order) {
+        if (loaded(giver) && idle(helper)) given = give(id, helper) || given;
+      }
+      if (!given) return;
+    }
+  }
+
+  /// How much work a message buys, if all of the piece goes to `helper`. An integer, so that all
+  /// ranks agree whatever machine they are on.
+  Index pairs_per_kib(const Piece& piece, int helper) {
+    const Shape& s = problem_.shape();
+    const auto bytes = [&](Kind kind, Range heads, const Ranges& rows) {
+      return bytes_of(Block{kind, heads, rows}, s, problem_.type());
+    };
+    const Ranges keys = keys_of(problem_, piece);
+    const Index kv = bytes(Kind::K, s.key_heads_of(piece.heads), keys) +
+                     bytes(Kind::V, s.value_heads_of(piece.heads), keys);
+    const Index now = piece.keys == piece.at ? 0 : kv;
+    const Index then = bytes(Kind::Q, piece.heads, {piece.rows}) +
+                       bytes(Kind::O, piece.heads, {piece.rows}) + (piece.keys == helper ? 0 : kv);
+    return piece.pairs * 1024 / std::max<Index>(then - now, 1);
+  }
+
+  // ---- giving ----------------------------------------------------------------------------------
+
+  /// Hands over of the piece as much as makes its rank or `helper` even; whether that was any.
+  bool give(Id id, int helper) {
+    const Index want = std::min(load(pieces_[id].at) - goal_, goal_ - load(helper));
+    const Piece whole = pieces_[id];
+    if (whole.pairs <= want + slack_) {
+      move(id, helper);
+      return true;
+    }
+    // Between heads each side reads its own heads of K and V, so that a cut costs no byte.
+    Piece part = whole;
+    part.heads.begin = part.heads.end;
+    part.pairs = 0;
+    while (part.heads.begin - unit_ > whole.heads.begin) {
+      Piece unit = whole;
+      unit.heads = {part.heads.begin - unit_, part.heads.begin};
+      const Index pairs = count(unit);
+      if (part.pairs + pairs > want + slack_) break;
+      part.heads.begin -= unit_;
+      part.pairs += pairs;
+    }
+    Index given = 0;
+    if (part.pairs > 0) given += split(id, part, helper);
+    if (want - given <= slack_) return given > 0;
+    // The rest between rows of one unit. Later rows see more keys, under causal masks.
+    Piece unit = pieces_[id];
+    unit.heads.begin = unit.heads.end - unit_;
+    Range edge = unit.rows;  // the first row to give lies in here
+    while (edge.size() > 1) {
+      Piece rows = unit;
+      rows.rows.begin = edge.begin + edge.size() / 2;
+      (count(rows) > want - given + slack_ ? edge.begin : edge.end) = rows.rows.begin;
+    }
+    Piece rows = unit;
+    rows.rows.begin = edge.end;
+    rows.pairs = rows.rows.empty() ? 0 : count(rows);
+    if (rows.pairs == 0) return given > 0;
+    if (unit.heads != pieces_[id].heads) {
+      unit.pairs = count(unit);
+      split(id, unit, unit.at);
+      id = pieces_.size() - 1;
+    }
+    given += split(id, rows, helper);
+    return true;
+  }
+
+  /// Cuts `part`, the last heads or the last rows of piece `id`, off and has `rank` compute it.
+  Index split(Id id, Piece part, int rank) {
+    Piece& rest = pieces_[id];
+    load(rest.at) -= part.pairs;
+    rest.pairs -= part.pairs;
+    if (part.heads == rest.heads) {
+      rest.rows.end = part.rows.begin;
+    } else {
+      rest.heads.end = part.heads.begin;
+    }
+    const Id cut = add(part);
+    if (rank != part.at) move(cut, rank);
+    return part.pairs;
+  }
+
+  void move(Id id, int helper) {
+    Piece& piece = pieces_[id];
+    load(piece.at) -= piece.pairs;
+    load(helper) += piece.pairs;
+    std::erase(at_[static_cast<std::size_t>(piece.at)], id);
+    at_[static_cast<std::size_t>(helper)].push_back(id);
+    piece.at = helper;
+    trim(piece);
+  }
+
+  /// Leaves the rows before the first and behind the last that see any of the keys.
+  void trim(Piece& piece) const {
+    const auto sees = [&](Range rows) {
+      const Runs queries = problem_.queries().positions({rows});
+      const Runs keys = problem_.keys().positions({problem_.keys().rows(piece.keys)});
+      const auto heads = variants(problem_.mask(), piece.heads);
+      return std::any_of(heads.begin(), heads.end(), [&](const auto& head) {
+        return allowed_pair(problem_.mask(), head.first, queries, keys).has_value();
+      });
+    };
+    Range& rows = piece.rows;
+    if (!sees({rows.begin, rows.begin + 1})) {
+      Range edge = rows;  // holds the first row that sees one
+      while (edge.size() > 1) {
+        const Index half = edge.begin + edge.size() / 2;
+        (sees({rows.begin, half}) ? edge.end : edge.begin) = half;
+      }
+      rows.begin = edge.begin;
+    }
+    if (!sees({rows.end - 1, rows.end})) {
+      Range edge = rows;  // holds the last one
+      while (edge.size() > 1) {
+        const Index half = edge.begin + edge.size() / 2;
+        (sees({half, rows.end}) ? edge.begin : edge.end) = half;
+      }
+      rows.end = edge.end;
+    }
+  }
+
+  const Problem& problem_;
+  const int ranks_;
+  PairCounter counter_;
+  Index unit_;  ///< query heads that share a key or a value head
+  Index goal_ = 0;
+  Index slack_ = 0;
+  std::vector<Piece> pieces_;
+  std::vector<Index> load_;
+  std::vector<std::vector<Id>> at_;  ///< pieces of each rank
+};
+
+}  // namespace
+
+Ranges keys_of(const Problem& problem, const Piece& piece) {
+  const auto& groups = problem.head_groups();
+  const bool whole = piece.rows == problem.queries().rows(piece.queries);
+  const Runs queries = whole ? Runs{} : problem.queries().positions({piece.rows});
+  std::vector<Range> seen;
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    const Range heads = intersect(groups[g], piece.heads);
+    if (heads.empty()) continue;
+    if (whole) {
+      const Ranges& part = problem.keys_needed(piece.queries, g);
+      seen.insert(seen.end(), part.begin(), part.end());
+      continue;
+    }
+    for (const auto& [head, times] : variants(problem.mask(), heads)) {
+      const Ranges part = keys_seen(problem.mask(), head, queries, problem.shape().keys);
+      seen.insert(seen.end(), part.begin(), part.end());
+    }
+  }
+  std::sort(seen.begin(), seen.end());
+  Ranges joined;
+  for (const Range part : seen) {
+    const Index from = joined.empty() ? 0 : joined.back().end;
+    append(joined, {std::max(from, part.begin), part.end});
+  }
+  return problem.keys().rows_at(piece.keys, joined);
+}
+
+Schedule::Schedule(const Problem& problem, std::vector<Piece> pieces)
+    : elsewhere_(static_cast<std::size_t>(problem.ranks())) {
+  const auto place = [&](const Piece& p) {
+    return std::tuple(p.at, distance(p, problem.ranks()), p.queries, p.keys, p.rows, p.heads);
+  };
+  std::sort(pieces.begin(), pieces.end(),
+            [&](const Piece& a, const Piece& b) { return place(a) < place(b); });
+  for (const Piece& piece : pieces) {
+    if (pieces_.empty() || !join(problem, pieces_.back(), piece)) pieces_.push_back(piece);
+  }
+  first_.push_back(0);
+  for (std::size_t i = 0; i < pieces_.size(); ++i) {
+    Piece& piece = pieces_[i];
+    while (first_.size() <= static_cast<std::size_t>(piece.at)) first_.push_back(i);
+    if (i > first_.back()) {
+      piece.posted = pieces_[i - 1].begin;
+      piece.begin = pieces_[i - 1].end();
+    }
+    for (const int rank : {piece.queries, piece.keys}) {
+      auto& list = elsewhere_[static_cast<std::size_t>(rank)];
+      if (rank != piece.at && (list.empty() || list.back() != i)) list.push_back(i);
+    }
+  }
+  first_.resize(elsewhere_.size() + 1, pieces_.size());
+}
+
+std::span<const Piece> Schedule::at(int rank) const {
+  const auto r = static_cast<std::size_t>(rank);
+  return std::span(pieces_).subspan(first_[r], first_[r + 1] - first_[r]);
+}
+
+Index Schedule::total() const {
+  return std::accumulate(pieces_.begin(), pieces_.end(), Index{0},
+                         [](Index sum, const Piece& p) { return sum + p.pairs; });
+}
+
+Index Schedule::most() const {
+  Index most = 0;
+  for (const Piece& piece : pieces_) most = std::max(most, piece.end());
+  return most;
+}
+
+Schedule even_schedule(const Problem& problem) { return Schedule(problem, Evening(problem).run()); }
+
+}  // namespace dattn

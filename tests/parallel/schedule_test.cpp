@@ -1,0 +1,200 @@
+// How even the schedule of lightseq is, and what it looks like where it can be said by hand.
+#include "parallel/schedule.hpp"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <cstdio>
+#include <random>
+
+#include "parallel/planner.hpp"
+#include "parallel/rehearse.hpp"
+#include "parallel/strategies/lightseq.hpp"
+#include "tests/cases.hpp"
+
+namespace dattn {
+namespace {
+
+/// What a mean rank computes over what the most loaded one does: pairs / (ranks x most pairs).
+double evenness(const Problem& problem) {
+  const Schedule& schedule = problem.schedule();
+  return static_cast<double>(schedule.total()) /
+         (static_cast<double>(problem.ranks()) * static_cast<double>(schedule.most()));
+}
+
+/// The ideal time (one rank's kernel on 1/P of the pairs) over the forecast of lightseq's plan with
+/// messages and steps that take no time.
+double free_network_efficiency(const Problem& problem) {
+  const Machine free{0, 1e300, 1e9, 0};
+  const Rehearsal found = rehearse(problem, make_plan(*find_strategy("lightseq"), problem), free);
+  EXPECT_FALSE(found.fault) << found.fault->text();
+  const double ideal = static_cast<double>(found.pairs_total()) * problem.shape().flops_per_pair() /
+                       free.rate / problem.ranks();
+  return ideal / found.forecast_seconds();
+}
+
+/// Lengths of packed documents as in pre-training data: log-normal with a long tail (sigma 1.3, the
+/// longest hundreds of times the shortest).
+std::string documents(Index tokens, double median, unsigned seed) {
+  std::mt19937 bits(seed);
+  std::normal_distribution<double> normal;
+  std::string words = "documents:";
+  while (tokens > 0) {
+    const double length = median * std::exp(1.3 * normal(bits));
+    const Index next = std::min(tokens, std::max<Index>(1, std::llround(length)));
+    tokens -= next;
+    words += std::to_string(next) + (tokens > 0 ? "," : "+causal");
+  }
+  return words;
+}
+
+const Heads kEven[] = {{4, 4, 4}, {8, 2, 2}, {5, 1, 1}, {6, 3, 2}};
+
+TEST(EvenSchedule, OfCausalIsNearIdealAtEveryP) {
+  for (int ranks = 2; ranks <= 16; ++ranks) {
+    double least[2] = {1, 1};
+    for (const Heads heads : kEven) {
+      for (const Index tokens : {128 * ranks, 128 * ranks + 5}) {
+        const Shape shape = shape_of({tokens, tokens}, heads);
+        const Problem problem(shape, parse_mask("causal", shape), line(ranks), "contiguous");
+        least[0] = std::min(least[0], evenness(problem));
+        least[1] = std::min(least[1], free_network_efficiency(problem));
+      }
+    }
+    std::printf("  causal, %2d ranks: evenness %.4f, free network %.4f\n", ranks, least[0],
+                least[1]);
+    EXPECT_GE(least[0], 0.99) << ranks;
+    EXPECT_GE(least[1], 0.99) << ranks;
+  }
+}
+
+TEST(EvenSchedule, OfDocumentsIsNearIdealAtEveryP) {
+  for (int ranks = 2; ranks <= 16; ++ranks) {
+    double least[2] = {1, 1};
+    double own = 1;
+    for (unsigned seed = 0; seed < 4; ++seed) {
+      const Index tokens = 512 * ranks;
+      const Shape shape = shape_of({tokens, tokens}, kEven[seed % 2]);
+      const MaskPtr mask = parse_mask(documents(tokens, 100, seed), shape);
+      const Problem problem(shape, mask, line(ranks), "contiguous");
+      least[0] = std::min(least[0], evenness(problem));
+      least[1] = std::min(least[1], free_network_efficiency(problem));
+      const Rehearsal gather = rehearse(problem, make_plan(*find_strategy("gather"), problem));
+      own = std::min(own, static_cast<double>(gather.pairs_total()) / ranks /
+                              static_cast<double>(
+                                  *std::max_element(gather.pairs.begin(), gather.pairs.end())));
+    }
+    std::printf("  documents, %2d ranks: evenness %.4f, free network %.4f (no help: %.4f)\n", ranks,
+                least[0], least[1], own);
+    EXPECT_GE(least[0], 0.97) << ranks;
+    EXPECT_GE(least[1], 0.97) << ranks;
+  }
+}
+
+TEST(Planner, ChoosesHelpForDocuments) {
+  const Index tokens = 8 * 2048;
+  const Shape shape{tokens, tokens, 32, 8, 8, 128, 128};
+  const MaskPtr mask = parse_mask(documents(tokens, 400, 1), shape);
+  Wish wish;
+  wish.ranks = 8;
+  const Choice choice = choose(wish, shape, mask, Type::f4, {});
+  EXPECT_EQ(choice.strategy->name, "lightseq") << choice.problem->partition();
+  wish.strategy = "double_ring";
+  wish.mesh = {2, 4};
+  const Choice named = choose(wish, shape, mask, Type::f4, {});
+  EXPECT_EQ(named.problem->mesh(), (Mesh{{{"outer", 2}, {"inner", 4}}}));
+}
+
+/// A causal problem of `rows` tokens a rank, dealt out contiguously.
+Problem causal(int ranks, Index rows) {
+  const Shape shape = shape_of({rows * ranks, rows * ranks}, {2, 2, 2});
+  return {shape, parse_mask("causal", shape), line(ranks), "contiguous"};
+}
+
+/// What rank r computes in step t of LightSeq: for itself, or for a rank past it.
+std::pair<int, int> queries_and_keys(int r, int t, int ranks) {
+  return t <= r ? std::pair(r, r - t) : std::pair(r - t + ranks, r);
+}
+
+TEST(EvenSchedule, OfCausalIsLightSeqsWithoutItsHoleAndBubble) {
+  for (int ranks = 2; ranks <= 16; ++ranks) {
+    const Problem problem = causal(ranks, 4);
+    const Schedule& schedule = problem.schedule();
+    EXPECT_EQ(schedule.total(), ranks * schedule.most());
+    for (int r = 0; r < ranks; ++r) {
+      const auto at = schedule.at(r);
+      ASSERT_EQ(static_cast<int>(at.size()), ranks / 2 + 1) << ranks;
+      for (int t = 0; t <= ranks / 2; ++t) {
+        const Piece& piece = at[static_cast<std::size_t>(t)];
+        EXPECT_EQ(std::pair(piece.queries, piece.keys), queries_and_keys(r, t, ranks))
+            << ranks << " ranks, rank " << r << ", step " << t;
+        // The pair at half way has both ranks: the helper takes the later heads.
+        Range heads{0, 2};
+        if (2 * t == ranks) (t <= r ? heads.end : heads.begin) = 1;
+        EXPECT_EQ(piece.heads, heads) << ranks << " ranks, rank " << r << ", step " << t;
+        EXPECT_EQ(piece.rows, problem.queries().rows(piece.queries));
+      }
+    }
+  }
+}
+
+Plan plan_of(const Problem& problem, const Schedule& schedule) {
+  Plan plan;
+  for (int r = 0; r < problem.ranks(); ++r) plan.push_back(follow(problem, schedule, r));
+  return plan;
+}
+
+/// LightSeq's schedule as published: up to step P/2 for oneself, before step P/2 for others.
+Schedule published(const Problem& problem) {
+  const int ranks = problem.ranks();
+  std::vector<Piece> pieces;
+  for (int r = 0; r < ranks; ++r) {
+    for (int t = 0; t <= ranks / 2; ++t) {
+      if (t > r && t >= ranks / 2) continue;
+      const auto [queries, keys] = queries_and_keys(r, t, ranks);
+      const Index rows = problem.queries().rows(r).size();
+      const Index pairs = 2 * (t == 0 ? rows * (rows + 1) / 2 : rows * rows);
+      pieces.push_back({r, queries, keys, {0, 2}, problem.queries().rows(queries), pairs});
+    }
+  }
+  return Schedule(problem, std::move(pieces));
+}
+
+TEST(PublishedSchedule, DropsPairsWhereRanksAreOddAndIdlesWhereEven) {
+  const Problem five = causal(5, 4);
+  const auto fault = rehearse(five, plan_of(five, published(five))).fault;
+  ASSERT_TRUE(fault);
+  EXPECT_EQ(fault->rank, 3);
+  EXPECT_THAT(fault->text(), testing::HasSubstr("pair (h0, q12, k0) is computed 0 times"));
+  for (const int ranks : {2, 4, 8}) {
+    const Problem problem = causal(ranks, 64);
+    const Schedule old = published(problem);
+    const Rehearsal found = rehearse(problem, plan_of(problem, old));
+    ASSERT_FALSE(found.fault) << found.fault->text();
+    const double even = static_cast<double>(old.total()) / static_cast<double>(old.most()) / ranks;
+    EXPECT_NEAR(even, ranks / (ranks + 1.0), 0.01);
+  }
+}
+
+TEST(Schedule, IsRefusedWithAnyPieceLeftOutOrDoubled) {
+  for (const int ranks : {3, 4}) {
+    const Problem problem = causal(ranks, 4);
+    const std::vector<Piece>& whole = problem.schedule().pieces();
+    for (std::size_t i = 0; i < whole.size(); ++i) {
+      std::vector<Piece> less = whole;
+      less.erase(less.begin() + static_cast<std::ptrdiff_t>(i));
+      const auto missing = rehearse(problem, plan_of(problem, Schedule(problem, less))).fault;
+      ASSERT_TRUE(missing) << i;
+      EXPECT_THAT(missing->text(), testing::HasSubstr("is computed 0 times"));
+      std::vector<Piece> more = whole;
+      more.push_back(whole[i]);
+      more.back().at = (whole[i].at + 1) % ranks;
+      const auto twice = rehearse(problem, plan_of(problem, Schedule(problem, more))).fault;
+      ASSERT_TRUE(twice) << i;
+      EXPECT_THAT(twice->text(), testing::HasSubstr("is computed again"));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dattn
