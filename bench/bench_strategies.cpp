@@ -24,7 +24,6 @@
 
 #include "bench/rest.hpp"
 #include "bench/trial.hpp"
-#include "comm/session.hpp"
 #include "launcher/host.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/report.hpp"
@@ -324,35 +323,16 @@ Exit main_of(const std::vector<std::string>& given) {
   const std::vector<std::string> arguments = with_default_files(given);
   const po::options_description described = described_options();
   if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
-    std::ostringstream text;
-    text << described;
-    write_text_file("-", text.str());
-    return Exit::ok;
+    return print_help(described);
   }
-  comm::Session session;
-  Communicator& world = session.world();
-  const auto complain = [&](const std::string& what) {
-    std::fputs(fmt::format("[rank {}] {}: {}\n", world.rank(), kName, what).c_str(), stderr);
-    std::fflush(stderr);
-  };
-  try {
+  return on_all_ranks(kName, [&](Communicator& world) {
     Options options;
     together(world, [&] { options = read_options(described, arguments, world.size()); });
     constexpr double kPatience = 3600;  // long problems on many ranks take their time
     world.set_deadline(kPatience);
     bench(world, options);
     return Exit::ok;
-  } catch (const JobFailure& e) {
-    if (world.rank() == e.rank) complain(e.what());
-    return e.code;
-  } catch (const std::bad_alloc&) {
-    complain("out of memory; use fewer tokens, or fewer ranks a host");
-    comm::Session::abort(static_cast<int>(Exit::memory));
-  } catch (const std::exception& e) {
-    // This rank alone knows; whoever waits for it must not wait for ever.
-    complain(e.what());
-    comm::Session::abort(static_cast<int>(Exit::internal));
-  }
+  });
 }
 
 }  // namespace

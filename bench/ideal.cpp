@@ -14,20 +14,12 @@ namespace {
 
 /// The keys that the rows of `rank` see with any head, as ascending Ranges.
 Ranges keys_of(const Problem& problem, int rank) {
-  const Shape& shape = problem.shape();
-  const Runs queries = problem.queries().positions({problem.queries().rows(rank)});
   std::vector<Range> all;
-  for (const auto& [head, count] : variants(problem.mask(), {0, shape.query_heads})) {
-    const Ranges seen = keys_seen(problem.mask(), head, queries, shape.keys);
+  for (std::size_t group = 0; group < problem.head_groups().size(); ++group) {
+    const Ranges& seen = problem.keys_needed(rank, group);
     all.insert(all.end(), seen.begin(), seen.end());
   }
-  std::sort(all.begin(), all.end());
-  Ranges joined;
-  for (const Range part : all) {
-    const Index from = joined.empty() ? 0 : joined.back().end;
-    append(joined, {std::max(from, part.begin), part.end});
-  }
-  return joined;
+  return union_of(std::move(all));
 }
 
 Runs runs_of(const Ranges& ranges) {

@@ -86,7 +86,7 @@ class Worker {
         if (pieces_.empty()) continue;
         if (!packed) {
           if (packs != nullptr) {
-            pack = packs->need(group, packed_head, t, last);
+            pack = packs->need(group, packed_head, t, last, poller);
           } else {
             block_.pack(group, t, k_pack_.get(), v_pack_.get());
             pack = {k_pack_.get(), v_pack_.get()};

@@ -106,7 +106,7 @@ class Packs {
 
   /// The tile `t` of `group`, whose heads are the `head`-th. Where another thread is packing it,
   /// this one packs others that are needed soon, those before `last` by itself.
-  PackedTile need(const HeadGroup& group, Index head, Index t, Index last) {
+  PackedTile need(const HeadGroup& group, Index head, Index t, Index last, Poller& poller) {
     constexpr Index kOthers = 8;  // what the next tiles of queries see first
     const Index end = std::min(tiles_, last + kOthers);
     for (Index other = t; !ready(head, t);) {
@@ -117,6 +117,7 @@ class Packs {
       } else {
         std::this_thread::yield();  // whoever packs it waits for nobody
       }
+      poller.after(static_cast<double>(block_.kernel.tile * (block_.k.dim + block_.v.dim)) * 8);
     }
     return {k(head, t), v(head, t)};
   }

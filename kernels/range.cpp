@@ -17,6 +17,16 @@ void append(Ranges& ranges, Range next) {
   }
 }
 
+Ranges union_of(std::vector<Range> ranges) {
+  std::sort(ranges.begin(), ranges.end());
+  Ranges out;
+  for (const Range next : ranges) {
+    const Index from = out.empty() ? next.begin : std::max(out.back().end, next.begin);
+    append(out, {from, next.end});
+  }
+  return out;
+}
+
 Ranges intersect(const Ranges& a, const Ranges& b) {
   Ranges out;
   for (const Range x : a) {

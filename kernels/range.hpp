@@ -45,6 +45,9 @@ Ranges intersect(const Ranges& a, const Ranges& b);
 /// Adds `next` behind `ranges`, joined to the last one where it continues it; drops empty ones.
 void append(Ranges& ranges, Range next);
 
+/// All that some of these hold, ascending.
+Ranges union_of(std::vector<Range> ranges);
+
 /// Where index `i` stands when the members of `ranges` are counted in order; nothing if absent.
 std::optional<Index> place_of(const Ranges& ranges, Index i);
 

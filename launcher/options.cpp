@@ -1,9 +1,11 @@
 #include "launcher/options.hpp"
 
 #include <cmath>
+#include <sstream>
 #include <stdexcept>
 
 #include "launcher/failure.hpp"
+#include "launcher/output_file.hpp"
 #include "launcher/values.hpp"
 
 namespace dattn {
@@ -101,11 +103,6 @@ po::options_description split_options(bool with_strategy) {
   return options;
 }
 
-std::vector<Pass> Task::passes() const {
-  if (wish.gradients) return {Pass::forward, Pass::backward};
-  return {Pass::forward};
-}
-
 Task make_task(const po::variables_map& values) {
   Task task;
   task.source = source_of(values);
@@ -136,6 +133,13 @@ Task make_task(const po::variables_map& values) {
   task.machine = values["machine"].as<std::string>();
   machine_of(task.machine, {});  // complain now rather than after the set-up
   return task;
+}
+
+Exit print_help(const po::options_description& options) {
+  std::ostringstream text;
+  text << options;
+  write_text_file("-", text.str());
+  return Exit::ok;
 }
 
 std::string file_name(const po::variables_map& values, const char* name) {

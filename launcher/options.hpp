@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "launcher/failure.hpp"
 #include "launcher/tensors.hpp"
 #include "parallel/planner.hpp"
 
@@ -28,11 +29,14 @@ struct Task {
   std::string machine;  ///< --machine, or empty
 
   /// Forward, or forward and backward.
-  std::vector<Pass> passes() const;
+  std::vector<Pass> passes() const { return wish.passes(); }
 };
 
 /// Failure(usage or input) if the options contradict each other, the files or the shape.
 Task make_task(const boost::program_options::variables_map& values);
+
+/// Writes what `--help` asks for to standard output.
+Exit print_help(const boost::program_options::options_description& options);
 
 /// The file that an option names; empty if it was not given, Failure(usage) if its value is empty.
 std::string file_name(const boost::program_options::variables_map& values, const char* name);

@@ -46,12 +46,7 @@ Exit plan_command(const std::vector<std::string>& arguments) {
       ("help", "this text");
   options.add(own);
   const auto values = parse("dattn plan", options, with_default_files(arguments));
-  if (values.count("help") != 0) {
-    std::ostringstream text;
-    text << options;
-    write_text_file("-", text.str());
-    return Exit::ok;
-  }
+  if (values.count("help") != 0) return print_help(options);
   const Index ranks = values["ranks"].as<Positive>().value;
   constexpr Index kMostRanks = 65536;
   if (ranks > kMostRanks) {

@@ -1,10 +1,7 @@
 #include <fmt/format.h>
 
-#include <cstdio>
 #include <cstdlib>
-#include <sstream>
 
-#include "comm/error.hpp"
 #include "comm/session.hpp"
 #include "kernels/isa.hpp"
 #include "launcher/commands.hpp"
@@ -13,7 +10,6 @@
 #include "launcher/output_file.hpp"
 #include "launcher/together.hpp"
 #include "launcher/values.hpp"
-#include "parallel/engine.hpp"
 
 namespace dattn {
 namespace {
@@ -158,49 +154,27 @@ Exit run_command(const std::vector<std::string>& given) {
   const std::vector<std::string> arguments = with_default_files(given);
   const po::options_description described = run_options();
   if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
-    std::ostringstream text;
-    text << described;
-    write_text_file("-", text.str());
-    return Exit::ok;
+    return print_help(described);
   }
-  comm::Session session;
-  Communicator& world = session.world();
-  const auto complain = [&](const std::string& what) {
-    // Not fmt::print, which throws where nobody can read the line.
-    std::fputs(fmt::format("[rank {}] dattn run: {}\n", world.rank(), what).c_str(), stderr);
-    std::fflush(stderr);
-  };
-  try {
+  const std::string command = "dattn run";
+  return on_all_ranks(command, [&](Communicator& world) {
     std::optional<RunOptions> options;
     together(world, [&] {
       if (const auto complaint = comm::launch_complaint(
               world.size(), std::getenv("OMPI_COMM_WORLD_SIZE"), std::getenv("SLURM_NTASKS"))) {
         throw Failure(Exit::usage, *complaint);
       }
-      options = read_options(parse("dattn run", described, arguments));
+      options = read_options(parse(command, described, arguments));
     });
     try {
       require_agreement(world, signature(*options, described, arguments));
     } catch (const Disagreement& e) {
-      if (world.rank() == 0) complain(e.what());
+      if (world.rank() == 0) complain(world.rank(), command, e.what());
       return Exit::usage;
     }
     world.set_deadline(options->timeout);
     return run_job(world, *options);
-  } catch (const JobFailure& e) {
-    if (world.rank() == e.rank) complain(e.what());
-    return e.code;
-  } catch (const std::bad_alloc&) {
-    complain("out of memory; use more ranks, or ask for less");
-    comm::Session::abort(static_cast<int>(Exit::memory));
-  } catch (const std::exception& e) {
-    // This rank alone knows; whoever waits for it must not wait for ever.
-    complain(e.what());
-    const auto* step = dynamic_cast<const StepFailure*>(&e);
-    const bool late =
-        dynamic_cast<const comm::Timeout*>(&e) != nullptr || (step != nullptr && step->timed_out);
-    comm::Session::abort(static_cast<int>(late ? Exit::timeout : Exit::internal));
-  }
+  });
 }
 
 }  // namespace dattn

@@ -1,6 +1,47 @@
 #include "launcher/together.hpp"
 
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "comm/error.hpp"
+#include "comm/session.hpp"
+#include "parallel/engine.hpp"
+
 namespace dattn {
+namespace {
+
+constexpr const char* kOutOfMemory = "out of memory; use more ranks, or ask for less";
+
+}  // namespace
+
+void complain(int rank, const std::string& command, const std::string& what) {
+  // Not fmt::print, which throws where nobody can read the line.
+  std::fputs(fmt::format("[rank {}] {}: {}\n", rank, command, what).c_str(), stderr);
+  std::fflush(stderr);
+}
+
+Exit on_all_ranks(const std::string& command,
+                  const std::function<Exit(comm::Communicator&)>& body) {
+  comm::Session session;
+  comm::Communicator& world = session.world();
+  try {
+    return body(world);
+  } catch (const JobFailure& e) {
+    if (world.rank() == e.rank) complain(world.rank(), command, e.what());
+    return e.code;
+  } catch (const std::bad_alloc&) {
+    complain(world.rank(), command, kOutOfMemory);
+    comm::Session::abort(static_cast<int>(Exit::memory));
+  } catch (const std::exception& e) {
+    // This rank alone knows; whoever waits for it must not wait for ever.
+    complain(world.rank(), command, e.what());
+    const auto* step = dynamic_cast<const StepFailure*>(&e);
+    const bool late =
+        dynamic_cast<const comm::Timeout*>(&e) != nullptr || (step != nullptr && step->timed_out);
+    comm::Session::abort(static_cast<int>(late ? Exit::timeout : Exit::internal));
+  }
+}
 
 void together(comm::Communicator& world, const std::function<void()>& part) {
   std::string report;  // exit code, a space and the line; empty when all went well
@@ -12,7 +53,7 @@ void together(comm::Communicator& world, const std::function<void()>& part) {
   } catch (const Failure& e) {
     failed(e.code, e.what());
   } catch (const std::bad_alloc&) {
-    failed(Exit::memory, "out of memory; use more ranks, or ask for less");
+    failed(Exit::memory, kOutOfMemory);
   }
   const std::vector<std::string> all = world.all_gather(report);
   for (std::size_t r = 0; r < all.size(); ++r) {

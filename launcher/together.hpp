@@ -16,6 +16,14 @@ struct JobFailure : Failure {
   int rank;
 };
 
+/// "[rank R] COMMAND: what" on standard error.
+void complain(int rank, const std::string& command, const std::string& what);
+
+/// Opens the session of a command that runs under mpirun, does `body` on every rank and gives its
+/// exit code. Failures end in one line of the rank concerned and their exit codes; where one rank
+/// alone knows of one, the job is aborted.
+Exit on_all_ranks(const std::string& command, const std::function<Exit(comm::Communicator&)>& body);
+
 /// Collective: runs `part` on every rank, then throws the same JobFailure on all ranks if it failed
 /// on any, the lowest one's. So no rank goes on alone into a step that the others never reach.
 void together(comm::Communicator& world, const std::function<void()>& part);

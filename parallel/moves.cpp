@@ -7,15 +7,11 @@
 
 namespace dattn {
 
-namespace {
-
 int place_in(const std::vector<int>& group, int rank) {
   const auto found = std::find(group.begin(), group.end(), rank);
   CHECK(found != group.end(), rank);
   return static_cast<int>(found - group.begin());
 }
-
-}  // namespace
 
 Writer::Writer(const Problem& problem, int rank) : problem_(problem) { program_.rank = rank; }
 

@@ -6,6 +6,9 @@
 
 namespace dattn {
 
+/// Which member of `group` the rank is. @pre it is one
+int place_in(const std::vector<int>& group, int rank);
+
 /// Writes one rank's Program. Moves of nothing (no row, no head) are left out on both sides.
 class Writer {
  public:

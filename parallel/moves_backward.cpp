@@ -3,7 +3,6 @@
 #include <array>
 #include <span>
 
-#include "kernels/check.hpp"
 #include "parallel/moves.hpp"
 
 namespace dattn {
@@ -49,9 +48,7 @@ Side lighter_side(const Problem& problem, const std::vector<int>& ring,
 void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBackward& mine,
                         const std::function<Block(Kind, int member)>& held) {
   const int members = static_cast<int>(ring.size());
-  const auto found = std::find(ring.begin(), ring.end(), me.rank());
-  CHECK(found != ring.end(), me.rank());
-  const int here = static_cast<int>(found - ring.begin());
+  const int here = place_in(ring, me.rank());
   const int right = ring[static_cast<std::size_t>((here + 1) % members)];
   const int left = ring[static_cast<std::size_t>((here + members - 1) % members)];
   if (members == 1) return me.attend_backward(mine);
@@ -121,9 +118,7 @@ void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBa
 void collect(Writer& me, const std::vector<int>& group, const std::vector<Block>& from,
              const std::vector<Block>& to, SlotId source, SlotId target) {
   const std::size_t members = group.size();
-  const auto here =
-      static_cast<std::size_t>(std::find(group.begin(), group.end(), me.rank()) - group.begin());
-  CHECK(here < members, me.rank());
+  const auto here = static_cast<std::size_t>(place_in(group, me.rank()));
   // What nobody before has something for is received in its place; the rest is added up.
   std::vector<std::size_t> direct;
   std::vector<std::size_t> added;

@@ -151,14 +151,18 @@ std::vector<Choice> candidates(const Wish& wish, const Shape& shape, const MaskP
 
 }  // namespace
 
+std::vector<Pass> Wish::passes() const {
+  if (gradients) return {Pass::forward, Pass::backward};
+  return {Pass::forward};
+}
+
 Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type,
               const Machine& machine) {
   std::string refusals;
   std::vector<Choice> all = candidates(wish, shape, mask, type, refusals);
   if (all.empty()) throw std::invalid_argument(refusals);
   if (all.size() == 1) return all.front();
-  std::vector<Pass> passes{Pass::forward};
-  if (wish.gradients) passes.push_back(Pass::backward);
+  const std::vector<Pass> passes = wish.passes();
   if (wish.ranks > kFewRanks) {
     std::vector<Cost> costs(all.size());
     for (std::size_t i = 0; i < all.size(); ++i) {

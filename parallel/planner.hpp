@@ -15,6 +15,9 @@ struct Wish {
   std::optional<std::vector<int>> mesh;  ///< extents of the axes; nothing: the strategy's own
   int ranks = 1;
   bool gradients = false;  ///< also the backward pass; what counts is both together
+
+  /// Forward, or forward and backward.
+  std::vector<Pass> passes() const;
 };
 
 /// A strategy and a problem that it does not refuse.

@@ -91,13 +91,7 @@ const Ranges& Problem::keys_needed(int rank, std::size_t group) const {
           const Ranges seen = keys_seen(*mask_, head, queries, shape_.keys);
           all.insert(all.end(), seen.begin(), seen.end());
         }
-        std::sort(all.begin(), all.end());
-        Ranges joined;
-        for (const Range part : all) {
-          const Index from = joined.empty() ? 0 : joined.back().end;
-          append(joined, {std::max(from, part.begin), part.end});
-        }
-        found_->needs[static_cast<std::size_t>(r)].push_back(std::move(joined));
+        found_->needs[static_cast<std::size_t>(r)].push_back(union_of(std::move(all)));
       }
     }
   });

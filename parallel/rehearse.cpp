@@ -6,25 +6,15 @@
 #include <limits>
 #include <numeric>
 #include <queue>
-#include <unordered_map>
 #include <utility>
 
 #include "parallel/coverage.hpp"
 #include "parallel/inspect.hpp"
+#include "parallel/messages.hpp"
 #include "parallel/pairs.hpp"
 
 namespace dattn {
 namespace {
-
-/// A posted Send or Recv.
-struct Message {
-  int rank = 0;
-  int step = 0;
-  bool is_send = false;
-  double posted = 0;
-  bool done = false;
-  double finished = 0;
-};
 
 /// What a slot holds.
 struct Content {
@@ -56,9 +46,6 @@ struct Rank {
   std::vector<Home> homes;
   std::vector<Content> slots;
 };
-
-/// A message side that waits for its partner: all of one channel are sends, or all are receives.
-using Channel = boost::container::small_vector<int, 4>;
 
 class Stage {
  public:
@@ -177,13 +164,13 @@ class Stage {
   /// Whether these messages are done; if so they are forgotten, and the clock has waited for them.
   bool settled(int r, Rank& rank, std::vector<int>& messages) {
     for (const int m : messages) {
-      if (!messages_[static_cast<std::size_t>(m)].done) return false;
+      if (!messages_.at(m).done) return false;
     }
     for (const int m : messages) {
-      const double finished = messages_[static_cast<std::size_t>(m)].finished;
+      const double finished = messages_.at(m).finished;
       result_.wait_seconds[static_cast<std::size_t>(r)] += std::max(0.0, finished - rank.clock);
       rank.clock = std::max(rank.clock, finished);
-      free_.push_back(m);
+      messages_.forget(m);
     }
     messages.clear();
     return true;
@@ -222,15 +209,7 @@ class Stage {
   }
 
   int post(int r, const Rank& rank, bool is_send) {
-    const Message message{r, static_cast<int>(rank.next), is_send, rank.clock, false, 0};
-    if (free_.empty()) {
-      messages_.push_back(message);
-      return static_cast<int>(messages_.size()) - 1;
-    }
-    const int m = free_.back();
-    free_.pop_back();
-    messages_[static_cast<std::size_t>(m)] = message;
-    return m;
+    return messages_.post({r, static_cast<int>(rank.next), is_send, rank.clock, false, 0});
   }
 
   bool take(int r, Rank& rank, const Send& step) {
@@ -405,26 +384,15 @@ class Stage {
 
   // ---- messages --------------------------------------------------------------------------------
 
-  /// Message `m` of the channel from `from` to `to` meets the oldest of the other side, or waits.
+  /// Message `m` of the channel from `from` to `to` is taken to the oldest of the other side, or
+  /// waits for it.
   void meet(int from, int to, int m) {
-    const auto key = static_cast<std::uint64_t>(from) * static_cast<std::uint64_t>(ranks_.size()) +
-                     static_cast<std::uint64_t>(to);
-    Channel& waiting = channels_[key];
-    const bool is_send = messages_[static_cast<std::size_t>(m)].is_send;
-    if (waiting.empty() ||
-        messages_[static_cast<std::size_t>(waiting.front())].is_send == is_send) {
-      waiting.push_back(m);
-      return;
-    }
-    const int other = waiting.front();
-    waiting.erase(waiting.begin());  // there are few: a rank posts no further than it may write
-    if (waiting.empty()) channels_.erase(key);
-    transfer(is_send ? m : other, is_send ? other : m);
+    if (const auto pair = messages_.meet(from, to, m)) transfer(pair->sent, pair->received);
   }
 
   void transfer(int sent, int received) {
-    Message& s = messages_[static_cast<std::size_t>(sent)];
-    Message& r = messages_[static_cast<std::size_t>(received)];
+    Message& s = messages_.at(sent);
+    Message& r = messages_.at(received);
     Rank& from = ranks_[static_cast<std::size_t>(s.rank)];
     Rank& to = ranks_[static_cast<std::size_t>(r.rank)];
     const auto& send = std::get<Send>(from.program->steps[static_cast<std::size_t>(s.step)]);
@@ -460,14 +428,7 @@ class Stage {
 
   void check_all_finished() {
     // Name a message that never meets its partner, where there is one, rather than who waits.
-    const Message* alone = nullptr;
-    for (const auto& [key, waiting] : channels_) {
-      const Message& m = messages_[static_cast<std::size_t>(waiting.front())];
-      if (alone == nullptr || std::pair(m.rank, m.step) < std::pair(alone->rank, alone->step)) {
-        alone = &m;
-      }
-    }
-    if (alone != nullptr) {
+    if (const Message* alone = messages_.first_alone()) {
       const Rank& rank = ranks_[static_cast<std::size_t>(alone->rank)];
       const auto step = static_cast<std::size_t>(alone->step);
       fault(alone->rank, step,
@@ -519,9 +480,7 @@ class Stage {
   std::vector<Rank> ranks_;
   using Turn = std::pair<double, int>;  ///< (time, rank)
   std::priority_queue<Turn, std::vector<Turn>, std::greater<>> ready_;
-  std::vector<Message> messages_;
-  std::vector<int> free_;  ///< messages that are done and forgotten
-  std::unordered_map<std::uint64_t, Channel> channels_;
+  Messages messages_;
   std::map<std::pair<int, int>, int> reduces_;  ///< (first member, axis) -> how many have come
   std::vector<Contribution> contributions_;
 };

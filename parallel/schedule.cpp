@@ -284,13 +284,7 @@ Ranges keys_of(const Problem& problem, const Piece& piece) {
       seen.insert(seen.end(), part.begin(), part.end());
     }
   }
-  std::sort(seen.begin(), seen.end());
-  Ranges joined;
-  for (const Range part : seen) {
-    const Index from = joined.empty() ? 0 : joined.back().end;
-    append(joined, {std::max(from, part.begin), part.end});
-  }
-  return problem.keys().rows_at(piece.keys, joined);
+  return problem.keys().rows_at(piece.keys, union_of(std::move(seen)));
 }
 
 Schedule::Schedule(const Problem& problem, std::vector<Piece> pieces)

@@ -43,8 +43,7 @@ Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& gro
 Program within_heads(const Problem& problem, int rank, const std::vector<int>& group,
                      const std::function<void(Writer&, const Inputs&, SlotId out)>& attend) {
   Writer me(problem, rank);
-  const auto here =
-      static_cast<std::size_t>(std::find(group.begin(), group.end(), rank) - group.begin());
+  const auto here = static_cast<std::size_t>(place_in(group, rank));
   const Inputs in = inputs(me);
   const auto to_heads = [&](Kind kind, SlotId source) {
     const Exchange e = exchange(problem, kind, group);
@@ -64,8 +63,7 @@ Program within_heads(const Problem& problem, int rank, const std::vector<int>& g
 Program within_heads_backward(const Problem& problem, int rank, const std::vector<int>& group,
                               const std::function<void(Writer&, const AttendBackward&)>& attend) {
   Writer me(problem, rank);
-  const auto here =
-      static_cast<std::size_t>(std::find(group.begin(), group.end(), rank) - group.begin());
+  const auto here = static_cast<std::size_t>(place_in(group, rank));
   AttendBackward mine = backward_inputs(me);
   AttendBackward by_head{};
   for (const Kind kind : input_kinds(Pass::backward)) {

@@ -74,6 +74,12 @@ TEST(Range, AppendJoinsNeighboursAndDropsEmptyOnes) {
   EXPECT_EQ(size(ranges), 10);
 }
 
+TEST(Range, UnionHoldsWhatSomeHold) {
+  EXPECT_THAT(union_of({{7, 9}, {2, 5}, {3, 4}, {5, 6}, {12, 12}, {8, 10}, {0, 0}}),
+              ElementsAre(Range{2, 6}, Range{7, 10}));
+  EXPECT_TRUE(union_of({}).empty());
+}
+
 /// Disjoint ranges of [0, 30) in random order.
 Ranges random_ranges(std::mt19937& random) {
   std::vector<Range> pieces;

@@ -250,48 +250,44 @@ class World {
     ++state_[r].next;
   }
 
-  void attend(std::size_t r, const Attend& a) {
-    const Block& q = block(r, a.q);
-    const Block& k = block(r, a.k);
-    const Block& v = block(r, a.v);
-    each(q, 1, [&](Index row, Index head, Index) {
+  /// f(head, row, key, key head, value head) for the allowed pairs of the step.
+  template <class Step, class F>
+  void each_pair(std::size_t r, const Step& step, const F& f) {
+    const Block& k = block(r, step.k);
+    const Block& v = block(r, step.v);
+    each(block(r, step.q), 1, [&](Index row, Index head, Index) {
       const Index kh = shape_.key_head(head);
       const Index vh = shape_.value_head(head);
       if (!k.heads.contains(kh) || !v.heads.contains(vh)) return;
       for (const Range keys : k.rows) {
         for (Index key = keys.begin; key < keys.end; ++key) {
-          if (!allowed(head, row, key)) continue;
-          const Word value = pair_value(head, word(r, a.q, row, head, 0), word(r, a.k, key, kh, 0),
-                                        word(r, a.v, key, vh, 0));
-          for (Index i = 0; i < dim_of(Kind::O, shape_); ++i) {
-            word(r, a.out, row, head, i) += value * static_cast<Word>(2 * i + 1);
-          }
+          if (allowed(head, row, key)) f(head, row, key, kh, vh);
         }
       }
     });
   }
 
+  void attend(std::size_t r, const Attend& a) {
+    each_pair(r, a, [&](Index head, Index row, Index key, Index kh, Index vh) {
+      const Word value = pair_value(head, word(r, a.q, row, head, 0), word(r, a.k, key, kh, 0),
+                                    word(r, a.v, key, vh, 0));
+      for (Index i = 0; i < dim_of(Kind::O, shape_); ++i) {
+        word(r, a.out, row, head, i) += value * static_cast<Word>(2 * i + 1);
+      }
+    });
+  }
+
   void attend_backward(std::size_t r, const AttendBackward& a) {
-    const Block& k = block(r, a.k);
-    const Block& v = block(r, a.v);
-    each(block(r, a.q), 1, [&](Index row, Index head, Index) {
-      const Index kh = shape_.key_head(head);
-      const Index vh = shape_.value_head(head);
-      if (!k.heads.contains(kh) || !v.heads.contains(vh)) return;
-      for (const Range keys : k.rows) {
-        for (Index key = keys.begin; key < keys.end; ++key) {
-          if (!allowed(head, row, key)) continue;
-          const PairGradients g = pair_gradients(
-              head, word(r, a.q, row, head, 0), word(r, a.k, key, kh, 0), word(r, a.v, key, vh, 0),
-              word(r, a.d_o, row, head, 0), word(r, a.stats, row, head, 0));
-          for (Index i = 0; i < dim_of(Kind::dQ, shape_); ++i) {
-            word(r, a.dq, row, head, i) += g.dq * static_cast<Word>(2 * i + 1);
-            word(r, a.dk, key, kh, i) += g.dk * static_cast<Word>(2 * i + 1);
-          }
-          for (Index i = 0; i < dim_of(Kind::dV, shape_); ++i) {
-            word(r, a.dv, key, vh, i) += g.dv * static_cast<Word>(2 * i + 1);
-          }
-        }
+    each_pair(r, a, [&](Index head, Index row, Index key, Index kh, Index vh) {
+      const PairGradients g = pair_gradients(
+          head, word(r, a.q, row, head, 0), word(r, a.k, key, kh, 0), word(r, a.v, key, vh, 0),
+          word(r, a.d_o, row, head, 0), word(r, a.stats, row, head, 0));
+      for (Index i = 0; i < dim_of(Kind::dQ, shape_); ++i) {
+        word(r, a.dq, row, head, i) += g.dq * static_cast<Word>(2 * i + 1);
+        word(r, a.dk, key, kh, i) += g.dk * static_cast<Word>(2 * i + 1);
+      }
+      for (Index i = 0; i < dim_of(Kind::dV, shape_); ++i) {
+        word(r, a.dv, key, vh, i) += g.dv * static_cast<Word>(2 * i + 1);
       }
     });
   }

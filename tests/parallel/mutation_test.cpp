@@ -49,6 +49,23 @@ class Mutation : public testing::Test {
  protected:
   static constexpr std::size_t kSecondMistakes = kSanitized ? 960 : 96;
 
+  /// The plan of a strategy, and the names by which it is made.
+  struct Base {
+    std::string_view strategy;
+    Mesh mesh;
+    std::string_view partition;
+    std::string mask;
+    Shape shape;
+  };
+  const Mesh square{{{"ring", 2}, {"heads", 2}}};
+
+  void hold(const Base& base, Pass pass, std::size_t second = kSecondMistakes) {
+    const Case c{base.shape, base.mask, base.partition, base.strategy, base.mesh};
+    const Problem problem = c.problem();
+    const std::string name = pass == Pass::forward ? c.text() : "backward " + c.text();
+    hold(problem, make_plan(c.how(), problem, pass), name, second);
+  }
+
   /// A second mistake is made after every `second`-th first one.
   void hold(const Problem& problem, const Plan& plan, const std::string& name,
             std::size_t second = kSecondMistakes) {
@@ -115,14 +132,6 @@ class Mutation : public testing::Test {
 };
 
 TEST_F(Mutation, OfStrategies) {
-  struct Base {
-    std::string_view strategy;
-    Mesh mesh;
-    std::string_view partition;
-    std::string mask;
-    Shape shape;
-  };
-  const Mesh square{{{"ring", 2}, {"heads", 2}}};
   const std::array bases{
       Base{"local", line(1), "contiguous", "causal", {3, 3, 2, 1, 1, 1, 1}},
       Base{"ring", line(2), "contiguous", "full", {5, 5, 1, 1, 1, 1, 1}},
@@ -152,22 +161,10 @@ TEST_F(Mutation, OfStrategies) {
       Base{"tree", line(3), "contiguous", "causal", {2, 7, 2, 1, 1, 1, 1}},
       Base{"tree", line(4), "striped", "full", {3, 9, 2, 2, 1, 1, 1}},
   };
-  for (const Base& base : bases) {
-    const Case c{base.shape, base.mask, base.partition, base.strategy, base.mesh};
-    const Problem problem = c.problem();
-    hold(problem, make_plan(c.how(), problem), c.text());
-  }
+  for (const Base& base : bases) hold(base, Pass::forward);
 }
 
 TEST_F(Mutation, OfBackwardPasses) {
-  struct Base {
-    std::string_view strategy;
-    Mesh mesh;
-    std::string_view partition;
-    std::string mask;
-    Shape shape;
-  };
-  const Mesh square{{{"ring", 2}, {"heads", 2}}};
   // Of the rings with one key head in two the keys go around, of the others the queries.
   const std::array bases{
       Base{"local", line(1), "contiguous", "causal", {3, 3, 2, 1, 1, 1, 1}},
@@ -178,14 +175,10 @@ TEST_F(Mutation, OfBackwardPasses) {
       Base{"gather", line(4), "contiguous", "full", {5, 5, 1, 1, 1, 1, 1}},
       Base{"ulysses", line(3), "zigzag", "causal", {5, 5, 4, 2, 1, 1, 1}},
       Base{"usp", square, "contiguous", "prefix:2", {6, 6, 2, 1, 1, 1, 1}},
+      Base{"usp_inner_ring", square, "contiguous", "causal", {5, 5, 2, 1, 1, 1, 1}},
       Base{"tree", line(3), "contiguous", "causal", {2, 7, 2, 1, 1, 1, 1}},
   };
-  for (const Base& base : bases) {
-    const Case c{base.shape, base.mask, base.partition, base.strategy, base.mesh};
-    const Problem problem = c.problem();
-    hold(problem, make_plan(c.how(), problem, Pass::backward), "backward " + c.text(),
-         20 * kSecondMistakes);
-  }
+  for (const Base& base : bases) hold(base, Pass::backward, 20 * kSecondMistakes);
 }
 
 TEST_F(Mutation, OfHandWrittenPlans) {

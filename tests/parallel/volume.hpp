@@ -32,6 +32,30 @@ inline void expect_each(const Case& c, Index bytes, Pass pass = Pass::forward) {
   for (const Index sent : rehearsed(c, pass).bytes_sent) EXPECT_EQ(sent, bytes) << c.text();
 }
 
+/// usp on a mesh of ring x heads, 16 tokens a rank.
+inline Case usp_case(int ring, int heads) {
+  const int tokens = 16 * ring * heads;
+  return {{tokens, tokens, 8, 2, 2, 5, 7},
+          "causal",
+          "zigzag",
+          "usp",
+          {{{"ring", ring}, {"heads", heads}}}};
+}
+
+/// The query heads of member j of `ranks` under ulysses: floor(j H / P) to floor((j+1) H / P).
+inline Range queries_of_member(const Heads& heads, int ranks, Index j) {
+  return {j * heads.query / ranks, (j + 1) * heads.query / ranks};
+}
+/// How many of `count` key or value heads they read.
+inline Index heads_read(const Heads& heads, int ranks, Index j, Index count) {
+  std::vector<bool> seen(static_cast<std::size_t>(count), false);
+  const Range queries = queries_of_member(heads, ranks, j);
+  for (Index h = queries.begin; h < queries.end; ++h) {
+    seen[static_cast<std::size_t>(h * count / heads.query)] = true;
+  }
+  return std::count(seen.begin(), seen.end(), true);
+}
+
 /// Keys that any query head served by one unit of K and V heads, of any query of `rank`, sees.
 inline std::vector<bool> seen(const Problem& problem, int rank, Range heads) {
   const Shape& s = problem.shape();

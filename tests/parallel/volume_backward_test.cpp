@@ -96,18 +96,10 @@ TEST(BackwardVolume, OfUlyssesWhereNothingDivides) {
     for (const Heads heads : head_counts()) {
       const Case c{shape_of({37, 37}, heads, 5, 7), "full", "contiguous", "ulysses", line(ranks)};
       const Problem problem = c.problem();
-      const auto queries = [&](Index j) {
-        return Range{j * heads.query / ranks, (j + 1) * heads.query / ranks};
-      };
-      const auto read = [&](Index j, Index count) {  // of `count` key or value heads
-        std::vector<bool> seen(static_cast<std::size_t>(count), false);
-        for (Index h = queries(j).begin; h < queries(j).end; ++h) {
-          seen[static_cast<std::size_t>(h * count / heads.query)] = true;
-        }
-        return std::count(seen.begin(), seen.end(), true);
-      };
+      const auto queries = [&](Index j) { return queries_of_member(heads, ranks, j); };
       const auto key_numbers = [&](Index j) {
-        return read(j, heads.key) * 5 + read(j, heads.value) * 7;
+        return heads_read(heads, ranks, j, heads.key) * 5 +
+               heads_read(heads, ranks, j, heads.value) * 7;
       };
       const Rehearsal found = rehearsed(c, Pass::backward);
       for (int r = 0; r < ranks; ++r) {
@@ -126,12 +118,7 @@ TEST(BackwardVolume, OfUlyssesWhereNothingDivides) {
 TEST(BackwardVolume, OfUspIsUlyssesInsideAndARingOfTheGroupsShards) {
   for (const int ring : {1, 2, 3, 4}) {
     for (const int inner : {1, 2, 4, 8}) {
-      const int ranks = ring * inner;
-      const Case c{{16 * ranks, 16 * ranks, 8, 2, 2, 5, 7},
-                   "causal",
-                   "zigzag",
-                   "usp",
-                   {{{"ring", ring}, {"heads", inner}}}};
+      const Case c = usp_case(ring, inner);
       const Sizes own = sizes(c, 16);
       const Index kv = own.kv * std::max(1, inner / 2);
       const Index queries = 2 * own.q + own.d_o + own.stats;

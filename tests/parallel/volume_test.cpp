@@ -44,17 +44,8 @@ TEST(Volume, OfUlyssesWhereNothingDivides) {
       const Case c{shape_of({37, 37}, heads, 5, 7), "full", "contiguous", "ulysses", line(ranks)};
       const Problem problem = c.problem();
       const Rehearsal found = rehearsed(c);
-      // Query heads of member j: floor(j H / P) to floor((j+1) H / P).
-      const auto queries = [&](Index j) {
-        return Range{j * heads.query / ranks, (j + 1) * heads.query / ranks};
-      };
-      const auto read = [&](Index j, Index count) {  // of `count` key or value heads
-        std::vector<bool> seen(static_cast<std::size_t>(count), false);
-        for (Index h = queries(j).begin; h < queries(j).end; ++h) {
-          seen[static_cast<std::size_t>(h * count / heads.query)] = true;
-        }
-        return std::count(seen.begin(), seen.end(), true);
-      };
+      const auto queries = [&](Index j) { return queries_of_member(heads, ranks, j); };
+      const auto read = [&](Index j, Index count) { return heads_read(heads, ranks, j, count); };
       for (int r = 0; r < ranks; ++r) {
         const Index rows = problem.queries().rows(r).size();
         Index numbers = (37 - rows) * queries(r).size() * (7 + 2);  // Partials of others' rows
@@ -73,12 +64,7 @@ TEST(Volume, OfUlyssesWhereNothingDivides) {
 TEST(Volume, OfUspIsUlyssesInsideAndARingOfTheGroupsShards) {
   for (const int ring : {1, 2, 3, 4}) {
     for (const int inner : {1, 2, 4, 8}) {
-      const int ranks = ring * inner;
-      const Case c{{16 * ranks, 16 * ranks, 8, 2, 2, 5, 7},
-                   "causal",
-                   "zigzag",
-                   "usp",
-                   {{{"ring", ring}, {"heads", inner}}}};
+      const Case c = usp_case(ring, inner);
       const Sizes own = sizes(c, 16);
       // A member holds the rows of its whole group and 1/U of the (replicated) heads: of a group
       // of U shards that is one shard, rho times over.
@@ -91,11 +77,14 @@ TEST(Volume, OfUspIsUlyssesInsideAndARingOfTheGroupsShards) {
 TEST(Volume, OfUspWithRingsInsideIsTheSame) {
   for (const int ranks : {4, 6, 8}) {
     for (const Mesh& mesh : meshes(ranks)) {
-      Case c{{16 * ranks, 16 * ranks, 8, 2, 2, 5, 7}, "causal", "zigzag", "usp", mesh};
-      const Index outside = rehearsed(c).bytes_sent_total();
-      c.strategy = "usp_inner_ring";
-      std::swap(c.mesh.axes[0], c.mesh.axes[1]);
-      EXPECT_EQ(rehearsed(c).bytes_sent_total(), outside) << c.text();
+      const Case c{{16 * ranks, 16 * ranks, 8, 2, 2, 5, 7}, "causal", "zigzag", "usp", mesh};
+      Case inside = c;
+      inside.strategy = "usp_inner_ring";
+      std::swap(inside.mesh.axes[0], inside.mesh.axes[1]);
+      for (const Pass pass : {Pass::forward, Pass::backward}) {
+        EXPECT_EQ(rehearsed(inside, pass).bytes_sent_total(), rehearsed(c, pass).bytes_sent_total())
+            << inside.text();
+      }
     }
   }
 }
