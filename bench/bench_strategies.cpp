@@ -60,8 +60,10 @@ po::options_description described_options() {
       ("packed", po::value<Positive>(),
        "instead of --mask: causal documents of this mean length, log-normal, from --seed")  //
       ("pass", word({"forward", "both"})->default_value("forward"),
-       "both: also backward, from a generated dO")                                     //
-      ("repeat", po::value<Positive>()->default_value({7}), "timed repeats")           //
+       "both: also backward, from a generated dO")                            //
+      ("repeat", po::value<Positive>()->default_value({7}), "timed repeats")  //
+      ("seconds", po::value<Positive>(),
+       "for all repeats of one number of ranks: fewer are made if more do not fit, at least one")  //
       ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")  //
       ("memory", po::value<Positive>(),
        "bytes that a rank may use, e.g. 8G; strategies that do not fit together are measured one "
@@ -183,6 +185,7 @@ Options read_options(const po::options_description& described,
     throw Failure(Exit::usage, fmt::format("--{}: at most {}, not {}", name, most, value));
   };
   options.trial.repeats = limited("repeat", 1000000);
+  if (values.count("seconds") != 0) options.trial.seconds = limited("seconds", 1000000);
   options.trial.threads = limited("threads", 1024);
   options.trial.strategies = values["strategies"].as<std::vector<std::string>>();
   if (std::find(options.trial.strategies.begin(), options.trial.strategies.end(), "all") !=
@@ -271,8 +274,9 @@ void bench(Communicator& world, const Options& options) {
   const Index available = bytes_a_rank(world, trial_options.threads, notes.front());
   if (trial_options.bytes_a_rank == 0) trial_options.bytes_a_rank = available;
   if (notes.front().empty()) notes.clear();
-  say(fmt::format("# dattn {}: {}, kernels for {}, {} scaling, median of {}\n", kVersion, kName,
-                  chosen_isa().name, options.scaling, trial_options.repeats));
+  say(fmt::format("# dattn {}: {}, kernels for {}, {} scaling, median of {}{}\n", kVersion, kName,
+                  chosen_isa().name, options.scaling, trial_options.seconds > 0 ? "up to " : "",
+                  trial_options.repeats));
   for (const std::string& note : notes) say("# NOTE: " + note + "\n");
 
   std::vector<Row> rows;

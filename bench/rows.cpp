@@ -54,9 +54,11 @@ void Row::measured(const std::vector<Sample>& samples) {
   bytes = middle.bytes;
   messages = middle.messages;
   ideal_busy = median(samples, [](const Sample& s) { return s.ideal_busy; });
+  ideal_slowest = median(samples, [](const Sample& s) { return s.ideal_slowest; });
   ideal_alone = median(samples, [](const Sample& s) { return s.ideal_alone; });
   // Of each repeat by itself: what slows the machine down for a while slows down both.
   of_ideal_busy = median(samples, [](const Sample& s) { return s.ideal_busy / s.seconds; });
+  of_ideal_slowest = median(samples, [](const Sample& s) { return s.ideal_slowest / s.seconds; });
   of_ideal_alone = median(samples, [](const Sample& s) { return s.ideal_alone / s.seconds; });
 }
 
@@ -83,8 +85,10 @@ ordered_json fields(const Row& row) {
   add("seconds_min", row.seconds_min);
   add("seconds_max", row.seconds_max);
   add("of_ideal_busy", figure(row.of_ideal_busy));
+  add("of_ideal_slowest", figure(row.of_ideal_slowest));
   add("of_ideal_alone", figure(row.of_ideal_alone));
   add("ideal_busy_seconds", figure(row.ideal_busy));
+  add("ideal_slowest_seconds", figure(row.ideal_slowest));
   add("ideal_alone_seconds", figure(row.ideal_alone));
   add("compute_seconds", row.compute);
   add("exposed_seconds", row.exposed);
@@ -129,22 +133,25 @@ std::string to_csv(const std::vector<Row>& rows) {
 
 std::string to_table(const std::vector<Row>& rows) {
   std::string out = fmt::format(
-      "{:<10} {:<10} {:<6} {:<16} {:>9} {:>6} {:>6} {:>9} {:>6} {:>9} {:>11} {:>6} {:>8} {:>7} "
+      "{:<14} {:<10} {:<6} {:<16} {:>9} {:>6} {:>6} {:>6} {:>9} {:>6} {:>9} {:>11} {:>6} {:>8} "
+      "{:>7} "
       "{:>8} {:>10}\n",
-      "strategy", "partition", "mesh", "pass", "seconds", "%busy", "%alone", "exposed", "share",
-      "hidden", "sent/rank", "msgs", "forecast", "speedup", "GFLOP/s", "plan mem");
+      "strategy", "partition", "mesh", "pass", "seconds", "%busy", "%slow", "%alone", "exposed",
+      "share", "hidden", "sent/rank", "msgs", "forecast", "speedup", "GFLOP/s", "plan mem");
   for (const Row& r : rows) {
     if (!r.refused.empty()) {
-      out += fmt::format("{:<10} refused: {}\n", r.strategy, r.refused);
+      out += fmt::format("{:<14} refused: {}\n", r.strategy, r.refused);
       continue;
     }
     out += fmt::format(
-        "{:<10} {:<10} {:<6} {:<16} {:>9.5f} {:>6} {:>6} {:>9.5f} {:>5.1f}% {:>9.5f} {:>11} {:>6} "
+        "{:<14} {:<10} {:<6} {:<16} {:>9.5f} {:>6} {:>6} {:>6} {:>9.5f} {:>5.1f}% {:>9.5f} {:>11} "
+        "{:>6} "
         "{:>8.2f} {:>7} {:>8.1f} {:>10}\n",
         r.strategy, r.partition, r.mesh, r.pass, r.seconds, shown(100 * r.of_ideal_busy, 1),
-        shown(100 * r.of_ideal_alone, 1), r.exposed, 100 * r.exposed / r.seconds, r.hidden,
-        in_bytes(static_cast<Index>(r.bytes)), static_cast<Index>(r.messages),
-        r.forecast / r.seconds, shown(r.speedup, 2), r.gflops(), in_bytes(r.memory));
+        shown(100 * r.of_ideal_slowest, 1), shown(100 * r.of_ideal_alone, 1), r.exposed,
+        100 * r.exposed / r.seconds, r.hidden, in_bytes(static_cast<Index>(r.bytes)),
+        static_cast<Index>(r.messages), r.forecast / r.seconds, shown(r.speedup, 2), r.gflops(),
+        in_bytes(r.memory));
   }
   return out;
 }

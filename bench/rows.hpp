@@ -17,6 +17,7 @@ struct Sample {
   double bytes = 0;    ///< sent by the rank that sends most
   double messages = 0;
   double ideal_busy = 0;  ///< seconds, in the same repeat; 0: not measured
+  double ideal_slowest = 0;
   double ideal_alone = 0;
 };
 
@@ -30,9 +31,9 @@ struct Row {
   std::string refused;  ///< why; the figures below are of rows without
 
   double seconds = 0, seconds_min = 0, seconds_max = 0;
-  double ideal_busy = 0, ideal_alone = 0;        ///< seconds; 0: not measured
-  double of_ideal_busy = 0, of_ideal_alone = 0;  ///< 1: as good as the ideal
-  double compute = 0, exposed = 0, hidden = 0;   ///< of the repeat whose seconds are the median
+  double ideal_busy = 0, ideal_slowest = 0, ideal_alone = 0;           ///< seconds; 0: not measured
+  double of_ideal_busy = 0, of_ideal_slowest = 0, of_ideal_alone = 0;  ///< 1: as good
+  double compute = 0, exposed = 0, hidden = 0;  ///< of the repeat whose seconds are the median
   double bytes = 0, messages = 0;
   double forecast = 0;
   double flops = 0;    ///< of all allowed pairs

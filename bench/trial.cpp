@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <map>
 
 #include "bench/contender.hpp"
@@ -18,6 +19,9 @@ namespace {
 
 using comm::Communicator;
 using nlohmann::json;
+
+/// Seconds that a repeat may take before somebody who waits is told.
+constexpr double kWorthSaying = 5;
 
 /// A strategy as rank 0 has planned it.
 struct Entry {
@@ -133,7 +137,7 @@ void share(Communicator& ranks, Agenda& agenda) {
 
 /// Ideal seconds of each pass of a task in one repeat.
 struct IdealTimes {
-  std::vector<double> busy, alone;
+  std::vector<double> busy, slowest, alone;
 };
 
 /// The Ideals of one partition over all ranks.
@@ -156,9 +160,13 @@ class Ideals {
   void run(Pass pass, IdealTimes& times) {
     ranks_.barrier();
     std::array<double, 1> seconds{mine_.run(pass)};
+    const auto area = static_cast<double>(mine_.area());
+    std::array<double, 1> slowest{area > 0 ? seconds[0] * share_ / area : 0};
     ranks_.all_reduce_sum(seconds);
+    ranks_.all_reduce_max(slowest);
     // Over the mean area, since all areas together are the whole.
     times.busy.push_back(seconds[0] / ranks_.size());
+    times.slowest.push_back(slowest[0]);
     if (ranks_.size() == 1) {
       times.alone.push_back(times.busy.back());
       return;
@@ -166,7 +174,7 @@ class Ideals {
     rest_until_all(ranks_);
     std::array<double, 1> alone{0};
     if (ranks_.rank() == fullest_ && mine_.area() > 0) {
-      alone[0] = mine_.run(pass) * share_ / static_cast<double>(mine_.area());
+      alone[0] = mine_.run(pass) * share_ / area;
     }
     rest_until_all(ranks_);
     ranks_.all_reduce_max(alone);
@@ -206,6 +214,7 @@ void run_passes(Communicator& ranks, Contender<E>& contender, const std::vector<
     Sample sample = sample_of(ranks, mine);
     if (ideal != nullptr) {
       sample.ideal_busy = ideal->busy[i];
+      sample.ideal_slowest = ideal->slowest[i];
       sample.ideal_alone = ideal->alone[i];
     }
     samples[i].push_back(sample);
@@ -216,6 +225,7 @@ void run_passes(Communicator& ranks, Contender<E>& contender, const std::vector<
     both.hidden += sample.hidden;
     both.messages += sample.messages;
     both.ideal_busy += sample.ideal_busy;
+    both.ideal_slowest += sample.ideal_slowest;
     both.ideal_alone += sample.ideal_alone;
   }
   if (passes.size() == 1) return;
@@ -224,11 +234,11 @@ void run_passes(Communicator& ranks, Contender<E>& contender, const std::vector<
 }
 
 /// Collective: measures the entries `group`, all in place at the same time; each repeat runs the
-/// ideals, then each entry.
+/// ideals, then each entry. `seconds` limits this group as TrialOptions say.
 template <class E>
 void measure(Communicator& ranks, const Task& task, const TrialOptions& options,
              const Agenda& agenda, IdealKeys<E>* keys, const std::vector<std::size_t>& group,
-             std::vector<Samples>& samples) {
+             double seconds, std::vector<Samples>& samples) {
   std::map<std::string, std::unique_ptr<Ideals<E>>> ideals;  // by partition
   std::vector<std::unique_ptr<Contender<E>>> contenders;
   for (const std::size_t i : group) {
@@ -241,7 +251,12 @@ void measure(Communicator& ranks, const Task& task, const TrialOptions& options,
         std::make_unique<Ideals<E>>(ranks, task, *choice.problem, options.threads, *keys);
   }
   const std::vector<Pass> passes = task.passes();
+  using Clock = std::chrono::steady_clock;
+  const auto begin = Clock::now();
+  std::array<double, 1> spent{0};  // as the slowest rank has it
+  double last = 0;
   for (int repeat = -1; repeat < options.repeats; ++repeat) {
+    if (seconds > 0 && repeat > 0 && spent[0] + last > seconds) break;
     std::map<std::string, IdealTimes> times;
     for (const auto& [partition, ideal] : ideals) {
       for (const Pass pass : passes) ideal->run(pass, times[partition]);
@@ -253,6 +268,14 @@ void measure(Communicator& ranks, const Task& task, const TrialOptions& options,
       run_passes(ranks, *contenders[c], passes, ideal, mine);
       if (repeat >= 0) continue;
       for (auto& pass : mine) pass.clear();  // the first one has warmed up
+    }
+    const double before = spent[0];
+    spent[0] = std::chrono::duration<double>(Clock::now() - begin).count();
+    ranks.all_reduce_max(spent);
+    last = spent[0] - before;
+    if (repeat < 0 && ranks.rank() == 0 && last > kWorthSaying) {
+      fmt::print(stderr, "{} ranks, {} strategies: about {:.0f} s a repeat\n", ranks.size(),
+                 group.size(), last);
     }
   }
 }
@@ -271,7 +294,8 @@ std::vector<Samples> measure_all(Communicator& ranks, const Task& task, const Tr
   std::unique_ptr<IdealKeys<E>> keys;
   if (agenda.ideal && !groups.empty()) keys = std::make_unique<IdealKeys<E>>(task, all_keys(task));
   for (const auto& group : groups) {
-    measure<E>(ranks, task, options, agenda, keys.get(), group, samples);
+    measure<E>(ranks, task, options, agenda, keys.get(), group,
+               options.seconds / static_cast<double>(groups.size()), samples);
   }
   return samples;
 }
