@@ -19,21 +19,41 @@ double since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-/// FLOP/s of the kernel of a pass on a full tile set of a problem like `shape`, but small.
-template <class T>
-double kernel_rate(const Shape& like, Pass pass, int threads, double at_least) {
+/// A block like those that one of `ranks` ranks computes, cut to about `flops` a thread, and the
+/// query heads of it to compute: those of a key head, or one for each thread.
+Shape block_like(const Shape& like, int ranks, int threads, double flops_per_pair, double flops,
+                 Range& heads) {
   Shape shape = like;
-  // Small, but with the rows of K and V as far apart as they will be. Nobody knows yet whether a
-  // problem of this size fits into memory, so huge extents are cut; the rate does not differ.
+  // The rows of K and V are as far apart as they will be. Nobody knows yet whether a problem of
+  // this size fits into memory, so huge extents are cut; the rate does not differ.
   constexpr Index kWidest = 1024;
   constexpr Index kMostHeads = 64;
-  const bool fast = sizeof(T) < 8;
-  shape.queries = fast ? 192 : 32;
-  shape.keys = fast ? 768 : 64;
+  constexpr Index kMostNumbers = Index{1} << 24;  // of K
   shape.d_qk = std::min(like.d_qk, kWidest);
   shape.d_v = std::min(like.d_v, kWidest);
   if (like.query_heads > kMostHeads) shape.query_heads = shape.key_heads = shape.value_heads = 1;
-  const Range heads{0, std::min<Index>(shape.query_heads, threads)};  // one tile of queries each
+  const Index group = shape.query_heads / std::min(shape.key_heads, shape.value_heads);
+  heads = {0, std::min<Index>(shape.query_heads, std::max<Index>(threads, group))};
+  const double pairs = flops * threads / flops_per_pair / static_cast<double>(heads.size());
+  const auto rows = [&](Index all) { return std::max<Index>(1, (all + ranks - 1) / ranks); };
+  const auto side = std::max<Index>(1, static_cast<Index>(std::sqrt(pairs)));
+  shape.queries = std::min(rows(like.queries), side);
+  const auto keys = static_cast<Index>(pairs / static_cast<double>(shape.queries));
+  const Index widest = std::max(shape.key_heads * shape.d_qk, shape.value_heads * shape.d_v);
+  shape.keys = std::clamp<Index>(keys, 1, std::min(rows(like.keys), kMostNumbers / widest));
+  shape.queries = std::min(shape.queries, shape.keys);
+  return shape;
+}
+
+/// FLOP/s of the kernel of a pass on such a block, all of whose pairs count.
+template <class T>
+double kernel_rate(const Shape& like, int ranks, Pass pass, int threads) {
+  const bool fast = sizeof(T) < 8;
+  const double flops = fast ? 2e9 : 1e6;
+  const double flops_per_pair =
+      pass == Pass::forward ? like.flops_per_pair() : like.backward_flops_per_pair();
+  Range heads;
+  const Shape shape = block_like(like, ranks, threads, flops_per_pair, flops, heads);
   using Sum = SumOf<T>;
   const auto sized = [](Index n) { return std::vector<T>(static_cast<std::size_t>(n), T{0.01F}); };
   const auto sums = [](Index n) { return std::vector<Sum>(static_cast<std::size_t>(n)); };
@@ -53,7 +73,8 @@ double kernel_rate(const Shape& like, Pass pass, int threads, double at_least) {
                     {0, shape.value_heads},
                     {{0, shape.queries, 1}},
                     {{0, shape.keys, 1}}};
-  const Work work{.threads = threads};
+  Workspace workspace;
+  const Work work{.threads = threads, .workspace = &workspace};
   // LSE is about ln(keys) for equal scores; delta and dO may be anything.
   const bool backward = pass == Pass::backward;
   const auto d_o = sized(backward ? shape.queries * heads.size() * shape.d_v : 0);
@@ -73,14 +94,20 @@ double kernel_rate(const Shape& like, Pass pass, int threads, double at_least) {
         View<Sum>{dv.data(), values.rows, values.heads, values.dim}, where, *mask, work);
   };
   once();  // threads start, pages are touched
-  const auto start = Clock::now();
-  int times = 0;
-  while (times < 2 || since(start) < at_least) {
+  constexpr double kAtLeast = 0.02;
+  constexpr std::size_t kRuns = 3;
+  std::vector<double> seconds;
+  const auto begin = Clock::now();
+  while (seconds.size() < kRuns || since(begin) < kAtLeast) {
+    const auto start = Clock::now();
     once();
-    ++times;
+    seconds.push_back(since(start));
   }
-  return times * static_cast<double>(shape.queries * shape.keys * heads.size()) *
-         (backward ? shape.backward_flops_per_pair() : shape.flops_per_pair()) / since(start);
+  const auto middle = seconds.begin() + std::ssize(seconds) / 2;
+  std::nth_element(seconds.begin(), middle, seconds.end());
+  const Shape& s = shape;
+  return static_cast<double>(s.queries * s.keys * heads.size()) *
+         (backward ? s.backward_flops_per_pair() : s.flops_per_pair()) / *middle;
 }
 
 /// Seconds of `times` exchanges of `bytes` with both neighbours of the ring of ranks.
@@ -105,18 +132,19 @@ double ring_seconds(comm::Communicator& world, std::size_t bytes, int times) {
 Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int threads,
                   bool backward) {
   Machine machine;
-  const auto mean_rate = [&](Pass pass) {
-    constexpr double kSeconds = 0.02;
+  // All ranks at once, as they will compute; a run takes as long as the slowest of them.
+  const auto slowest_rate = [&](Pass pass) {
+    const int ranks = world.size();
     world.barrier();
-    const double rate = type == Type::bf16 ? kernel_rate<BFloat16>(shape, pass, threads, kSeconds)
-                        : type == Type::f4 ? kernel_rate<float>(shape, pass, threads, kSeconds)
-                                           : kernel_rate<double>(shape, pass, threads, kSeconds);
-    std::array<double, 2> sums{rate, 1};
-    world.all_reduce_sum(sums);
-    return sums[0] / sums[1];
+    std::array<double, 1> rate{
+        type == Type::bf16 ? kernel_rate<BFloat16>(shape, ranks, pass, threads)
+        : type == Type::f4 ? kernel_rate<float>(shape, ranks, pass, threads)
+                           : kernel_rate<double>(shape, ranks, pass, threads)};
+    world.all_reduce_min(rate);
+    return rate[0];
   };
-  machine.rate = mean_rate(Pass::forward);
-  if (backward) machine.backward_rate = mean_rate(Pass::backward);
+  machine.rate = slowest_rate(Pass::forward);
+  if (backward) machine.backward_rate = slowest_rate(Pass::backward);
   if (world.size() > 1) {
     constexpr std::size_t kLarge = std::size_t{1} << 20;
     ring_seconds(world, kLarge, 1);  // connections are made, buffers touched

@@ -6,9 +6,10 @@
 
 namespace dattn {
 
-/// Collective: measures what a Forecast needs to know, all ranks at once as in a run: the kernel's
-/// rate on this shape (with `backward` also the backward kernel's), and latency and bandwidth of
-/// messages around the ring of ranks. Takes some tens of milliseconds; the same answer on all
+/// Collective: measures what a Forecast needs to know, all ranks at once as in a run: the rate of
+/// the slowest rank's kernel on a block like those of this shape split over the ranks (with
+/// `backward` also the backward kernel's), and latency and bandwidth of messages around the ring of
+/// ranks. Takes tens of milliseconds, for large shapes up to half a second; the same answer on all
 /// ranks.
 Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int threads,
                   bool backward = false);
