@@ -1,5 +1,7 @@
 #include "parallel/block.hpp"
 
+#include <array>
+
 #include "kernels/check.hpp"
 #include "kernels/partial.hpp"
 
@@ -35,6 +37,32 @@ bool of_queries(Kind kind) {
 
 bool is_sum(Kind kind) {
   return kind == Kind::O || kind == Kind::dQ || kind == Kind::dK || kind == Kind::dV;
+}
+
+std::string_view name_of(Pass pass) { return pass == Pass::forward ? "forward" : "backward"; }
+
+std::span<const Kind> input_kinds(Pass pass) {
+  static constexpr std::array kAll{Kind::Q, Kind::K, Kind::V, Kind::dO, Kind::Stats};
+  return std::span(kAll).first(pass == Pass::forward ? 3 : kAll.size());
+}
+
+std::span<const Kind> result_kinds(Pass pass) {
+  static constexpr std::array kAll{Kind::O, Kind::dQ, Kind::dK, Kind::dV};
+  return pass == Pass::forward ? std::span(kAll).first(1) : std::span(kAll).subspan(1);
+}
+
+Side query_side(Pass pass) {
+  static constexpr std::array kInputs{Kind::Q, Kind::dO, Kind::Stats};
+  static constexpr std::array kSums{Kind::O, Kind::dQ};
+  if (pass == Pass::forward) return {std::span(kInputs).first(1), std::span(kSums).first(1)};
+  return {kInputs, std::span(kSums).last(1)};
+}
+
+Side key_side(Pass pass) {
+  static constexpr std::array kInputs{Kind::K, Kind::V};
+  static constexpr std::array kSums{Kind::dK, Kind::dV};
+  if (pass == Pass::forward) return {kInputs, {}};
+  return {kInputs, kSums};
 }
 
 Block intersect(const Block& a, const Block& b) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <span>
 #include <string>
 
 #include "kernels/shape.hpp"
@@ -20,6 +21,23 @@ std::string_view name_of(Kind kind);
 bool of_queries(Kind kind);
 /// Whether kernels add to it: Partials and gradients, which start over no pair.
 bool is_sum(Kind kind);
+
+/// Which half of training: forward makes O of Q, K, V; backward makes dQ, dK, dV of these, dO and
+/// Stats.
+enum class Pass { forward, backward };
+
+std::string_view name_of(Pass pass);
+/// Kinds of the inputs and of the results of a pass.
+std::span<const Kind> input_kinds(Pass pass);
+std::span<const Kind> result_kinds(Pass pass);
+
+/// What a pass reads and sums up of queries, or of keys: if the pairs of some of them are computed
+/// elsewhere, the inputs travel there, and the sums back.
+struct Side {
+  std::span<const Kind> inputs, sums;
+};
+Side query_side(Pass pass);
+Side key_side(Pass pass);
 
 /// A rectangle of a global tensor: some rows (places in shard order, see Partition) of some heads,
 /// with all their numbers. In memory [rows, heads, numbers], rows in the order of `rows`.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <functional>
 
 #include "parallel/plan.hpp"
@@ -89,11 +90,32 @@ void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, Slo
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
                const std::function<Block(Kind, int member)>& held, std::vector<int>& homes);
 
+/// The side that is fewer bytes in what these ranks start with (`held`), to go around rings in the
+/// backward pass; the Program's note says why.
+Side lighter_side(Writer& me, const std::vector<int>& ranks,
+                  const std::function<Block(Kind, int rank)>& held);
+
 /// The backward pass of circulate(). Either K and V go around and, one hop behind them, the sums of
 /// what the members give to their dK and dV, until these come home; or Q, dO and Stats do, and the
 /// sums of dQ: whichever is fewer bytes. `mine` are the slots of what the member starts with.
 void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBackward& mine,
-                        const std::function<Block(Kind, int member)>& held);
+                        const std::function<Block(Kind, int rank)>& held);
+
+/// Homes of what goes around. Inputs have two each, one in use while the other fills; sums two for
+/// what is computed here, one being sent while the other is added to, and one for what arrives from
+/// the left meanwhile.
+struct RingHomes {
+  std::array<AttendBackward, 2> turns{};
+  AttendBackward arrival{};
+  bool made = false;
+};
+/// The same for a rank that goes round more than once, always with the same side and Homes, and
+/// does more at each stop than attend: `visit` is to add all that the slots it gets give to the
+/// gradients among them. What `mine` has of the side must lie in other homes.
+void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& side,
+                        const AttendBackward& mine,
+                        const std::function<Block(Kind, int rank)>& held, RingHomes& homes,
+                        const std::function<void(const AttendBackward&)>& visit);
 
 /// Moves a tensor among the ranks of `group` from the Blocks `from` to the Blocks `to` (one a
 /// member): messages are their intersections, a member's own part too (it costs a copy, no wire).

@@ -6,66 +6,59 @@
 #include "parallel/moves.hpp"
 
 namespace dattn {
-namespace {
-
-/// What goes around a ring: some of the inputs, and the gradients that belong to them.
-struct Side {
-  std::span<const Kind> inputs, sums;
-};
-
-/// The side that is fewer bytes over all members, and the reason.
-Side lighter_side(const Problem& problem, const std::vector<int>& ring,
-                  const std::function<Block(Kind, int member)>& held, std::string& why) {
-  static constexpr std::array kKeys{Kind::K, Kind::V};
-  static constexpr std::array kKeySums{Kind::dK, Kind::dV};
-  static constexpr std::array kQueries{Kind::Q, Kind::dO, Kind::Stats};
-  static constexpr std::array kQuerySums{Kind::dQ};
+Side lighter_side(Writer& me, const std::vector<int>& ranks,
+                  const std::function<Block(Kind, int rank)>& held) {
+  const Problem& problem = me.problem();
   const auto bytes = [&](const Side& side) {
     Index sum = 0;
     for (const auto kinds : {side.inputs, side.sums}) {
       for (const Kind kind : kinds) {
-        for (const int member : ring) {
-          sum += bytes_of(held(kind, member), problem.shape(), problem.type());
+        for (const int rank : ranks) {
+          sum += bytes_of(held(kind, rank), problem.shape(), problem.type());
         }
       }
     }
     return sum;
   };
-  const Side keys{kKeys, kKeySums};
-  const Side queries{kQueries, kQuerySums};
+  const Side keys = key_side(Pass::backward);
+  const Side queries = query_side(Pass::backward);
   const Index by_keys = bytes(keys);
   const Index by_queries = bytes(queries);
   const bool fewer = by_queries < by_keys;
-  why = fewer ? "Q, dO, Stats, dQ" : "K, V, dK, dV";
+  std::string why = fewer ? "Q, dO, Stats, dQ" : "K, V, dK, dV";
   why += " go around, " + std::to_string(std::min(by_keys, by_queries)) + " bytes a hop of all; " +
          (fewer ? "K, V, dK, dV" : "Q, dO, Stats, dQ") + " would be " +
          std::to_string(std::max(by_keys, by_queries));
+  me.note(std::move(why));
   return fewer ? queries : keys;
 }
 
-}  // namespace
-
 void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBackward& mine,
-                        const std::function<Block(Kind, int member)>& held) {
+                        const std::function<Block(Kind, int rank)>& held) {
+  if (ring.size() == 1) return me.attend_backward(mine);
+  RingHomes homes;
+  circulate_backward(me, ring, lighter_side(me, ring, held), mine, held, homes,
+                     [&](const AttendBackward& now) { me.attend_backward(now); });
+}
+
+void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& side,
+                        const AttendBackward& mine,
+                        const std::function<Block(Kind, int rank)>& held, RingHomes& ring_homes,
+                        const std::function<void(const AttendBackward&)>& visit) {
   const int members = static_cast<int>(ring.size());
   const int here = place_in(ring, me.rank());
   const int right = ring[static_cast<std::size_t>((here + 1) % members)];
   const int left = ring[static_cast<std::size_t>((here + members - 1) % members)];
-  if (members == 1) return me.attend_backward(mine);
-  std::string why;
-  const Side side = lighter_side(me.problem(), ring, held, why);
-  me.note(std::move(why));
-
-  // Inputs: two homes each, one in use while the other fills. Sums: two for what is computed here,
-  // one being sent while the other is added to; one for what arrives from the left meanwhile.
-  std::array<AttendBackward, 2> homes{};
-  AttendBackward arrival_home{};
-  for (const Kind kind : side.inputs) {
-    for (AttendBackward& h : homes) operand(h, kind) = me.home();
-  }
-  for (const Kind kind : side.sums) {
-    for (AttendBackward& h : homes) operand(h, kind) = me.home();
-    operand(arrival_home, kind) = me.home();
+  if (members == 1) return visit(mine);
+  auto& [homes, arrival_home, made] = ring_homes;
+  if (!made) {
+    made = true;
+    for (const auto kinds : {side.inputs, side.sums}) {
+      for (const Kind kind : kinds) {
+        for (AttendBackward& h : homes) operand(h, kind) = me.home();
+      }
+    }
+    for (const Kind kind : side.sums) operand(arrival_home, kind) = me.home();
   }
   // At hop h a member works on what the member h places to its left started with. The sum of a
   // shard's gradients begins at its first guest, at hop 1, and follows the shard until it is home;
@@ -103,7 +96,7 @@ void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBa
         operand(now, kind) = me.fresh(held(kind, owner), operand(home, kind));
       }
     }
-    me.attend_backward(now);
+    visit(now);
     for (const Kind kind : side.sums) {
       if (hop >= 2) me.add(operand(arrived, kind), operand(now, kind));
       if (hop >= 1) me.send(operand(now, kind), me.block(operand(now, kind)), right);

@@ -31,18 +31,6 @@ SlotId& operand(AttendBackward& step, Kind kind) {
   check_failed("kind != Kind::O", __FILE__, __LINE__, "");
 }
 
-std::string_view name_of(Pass pass) { return pass == Pass::forward ? "forward" : "backward"; }
-
-std::span<const Kind> input_kinds(Pass pass) {
-  static constexpr std::array kAll{Kind::Q, Kind::K, Kind::V, Kind::dO, Kind::Stats};
-  return std::span(kAll).first(pass == Pass::forward ? 3 : kAll.size());
-}
-
-std::span<const Kind> result_kinds(Pass pass) {
-  static constexpr std::array kAll{Kind::O, Kind::dQ, Kind::dK, Kind::dV};
-  return pass == Pass::forward ? std::span(kAll).first(1) : std::span(kAll).subspan(1);
-}
-
 SlotId Program::input(Kind kind) const {
   const auto found = std::find_if(inputs.begin(), inputs.end(), [&](SlotId s) {
     return slots[static_cast<std::size_t>(s)].block.kind == kind;

@@ -82,15 +82,6 @@ struct Result {
   Block block;
 };
 
-/// Which half of training: forward makes O of Q, K, V; backward makes dQ, dK, dV of these, dO and
-/// Stats.
-enum class Pass { forward, backward };
-
-std::string_view name_of(Pass pass);
-/// Kinds of the inputs and of the results of a pass.
-std::span<const Kind> input_kinds(Pass pass);
-std::span<const Kind> result_kinds(Pass pass);
-
 /// One rank's Slots and Steps. The slots `inputs` are filled beforehand, one of each of
 /// input_kinds; of the others, the first of each home starts over no pair if it is a sum.
 /// `results` has one of each of result_kinds.

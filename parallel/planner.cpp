@@ -127,10 +127,6 @@ std::vector<Choice> candidates(const Wish& wish, const Shape& shape, const MaskP
   std::vector<Choice> out;
   for (const Strategy& strategy : strategies()) {
     if (wish.strategy != "auto" && wish.strategy != strategy.name) continue;
-    if (wish.gradients && strategy.backward == nullptr) {
-      refusals = std::string(strategy.name) + " has no backward pass; choose another strategy";
-      continue;
-    }
     const Mesh mesh = wish.mesh ? mesh_of(strategy, *wish.mesh) : strategy.mesh(wish.ranks, shape);
     if (mesh.ranks() != wish.ranks) {
       refusals = "a mesh of " + mesh.text() + " has " + std::to_string(mesh.ranks()) +

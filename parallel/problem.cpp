@@ -58,8 +58,8 @@ std::vector<Range> group_heads(const Shape& shape, const Mask& mask) {
 struct Problem::Found {
   std::once_flag needs_once;
   std::vector<std::vector<Ranges>> needs;  ///< [rank][group] positions
-  std::once_flag schedule_once;
-  std::optional<const Schedule> schedule;
+  std::once_flag schedule_once[2];
+  std::optional<const Schedule> schedule[2];  ///< of each pass
 };
 
 Problem::Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view partition, Type type)
@@ -98,9 +98,11 @@ const Ranges& Problem::keys_needed(int rank, std::size_t group) const {
   return found_->needs[static_cast<std::size_t>(rank)][group];
 }
 
-const Schedule& Problem::schedule() const {
-  std::call_once(found_->schedule_once, [&] { found_->schedule.emplace(even_schedule(*this)); });
-  return *found_->schedule;
+const Schedule& Problem::schedule(Pass pass) const {
+  const auto p = static_cast<std::size_t>(pass);
+  std::call_once(found_->schedule_once[p],
+                 [&] { found_->schedule[p].emplace(even_schedule(*this, pass)); });
+  return *found_->schedule[p];
 }
 
 }  // namespace dattn

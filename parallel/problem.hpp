@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kernels/mask.hpp"
+#include "parallel/block.hpp"
 #include "parallel/mesh.hpp"
 #include "parallel/partition.hpp"
 
@@ -39,8 +40,8 @@ class Problem {
   const Ranges& keys_needed(int rank, std::size_t group) const;
 
   /// Who computes which pairs where work is evened out between ranks; even_schedule(), found once
-  /// for all ranks.
-  const Schedule& schedule() const;
+  /// for all ranks and each pass.
+  const Schedule& schedule(Pass pass) const;
 
   /// Runs of neighbouring query heads, each as small as K and V can be cut and joined to the next
   /// where both see the same pairs: what a rank fetches is decided per group.

@@ -38,22 +38,23 @@ bool join(const Problem& problem, Piece& piece, const Piece& next) {
 /// Takes from the most loaded ranks and gives to the least loaded.
 class Evening {
  public:
-  explicit Evening(const Problem& problem)
+  Evening(const Problem& problem, Pass pass)
       : problem_(problem),
+        pass_(pass),
         ranks_(problem.ranks()),
         counter_(problem),
         unit_(std::lcm(problem.shape().query_heads / problem.shape().key_heads,
                        problem.shape().query_heads / problem.shape().value_heads)),
         load_(static_cast<std::size_t>(ranks_), 0),
         at_(load_.size()) {
-    for (int r = 0; r < ranks_; ++r) own_queries(r);
+    start();
     const Index total = std::accumulate(load_.begin(), load_.end(), Index{0});
     goal_ = (total + ranks_ - 1) / ranks_;
     slack_ = goal_ / kSlack;
   }
 
   std::vector<Piece> run() {
-    give_to_key_owners();
+    give_to_other_owners();
     give_to_anyone();
     return std::move(pieces_);
   }
@@ -72,7 +73,28 @@ class Evening {
     return counter_.count(p.heads, {p.rows}, {problem_.keys().rows(p.keys)});
   }
 
-  void own_queries(int rank) {
+  /// Everybody computes for the queries that it owns; or, backward and if that moves fewer bytes,
+  /// for the keys.
+  void start() {
+    std::vector<Piece> by_queries;
+    for (int r = 0; r < ranks_; ++r) own_queries(r, by_queries);
+    std::vector<Piece> by_keys;
+    if (pass_ == Pass::backward) {
+      by_keys = by_queries;
+      for (Piece& piece : by_keys) {
+        piece.at = piece.keys;
+        if (piece.keys != piece.queries) trim(piece);
+      }
+    }
+    const auto bytes = [&](const std::vector<Piece>& pieces) {
+      return std::accumulate(pieces.begin(), pieces.end(), Index{0},
+                             [&](Index sum, const Piece& p) { return sum + bytes_moved(p, p.at); });
+    };
+    const bool keys = !by_keys.empty() && bytes(by_keys) < bytes(by_queries);
+    for (const Piece& piece : keys ? by_keys : by_queries) add(piece);
+  }
+
+  void own_queries(int rank, std::vector<Piece>& pieces) {
     const Range rows = problem_.queries().rows(rank);
     if (rows.empty()) return;
     for (int keys = 0; keys < ranks_; ++keys) {
@@ -80,7 +102,7 @@ class Evening {
         if (problem_.keys().rows_at(keys, problem_.keys_needed(rank, g)).empty()) continue;
         Piece piece{rank, rank, keys, problem_.head_groups()[g], rows};
         piece.pairs = count(piece);
-        if (piece.pairs > 0) add(piece);
+        if (piece.pairs > 0) pieces.push_back(piece);
       }
     }
   }
@@ -94,7 +116,12 @@ class Evening {
 
   // ---- who gives what to whom ------------------------------------------------------------------
 
-  void give_to_key_owners() {
+  /// Whoever owns the other half of what a piece is about.
+  static int other_owner(const Piece& piece) {
+    return piece.at == piece.queries ? piece.keys : piece.queries;
+  }
+
+  void give_to_other_owners() {
     std::vector<int> givers(static_cast<std::size_t>(ranks_));
     std::iota(givers.begin(), givers.end(), 0);
     std::stable_sort(givers.begin(), givers.end(), [&](int a, int b) { return load(a) > load(b); });
@@ -106,10 +133,10 @@ class Evening {
       std::stable_sort(order.begin(), order.end(), [&](Id a, Id b) {
         const Piece& p = pieces_[a];
         const Piece& q = pieces_[b];
-        return std::pair(load(p.keys), q.pairs) < std::pair(load(q.keys), p.pairs);
+        return std::pair(load(other_owner(p)), q.pairs) < std::pair(load(other_owner(q)), p.pairs);
       });
       for (const Id id : order) {
-        const int helper = pieces_[id].keys;
+        const int helper = other_owner(pieces_[id]);
         if (!loaded(giver)) break;
         if (helper != giver && idle(helper)) give(id, helper);
       }
@@ -136,20 +163,27 @@ class Evening {
     }
   }
 
+  /// Bytes that travel if `rank` computes the piece.
+  Index bytes_moved(const Piece& piece, int rank) const {
+    Index sum = 0;
+    const auto add = [&](const Side& side, const Ranges& rows) {
+      for (const auto kinds : {side.inputs, side.sums}) {
+        for (const Kind kind : kinds) {
+          const Range heads = heads_touched(kind, piece.heads, problem_.shape());
+          sum += bytes_of(Block{kind, heads, rows}, problem_.shape(), problem_.type());
+        }
+      }
+    };
+    if (rank != piece.queries) add(query_side(pass_), {piece.rows});
+    if (rank != piece.keys) add(key_side(pass_), keys_of(problem_, piece));
+    return sum;
+  }
+
   /// How much work a message buys, if all of the piece goes to `helper`. An integer, so that all
   /// ranks agree whatever machine they are on.
-  Index pairs_per_kib(const Piece& piece, int helper) {
-    const Shape& s = problem_.shape();
-    const auto bytes = [&](Kind kind, Range heads, const Ranges& rows) {
-      return bytes_of(Block{kind, heads, rows}, s, problem_.type());
-    };
-    const Ranges keys = keys_of(problem_, piece);
-    const Index kv = bytes(Kind::K, s.key_heads_of(piece.heads), keys) +
-                     bytes(Kind::V, s.value_heads_of(piece.heads), keys);
-    const Index now = piece.keys == piece.at ? 0 : kv;
-    const Index then = bytes(Kind::Q, piece.heads, {piece.rows}) +
-                       bytes(Kind::O, piece.heads, {piece.rows}) + (piece.keys == helper ? 0 : kv);
-    return piece.pairs * 1024 / std::max<Index>(then - now, 1);
+  Index pairs_per_kib(const Piece& piece, int helper) const {
+    const Index more = bytes_moved(piece, helper) - bytes_moved(piece, piece.at);
+    return piece.pairs * 1024 / std::max<Index>(more, 1);
   }
 
   // ---- giving ----------------------------------------------------------------------------------
@@ -254,6 +288,7 @@ class Evening {
   }
 
   const Problem& problem_;
+  const Pass pass_;
   const int ranks_;
   PairCounter counter_;
   Index unit_;  ///< query heads that share a key or a value head
@@ -329,6 +364,8 @@ Index Schedule::most() const {
   return most;
 }
 
-Schedule even_schedule(const Problem& problem) { return Schedule(problem, Evening(problem).run()); }
+Schedule even_schedule(const Problem& problem, Pass pass) {
+  return Schedule(problem, Evening(problem, pass).run());
+}
 
 }  // namespace dattn

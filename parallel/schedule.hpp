@@ -11,8 +11,8 @@ namespace dattn {
 /// Some pairs and the rank that computes them: heads `heads` of the query rows `rows`, all of which
 /// rank `queries` owns, against the keys that they see among those of rank `keys`.
 ///
-/// `at` is `queries` (the keys come to it), `keys` (it helps: the queries come and the Partial goes
-/// back) or a third rank (both come). Times are counted in pairs, as if a rank computed one after
+/// `at` is `queries` (the keys come to it, and sums of theirs go back), `keys` (likewise the
+/// queries) or a third rank (both). Times are counted in pairs, as if a rank computed one after
 /// the other and messages took no time.
 struct Piece {
   int at = 0;
@@ -60,7 +60,8 @@ class Schedule {
 /// LightSeq's idea for any mask: ranks compute for their own queries, but what the most loaded have
 /// too much of goes to the least loaded; to owners of the keys in question while that helps, else
 /// to anyone. Pieces are cut where whole ones do not fit, between heads, then between rows.
-/// With P ranks about P^2 area counts. Problem::schedule() keeps the answer.
-Schedule even_schedule(const Problem& problem);
+/// Backward, ranks compute for their own queries or for their own keys, whichever moves fewer
+/// bytes. With P ranks about P^2 area counts. Problem::schedule() keeps the answer.
+Schedule even_schedule(const Problem& problem, Pass pass);
 
 }  // namespace dattn

@@ -30,9 +30,7 @@ const Strategy* find_strategy(std::string_view name) {
 }
 
 Program make_program(const Strategy& strategy, const Problem& problem, int rank, Pass pass) {
-  if (pass == Pass::forward) return strategy.program(problem, rank);
-  CHECK(strategy.backward != nullptr, strategy.name);
-  return strategy.backward(problem, rank);
+  return (pass == Pass::forward ? strategy.program : strategy.backward)(problem, rank);
 }
 
 Plan make_plan(const Strategy& strategy, const Problem& problem, Pass pass) {

@@ -17,17 +17,16 @@ struct Strategy {
   std::string_view requires_;  ///< what it needs, one clause
   /// The axes of its mesh, outermost first; one axis where it does not care.
   std::string_view axes;
-  /// Pure. @pre refuses(problem) is empty
+  /// Of the forward pass and of the backward pass. Pure. @pre refuses(problem) is empty
   Program (*program)(const Problem& problem, int rank);
+  Program (*backward)(const Problem& problem, int rank);
   /// Why it cannot run this, with the fix, if it cannot.
   std::optional<std::string> (*refuses)(const Problem& problem);
   /// The mesh for this many ranks where the user names none.
   Mesh (*mesh)(int ranks, const Shape& shape);
-  /// As `program`, of the backward pass; null where there is none.
-  Program (*backward)(const Problem& problem, int rank) = nullptr;
 };
 
-/// One rank's Program of a pass. @pre strategy.refuses(problem) is empty; the strategy has the pass
+/// One rank's Program of a pass. @pre strategy.refuses(problem) is empty
 Program make_program(const Strategy& strategy, const Problem& problem, int rank, Pass pass);
 
 /// The table of strategies. A new one is one file in strategies/ and one line here.

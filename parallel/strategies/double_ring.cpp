@@ -3,6 +3,8 @@
 // host, so that a link between hosts has a whole turn for what a single ring moves in one hop.
 #include "parallel/strategies/double_ring.hpp"
 
+#include <numeric>
+
 #include "parallel/moves.hpp"
 
 namespace dattn {
@@ -48,6 +50,32 @@ Program program(const Problem& problem, int rank) {
   });
 }
 
+/// The outer rings' visits are rounds of the inner rings: gradients of a shard that has come to
+/// this host are summed up around the host, then go on to the next one behind the shard.
+Program backward(const Problem& problem, int rank) {
+  const Mesh& mesh = problem.mesh();
+  const std::vector<int> outer = mesh.group(rank, kOuter);
+  const int hosts = static_cast<int>(outer.size());
+  std::vector<int> all(static_cast<std::size_t>(problem.ranks()));
+  std::iota(all.begin(), all.end(), 0);
+  return by_token_backward(problem, rank, [&](Writer& me, const AttendBackward& mine) {
+    const auto own = [&](Kind kind, int owner) { return owned(problem, kind, owner); };
+    const Side side = lighter_side(me, all, own);
+    RingHomes outer_homes;
+    RingHomes inner_homes;
+    int source = mesh.coordinate(rank, kOuter);  // the host that the shards here are from
+    const auto turn = [&](const AttendBackward& shard) {
+      const auto held = [&](Kind kind, int member) {
+        return own(kind, mesh.group(member, kOuter)[static_cast<std::size_t>(source)]);
+      };
+      circulate_backward(me, mesh.group(rank, kInner), side, shard, held, inner_homes,
+                         [&](const AttendBackward& now) { me.attend_backward(now); });
+      source = (source + hosts - 1) % hosts;
+    };
+    circulate_backward(me, outer, side, mine, own, outer_homes, turn);
+  });
+}
+
 std::optional<std::string> refuses(const Problem& problem) {
   if (problem.mesh().axes.size() == 2) return std::nullopt;
   return "takes a mesh of two axes, hosts x ranks of a host, as in --mesh 2x4, not '" +
@@ -71,6 +99,7 @@ Strategy double_ring_strategy() {
           "a mesh of two axes, hosts x ranks of a host (default: as square as possible)",
           "outer,inner",
           program,
+          backward,
           refuses,
           mesh};
 }

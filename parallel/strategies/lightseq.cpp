@@ -1,11 +1,13 @@
 // LightSeq / DistFlashAttn (Li et al. 2023): keys and values go straight from their owners to those
 // who need them, one step ahead, and ranks that a causal mask leaves idle attend to their own keys
-// for the queries of others, whose owners merge the Partials that come back. Its published schedule
+// for the queries of others, whose owners merge the Partials that come back. Backward, gradients go
+// straight home to whoever owns what they are of. Its published schedule
 // leaves pairs out where the ranks are odd in number and half a step idle where they are even;
 // parallel/schedule does neither, and takes any mask and partition.
 #include "parallel/strategies/lightseq.hpp"
 
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <map>
 #include <tuple>
@@ -16,29 +18,34 @@
 namespace dattn {
 namespace {
 
-/// What a piece reads besides the input slots of the rank that computes it; the rest is empty.
-struct Operands {
-  Block q, k, v;
+/// Slots by Kind.
+class Slots {
+ public:
+  SlotId& operator[](Kind kind) { return slots_[static_cast<std::size_t>(kind)]; }
+
+ private:
+  std::array<SlotId, std::size(kKinds)> slots_{};
 };
 
-/// A piece of whole rows adds to the result of its rank; all others have a Partial of their own.
-bool adds_to_result(const Problem& problem, const Piece& piece) {
-  return piece.at == piece.queries && piece.rows == problem.queries().rows(piece.queries);
-}
+/// The queries of a piece, or its keys.
+struct Half {
+  Side side;
+  int owner;
+  /// The rank computes with its own slots of these, and adds to its own sums.
+  bool direct;
+  Range heads;
+  Ranges rows;
+};
 
-Operands operands(const Problem& problem, const Piece& piece) {
-  const Shape& shape = problem.shape();
-  Operands need;
-  const bool whole_rows = adds_to_result(problem, piece);
-  if (!whole_rows) need.q = {Kind::Q, piece.heads, {piece.rows}};
-  // Either the queries or the keys name the heads: an input slot holds all of them.
-  const bool heads_are_named = !whole_rows || piece.heads == Range{0, shape.query_heads};
-  if (piece.at != piece.keys || !heads_are_named) {
-    const Ranges rows = keys_of(problem, piece);
-    need.k = {Kind::K, shape.key_heads_of(piece.heads), rows};
-    need.v = {Kind::V, shape.value_heads_of(piece.heads), rows};
-  }
-  return need;
+std::array<Half, 2> halves(const Problem& problem, const Piece& piece, Pass pass) {
+  const Range all{0, problem.shape().query_heads};
+  const bool whole_rows = piece.rows == problem.queries().rows(piece.queries);
+  const bool own_queries = piece.at == piece.queries && whole_rows;
+  // Either the queries or the keys name the heads: a rank's own slots hold all of them.
+  const bool own_keys = piece.at == piece.keys && (!own_queries || piece.heads == all);
+  return {Half{query_side(pass), piece.queries, own_queries, piece.heads, {piece.rows}},
+          Half{key_side(pass), piece.keys, own_keys, piece.heads,
+               own_keys ? Ranges{} : keys_of(problem, piece)}};
 }
 
 /// One rank's part in a Schedule. Both ends of a message post it at the last boundary between two
@@ -46,24 +53,24 @@ Operands operands(const Problem& problem, const Piece& piece) {
 /// rank waits for was posted, by the schedule's clock, before it waits, and nothing deadlocks.
 class Part {
  public:
-  Part(const Schedule& schedule, Writer& me, const Inputs& in, SlotId out)
-      : me_(me), problem_(me.problem()), schedule_(schedule), in_(in), out_(out) {}
+  Part(const Schedule& schedule, Pass pass, Writer& me, const Slots& own)
+      : me_(me), problem_(me.problem()), schedule_(schedule), pass_(pass), own_(own) {}
 
   void write() {
-    const auto own = schedule_.at(me_.rank());
+    const auto mine = schedule_.at(me_.rank());
     const std::vector<Message> messages = messages_in_order();
     auto next = messages.begin();
-    for (std::size_t i = 0; i < own.size(); ++i) {
-      if (i > 0) merge_results(own[i - 1].begin);  // one piece after they were due
-      while (next != messages.end() && next->time < own[i].end()) post(*next++);
-      attend(own[i]);
+    for (std::size_t i = 0; i < mine.size(); ++i) {
+      if (i > 0) join_results(mine[i - 1].begin);  // one piece after they were due
+      while (next != messages.end() && next->time < mine[i].end()) post(*next++);
+      compute(mine[i]);
     }
     while (next != messages.end()) post(*next++);
-    while (!due_.empty()) merge_result();
+    while (!due_.empty()) join_result();
   }
 
  private:
-  /// The operands of a piece, which travel before it, or its result.
+  /// The inputs of a piece, which travel before it is computed, or its sums, which travel after.
   struct Message {
     Index time;
     bool is_result;
@@ -76,115 +83,156 @@ class Part {
   };
 
   const Piece& piece(const Message& m) const { return schedule_.pieces()[m.piece]; }
+  std::array<Half, 2> halves(const Piece& p) const { return dattn::halves(problem_, p, pass_); }
+  Block block(Kind kind, const Half& half) const {
+    return {kind, heads_touched(kind, half.heads, problem_.shape()), half.rows};
+  }
 
   std::vector<Message> messages_in_order() const {
-    const auto own = schedule_.at(me_.rank());
+    const auto mine = schedule_.at(me_.rank());
     std::vector<Message> all;
     const auto add = [&](std::size_t number) {
       const Piece& p = schedule_.pieces()[number];
       all.push_back({p.posted, false, number});
-      const bool travels = p.at != p.queries;
-      const bool here = p.at == me_.rank() || p.queries == me_.rank();
-      if (travels && here) all.push_back({p.end(), true, number});
+      all.push_back({p.end(), true, number});
     };
-    const auto first = static_cast<std::size_t>(own.data() - schedule_.pieces().data());
-    for (std::size_t i = 0; i < own.size(); ++i) add(first + i);
+    const auto first = static_cast<std::size_t>(mine.data() - schedule_.pieces().data());
+    for (std::size_t i = 0; i < mine.size(); ++i) add(first + i);
     for (const std::size_t number : schedule_.elsewhere(me_.rank())) add(number);
     std::sort(all.begin(), all.end(),
               [](const Message& a, const Message& b) { return a.key() < b.key(); });
     return all;
   }
 
-  void post(const Message& m) { m.is_result ? post_result(m) : post_operands(piece(m)); }
+  void post(const Message& m) { m.is_result ? post_result(piece(m)) : post_inputs(piece(m)); }
 
-  void post_operands(const Piece& p) {
-    const Operands need = operands(problem_, p);
+  void post_inputs(const Piece& p) {
     if (p.at == me_.rank()) {
-      // Two pieces have operands at a time: one is computed while those of the next arrive.
-      std::vector<int>& homes = homes_[posted_++ % 2];
-      std::size_t used = 0;
-      const auto fetch = [&](const Block& block, SlotId input, int owner) {
-        if (block.empty()) return input;
-        if (used == homes.size()) homes.push_back(me_.home());
-        const SlotId slot = me_.slot(block, homes[used++]);
-        me_.recv(slot, block, owner);
-        return slot;
-      };
-      const SlotId q = fetch(need.q, in_.q, p.queries);
-      const SlotId k = fetch(need.k, in_.k, p.keys);
-      ready_.push_back({q, k, fetch(need.v, in_.v, p.keys)});
+      // Two pieces have inputs at a time: one is computed while those of the next arrive.
+      auto& homes = homes_[posted_++ % 2];
+      Slots slots = own_;
+      for (const Half& half : halves(p)) {
+        if (half.direct) continue;
+        for (const Kind kind : half.side.inputs) {
+          slots[kind] = me_.slot(block(kind, half), home(homes, kind));
+          me_.recv(slots[kind], me_.block(slots[kind]), half.owner);
+        }
+      }
+      ready_.push_back(slots);
     }
-    if (p.queries == me_.rank()) me_.send(in_.q, need.q, p.at);
-    if (p.keys == me_.rank()) {
-      me_.send(in_.k, need.k, p.at);
-      me_.send(in_.v, need.v, p.at);
+    for (const Half& half : halves(p)) {
+      if (half.direct || half.owner != me_.rank()) continue;
+      for (const Kind kind : half.side.inputs) me_.send(own_[kind], block(kind, half), p.at);
     }
   }
 
-  void post_result(const Message& m) {
-    const Piece& p = piece(m);
-    if (p.at == me_.rank()) {
-      me_.send(helped_.at(&p), me_.block(helped_.at(&p)), p.queries);
-      return;
-    }
-    if (free_.empty()) free_.push_back(me_.home());
-    const SlotId slot = me_.slot({Kind::O, p.heads, {p.rows}}, free_.back());
-    free_.pop_back();
-    me_.recv(slot, me_.block(slot), p.at);
-    due_.push_back({slot, p.end()});
-  }
-
-  void attend(const Piece& p) {
-    const Inputs from = ready_.front();
+  void compute(const Piece& p) {
+    Slots slots = ready_.front();
     ready_.pop_front();
-    if (adds_to_result(problem_, p)) {
-      me_.attend(from.q, from.k, from.v, out_);
-      return;
+    std::vector<std::pair<SlotId, SlotId>> joined;
+    for (const Half& half : halves(p)) {
+      if (half.direct) continue;
+      for (const Kind kind : half.side.sums) {
+        auto& homes = begun_homes_[begun_[kind]++ % 2];
+        slots[kind] = me_.fresh(block(kind, half), home(homes, kind));
+        if (half.owner == me_.rank()) joined.emplace_back(slots[kind], own_[kind]);
+      }
     }
-    if (partials_.size() < 2) partials_.push_back(me_.home());
-    const SlotId slot = me_.fresh({Kind::O, p.heads, {p.rows}}, partials_[begun_++ % 2]);
-    me_.attend(from.q, from.k, from.v, slot);
-    if (p.at == p.queries) {
-      me_.merge(slot, out_);
+    if (pass_ == Pass::forward) {
+      me_.attend(slots[Kind::Q], slots[Kind::K], slots[Kind::V], slots[Kind::O]);
     } else {
-      helped_[&p] = slot;
+      AttendBackward step{};
+      for (const auto kinds : {input_kinds(pass_), result_kinds(pass_)}) {
+        for (const Kind kind : kinds) operand(step, kind) = slots[kind];
+      }
+      me_.attend_backward(step);
+    }
+    for (const auto& [from, into] : joined) join(from, into);
+    computed_[&p] = slots;
+  }
+
+  void post_result(const Piece& p) {
+    for (const Half& half : halves(p)) {
+      if (half.owner == p.at) continue;
+      for (const Kind kind : half.side.sums) {
+        if (p.at == me_.rank()) {
+          const SlotId slot = computed_.at(&p)[kind];
+          me_.send(slot, me_.block(slot), half.owner);
+        } else if (half.owner == me_.rank()) {
+          std::vector<int>& homes = free_[kind];
+          if (homes.empty()) homes.push_back(me_.home());
+          const SlotId slot = me_.slot(block(kind, half), homes.back());
+          homes.pop_back();
+          me_.recv(slot, me_.block(slot), p.at);
+          due_.push_back({slot, p.end()});
+        }
+      }
     }
   }
 
-  void merge_results(Index time) {
-    while (!due_.empty() && due_.front().end <= time) merge_result();
+  void join_results(Index time) {
+    while (!due_.empty() && due_.front().end <= time) join_result();
   }
-  void merge_result() {
+  void join_result() {
     const SlotId slot = due_.front().slot;
     due_.pop_front();
-    me_.merge(slot, out_);
-    free_.push_back(me_.home_of(slot));
+    const Kind kind = me_.block(slot).kind;
+    join(slot, own_[kind]);
+    free_[kind].push_back(me_.home_of(slot));
+  }
+
+  void join(SlotId from, SlotId into) {
+    pass_ == Pass::forward ? me_.merge(from, into) : me_.add(from, into);
+  }
+
+  /// The home of this kind, made when first asked for.
+  int home(std::map<Kind, int>& homes, Kind kind) {
+    const auto found = homes.find(kind);
+    return found != homes.end() ? found->second : homes[kind] = me_.home();
   }
 
   Writer& me_;
   const Problem& problem_;
   const Schedule& schedule_;
-  const Inputs in_;
-  const SlotId out_;
-  std::vector<int> homes_[2];  ///< of operands, for every other piece
+  const Pass pass_;
+  Slots own_;
+  std::map<Kind, int> homes_[2];  ///< of inputs, for every other piece
   std::size_t posted_ = 0;
-  std::deque<Inputs> ready_;   ///< slots of the pieces whose operands are posted
-  std::vector<int> partials_;  ///< homes of Partials begun here
-  std::size_t begun_ = 0;
-  std::map<const Piece*, SlotId> helped_;  ///< Partials begun here for others
-  std::vector<int> free_;                  ///< homes of Partials that others have sent
-  std::deque<Result> due_;                 ///< those that are not merged yet
+  std::deque<Slots> ready_;             ///< of the pieces whose inputs are posted
+  std::map<Kind, int> begun_homes_[2];  ///< of sums begun here
+  std::map<Kind, std::size_t> begun_;
+  std::map<const Piece*, Slots> computed_;
+  std::map<Kind, std::vector<int>> free_;  ///< homes of sums that others have sent
+  std::deque<Result> due_;                 ///< those that are not joined yet
 };
 
 Program program(const Problem& problem, int rank) {
-  return follow(problem, problem.schedule(), rank);
+  return follow(problem, problem.schedule(Pass::forward), rank, Pass::forward);
+}
+
+Program backward(const Problem& problem, int rank) {
+  return follow(problem, problem.schedule(Pass::backward), rank, Pass::backward);
 }
 
 }  // namespace
 
-Program follow(const Problem& problem, const Schedule& schedule, int rank) {
+Program follow(const Problem& problem, const Schedule& schedule, int rank, Pass pass) {
+  Slots own;
+  if (pass == Pass::backward) {
+    return by_token_backward(problem, rank, [&](Writer& me, const AttendBackward& in) {
+      AttendBackward all = in;
+      for (const auto kinds : {input_kinds(pass), result_kinds(pass)}) {
+        for (const Kind kind : kinds) own[kind] = operand(all, kind);
+      }
+      Part(schedule, pass, me, own).write();
+    });
+  }
   return by_token(problem, rank, [&](Writer& me, const Inputs& in, SlotId out) {
-    Part(schedule, me, in, out).write();
+    own[Kind::Q] = in.q;
+    own[Kind::K] = in.k;
+    own[Kind::V] = in.v;
+    own[Kind::O] = out;
+    Part(schedule, pass, me, own).write();
   });
 }
 
@@ -194,6 +242,7 @@ Strategy lightseq_strategy() {
           "any ranks, any heads, any partition; contiguous is where it differs from gather",
           "ranks",
           program,
+          backward,
           refuses_other_than_a_line,
           line_mesh};
 }

@@ -5,10 +5,10 @@
 
 namespace dattn {
 
-/// The program of a rank that does its part of `schedule`, whoever made it: the operands of a piece
-/// travel one piece ahead, into homes that take turns, and what is computed for another rank goes
+/// The program of a rank that does its part of `schedule`, whoever made it: the inputs of a piece
+/// travel one piece ahead, into homes that take turns, and sums that belong to another rank go
 /// back to it.
-Program follow(const Problem& problem, const Schedule& schedule, int rank);
+Program follow(const Problem& problem, const Schedule& schedule, int rank, Pass pass);
 
 Strategy lightseq_strategy();
 

@@ -25,8 +25,8 @@ std::optional<std::string> refuses(const Problem& problem) {
 }  // namespace
 
 Strategy local_strategy() {
-  return {"local", "one rank computes everything", "one rank", "ranks", program, refuses, line_mesh,
-          backward};
+  return {"local",  "one rank computes everything", "one rank", "ranks", program, backward, refuses,
+          line_mesh};
 }
 
 }  // namespace dattn

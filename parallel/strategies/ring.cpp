@@ -30,9 +30,9 @@ Strategy ring_strategy() {
           "any ranks, any heads, any partition",
           "ranks",
           program,
+          backward,
           refuses_other_than_a_line,
-          line_mesh,
-          backward};
+          line_mesh};
 }
 
 }  // namespace dattn

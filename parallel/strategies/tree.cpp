@@ -55,9 +55,9 @@ Strategy tree_strategy() {
           "all queries on every rank, so few of them; any ranks, any heads, any partition",
           "ranks",
           program,
+          backward,
           refuses_other_than_a_line,
-          line_mesh,
-          backward};
+          line_mesh};
 }
 
 }  // namespace dattn

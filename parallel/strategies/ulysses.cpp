@@ -88,9 +88,9 @@ Strategy ulysses_strategy() {
           "any ranks (those beyond the query heads stay idle), any heads, any partition",
           "ranks",
           program,
+          backward,
           refuses_other_than_a_line,
-          line_mesh,
-          backward};
+          line_mesh};
 }
 
 }  // namespace dattn

@@ -69,9 +69,9 @@ Strategy usp_strategy() {
           "a mesh of two axes, ring x heads (default: as square as possible)",
           "ring,heads",
           program<0, 1>,
+          backward<0, 1>,
           refuses_usp,
-          usp_mesh,
-          backward<0, 1>};
+          usp_mesh};
 }
 
 Strategy usp_inner_ring_strategy() {
@@ -80,9 +80,9 @@ Strategy usp_inner_ring_strategy() {
           "a mesh of two axes, heads x ring (default: as square as possible)",
           "heads,ring",
           program<1, 0>,
+          backward<1, 0>,
           refuses_inner_ring,
-          inner_ring_mesh,
-          backward<1, 0>};
+          inner_ring_mesh};
 }
 
 }  // namespace dattn

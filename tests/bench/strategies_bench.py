@@ -55,9 +55,7 @@ def check_rows(rows, ranks, tokens, heads, d):
             else:
                 assert [row["pass"] for row in mine] == PASSES, mine
     ran = [row for row in rows if row["refused"] is None]
-    cannot = {row["strategy"] for row in rows if "no backward pass" in (row["refused"] or "")}
-    assert {row["strategy"] for row in ran if row["ranks"] == 1} == set(strategies) - cannot
-    assert len(cannot) < len(strategies) / 2, cannot
+    assert {row["strategy"] for row in ran if row["ranks"] == 1} == set(strategies)
     assert all(row["ranks"] == 1 for row in ran if row["strategy"] == "local")
     pairs = heads * tokens * (tokens + 1) / 2  # causal
     operations = dict(zip(PASSES, (4 * d, 10 * d, 14 * d)))

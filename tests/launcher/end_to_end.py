@@ -37,7 +37,6 @@ STRATEGIES = (
     "usp_inner_ring",
     "tree",
 )
-FORWARD_ONLY = ("lightseq", "double_ring")
 PARTITIONS = ("contiguous", "zigzag", "striped", "balanced")
 RANKS = (2, 3, 4, 5, 7, 8)
 MASKS = (
@@ -201,9 +200,7 @@ def small_cases():
                 cases.append(
                     Case(strategy, ranks, "causal", "balanced", threads=threads, twice=True)
                 )
-    return [
-        dataclasses.replace(case, gradients=case.strategy not in FORWARD_ONLY) for case in cases
-    ]
+    return cases
 
 
 class Trouble(Exception):

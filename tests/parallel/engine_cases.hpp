@@ -288,9 +288,7 @@ std::string trouble_in(const Case& c, Transport& transport, bool checked, const 
     trouble += " sent " + std::to_string(mine.times.bytes_sent) + " bytes, planned " +
                std::to_string(planned);
   }
-  if (c.how().backward != nullptr) {
-    trouble += gradient_trouble(c, problem, transport, tensors, checked, mine, sum);
-  }
+  trouble += gradient_trouble(c, problem, transport, tensors, checked, mine, sum);
   return trouble.empty() ? trouble : c.text() + " " + name_of(c.type) + ":" + trouble;
 }
 

@@ -16,20 +16,24 @@ namespace dattn {
 namespace {
 
 /// What a mean rank computes over what the most loaded one does: pairs / (ranks x most pairs).
-double evenness(const Problem& problem) {
-  const Schedule& schedule = problem.schedule();
+double evenness(const Problem& problem, Pass pass) {
+  const Schedule& schedule = problem.schedule(pass);
   return static_cast<double>(schedule.total()) /
          (static_cast<double>(problem.ranks()) * static_cast<double>(schedule.most()));
 }
 
 /// The ideal time (one rank's kernel on 1/P of the pairs) over the forecast of lightseq's plan with
 /// messages and steps that take no time.
-double free_network_efficiency(const Problem& problem) {
+double free_network_efficiency(const Problem& problem, Pass pass) {
   const Machine free{0, 1e300, 1e9, 0};
-  const Rehearsal found = rehearse(problem, make_plan(*find_strategy("lightseq"), problem), free);
+  const Plan plan = make_plan(*find_strategy("lightseq"), problem, pass);
+  const Rehearsal found = rehearse(problem, plan, free);
   EXPECT_FALSE(found.fault) << found.fault->text();
-  const double ideal = static_cast<double>(found.pairs_total()) * problem.shape().flops_per_pair() /
-                       free.rate / problem.ranks();
+  const Shape& shape = problem.shape();
+  const double flops =
+      pass == Pass::forward ? shape.flops_per_pair() : shape.backward_flops_per_pair();
+  const double ideal =
+      static_cast<double>(found.pairs_total()) * flops / free.rate / problem.ranks();
   return ideal / found.forecast_seconds();
 }
 
@@ -57,8 +61,10 @@ TEST(EvenSchedule, OfCausalIsNearIdealAtEveryP) {
       for (const Index tokens : {128 * ranks, 128 * ranks + 5}) {
         const Shape shape = shape_of({tokens, tokens}, heads);
         const Problem problem(shape, parse_mask("causal", shape), line(ranks), "contiguous");
-        least[0] = std::min(least[0], evenness(problem));
-        least[1] = std::min(least[1], free_network_efficiency(problem));
+        for (const Pass pass : {Pass::forward, Pass::backward}) {
+          least[0] = std::min(least[0], evenness(problem, pass));
+          least[1] = std::min(least[1], free_network_efficiency(problem, pass));
+        }
       }
     }
     std::printf("  causal, %2d ranks: evenness %.4f, free network %.4f\n", ranks, least[0],
@@ -77,8 +83,10 @@ TEST(EvenSchedule, OfDocumentsIsNearIdealAtEveryP) {
       const Shape shape = shape_of({tokens, tokens}, kEven[seed % 2]);
       const MaskPtr mask = parse_mask(documents(tokens, 100, seed), shape);
       const Problem problem(shape, mask, line(ranks), "contiguous");
-      least[0] = std::min(least[0], evenness(problem));
-      least[1] = std::min(least[1], free_network_efficiency(problem));
+      for (const Pass pass : {Pass::forward, Pass::backward}) {
+        least[0] = std::min(least[0], evenness(problem, pass));
+        least[1] = std::min(least[1], free_network_efficiency(problem, pass));
+      }
       const Rehearsal gather = rehearse(problem, make_plan(*find_strategy("gather"), problem));
       own = std::min(own, static_cast<double>(gather.pairs_total()) / ranks /
                               static_cast<double>(
@@ -119,7 +127,7 @@ std::pair<int, int> queries_and_keys(int r, int t, int ranks) {
 TEST(EvenSchedule, OfCausalIsLightSeqsWithoutItsHoleAndBubble) {
   for (int ranks = 2; ranks <= 16; ++ranks) {
     const Problem problem = causal(ranks, 4);
-    const Schedule& schedule = problem.schedule();
+    const Schedule& schedule = problem.schedule(Pass::forward);
     EXPECT_EQ(schedule.total(), ranks * schedule.most());
     for (int r = 0; r < ranks; ++r) {
       const auto at = schedule.at(r);
@@ -138,9 +146,29 @@ TEST(EvenSchedule, OfCausalIsLightSeqsWithoutItsHoleAndBubble) {
   }
 }
 
-Plan plan_of(const Problem& problem, const Schedule& schedule) {
+TEST(EvenSchedule, OfBackwardKeepsTheKeysWhereQueriesAreFewerBytes) {
+  for (const Heads heads : {Heads{2, 2, 2}, Heads{2, 1, 1}}) {
+    // Per token 3 d + 2 numbers a query head against 4 d a key head.
+    const bool keys_stay = heads.key == heads.query;
+    for (int ranks = 2; ranks <= 9; ++ranks) {
+      const Shape shape = shape_of({8 * ranks, 8 * ranks}, heads, 4, 4);
+      const Problem problem(shape, parse_mask("causal", shape), line(ranks), "contiguous");
+      Index stays = 0;
+      Index helps = 0;
+      for (const Piece& piece : problem.schedule(Pass::backward).pieces()) {
+        if (piece.queries == piece.keys) continue;
+        (piece.at == (keys_stay ? piece.keys : piece.queries) ? stays : helps) += piece.pairs;
+      }
+      // As many help as forward: P^2 / 8 of P (P - 1) / 2, one less of eight at odd P.
+      const Index eighths = ranks * ranks - ranks % 2;
+      EXPECT_EQ(helps * (4 * ranks * (ranks - 1)), (stays + helps) * eighths) << ranks;
+    }
+  }
+}
+
+Plan plan_of(const Problem& problem, const Schedule& schedule, Pass pass = Pass::forward) {
   Plan plan;
-  for (int r = 0; r < problem.ranks(); ++r) plan.push_back(follow(problem, schedule, r));
+  for (int r = 0; r < problem.ranks(); ++r) plan.push_back(follow(problem, schedule, r, pass));
   return plan;
 }
 
@@ -178,20 +206,26 @@ TEST(PublishedSchedule, DropsPairsWhereRanksAreOddAndIdlesWhereEven) {
 
 TEST(Schedule, IsRefusedWithAnyPieceLeftOutOrDoubled) {
   for (const int ranks : {3, 4}) {
-    const Problem problem = causal(ranks, 4);
-    const std::vector<Piece>& whole = problem.schedule().pieces();
-    for (std::size_t i = 0; i < whole.size(); ++i) {
-      std::vector<Piece> less = whole;
-      less.erase(less.begin() + static_cast<std::ptrdiff_t>(i));
-      const auto missing = rehearse(problem, plan_of(problem, Schedule(problem, less))).fault;
-      ASSERT_TRUE(missing) << i;
-      EXPECT_THAT(missing->text(), testing::HasSubstr("is computed 0 times"));
-      std::vector<Piece> more = whole;
-      more.push_back(whole[i]);
-      more.back().at = (whole[i].at + 1) % ranks;
-      const auto twice = rehearse(problem, plan_of(problem, Schedule(problem, more))).fault;
-      ASSERT_TRUE(twice) << i;
-      EXPECT_THAT(twice->text(), testing::HasSubstr("is computed again"));
+    for (const Pass pass : {Pass::forward, Pass::backward}) {
+      const Problem problem = causal(ranks, 4);
+      const auto fault = [&](std::vector<Piece> pieces) {
+        return rehearse(problem, plan_of(problem, Schedule(problem, std::move(pieces)), pass))
+            .fault;
+      };
+      const std::vector<Piece>& whole = problem.schedule(pass).pieces();
+      for (std::size_t i = 0; i < whole.size(); ++i) {
+        std::vector<Piece> less = whole;
+        less.erase(less.begin() + static_cast<std::ptrdiff_t>(i));
+        const auto missing = fault(less);
+        ASSERT_TRUE(missing) << i;
+        EXPECT_THAT(missing->text(), testing::HasSubstr("is computed 0 times"));
+        std::vector<Piece> more = whole;
+        more.push_back(whole[i]);
+        more.back().at = (whole[i].at + 1) % ranks;
+        const auto twice = fault(more);
+        ASSERT_TRUE(twice) << i;
+        EXPECT_THAT(twice->text(), testing::HasSubstr("is computed again"));
+      }
     }
   }
 }

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "parallel/rehearse.hpp"
+#include "parallel/schedule.hpp"
 #include "tests/cases.hpp"
 
 namespace dattn {
@@ -94,6 +95,55 @@ inline Needed needed_bytes(const Problem& problem) {
         if (owner != reader && keys[static_cast<std::size_t>(key)]) {
           sent.by_owner[static_cast<std::size_t>(owner)] += row_bytes;
           sent.by_reader[static_cast<std::size_t>(reader)] += row_bytes;
+        }
+      }
+    }
+  }
+  return sent;
+}
+
+/// Blocks of K and V, and of queries and their Partials, that lightseq moves under a causal mask,
+/// in eighths (backward those of the lighter side, and of the other): all pairs of ranks but one's
+/// own, of which helpers have P^2 / 8, the pair at half way in halves.
+struct Moved {
+  Index kv, help;
+};
+inline Moved eighths(Index ranks) {
+  const Index help = ranks % 2 == 0 ? ranks * ranks : ranks * ranks - 1;
+  return {4 * ranks * (ranks - 1) - help, help};
+}
+
+/// What each rank must send for the pieces of the schedule, by brute force over `allows`.
+inline std::vector<Index> needed_by_pieces(const Problem& problem, Pass pass) {
+  const Shape& s = problem.shape();
+  const Index size = bytes_of(problem.type());
+  const bool backward = pass == Pass::backward;
+  std::vector<Index> sent(static_cast<std::size_t>(problem.ranks()), 0);
+  for (const Piece& piece : problem.schedule(pass).pieces()) {
+    if (piece.at != piece.queries) {
+      const Index records = piece.rows.size() * piece.heads.size();
+      const Index inputs = backward ? s.d_qk + s.d_v + 2 : s.d_qk;
+      sent[static_cast<std::size_t>(piece.queries)] += records * inputs * size;
+      sent[static_cast<std::size_t>(piece.at)] += records * (backward ? s.d_qk : s.d_v + 2) * size;
+    }
+    if (piece.at == piece.keys) continue;
+    const Index row = (s.key_heads_of(piece.heads).size() * s.d_qk +
+                       s.value_heads_of(piece.heads).size() * s.d_v) *
+                      size;
+    const Runs queries = problem.queries().positions({piece.rows});
+    for (const Run& key : problem.keys().positions({problem.keys().rows(piece.keys)})) {
+      for (Index k = 0; k < key.count; ++k) {
+        const auto sees = [&](const Run& run) {
+          for (Index i = 0; i < run.count; ++i) {
+            for (Index h = piece.heads.begin; h < piece.heads.end; ++h) {
+              if (problem.mask().allows(h, run.at(i), key.at(k))) return true;
+            }
+          }
+          return false;
+        };
+        if (std::any_of(queries.begin(), queries.end(), sees)) {
+          sent[static_cast<std::size_t>(piece.keys)] += row;
+          if (backward) sent[static_cast<std::size_t>(piece.at)] += row;
         }
       }
     }

@@ -3,8 +3,6 @@
 
 #include <cstdio>
 
-#include "parallel/schedule.hpp"
-
 namespace dattn {
 namespace {
 
@@ -94,15 +92,22 @@ TEST(Volume, OfADoubleRingCrossesHostsOnceATurn) {
     for (const Mesh& mesh : meshes(ranks)) {
       const Case c{
           {16 * ranks, 16 * ranks, 6, 2, 3, 5, 7}, "causal", "zigzag", "double_ring", mesh};
-      expect_each(c, (ranks - 1) * sizes(c, 16).kv);
-      Index between = 0;
-      for (const auto& [link, bytes] : rehearsed(c).links) {
-        if (mesh.coordinate(link.first, 0) != mesh.coordinate(link.second, 0)) between += bytes;
+      // Of three key and value heads in six, K, V and their gradients are fewer bytes backward.
+      for (const auto& [pass, kv] : {std::pair{Pass::forward, sizes(c, 16).kv},
+                                     std::pair{Pass::backward, 2 * sizes(c, 16).kv}}) {
+        expect_each(c, (ranks - 1) * kv, pass);
+        Index between = 0;
+        for (const auto& [link, bytes] : rehearsed(c, pass).links) {
+          if (mesh.coordinate(link.first, 0) != mesh.coordinate(link.second, 0)) between += bytes;
+        }
+        EXPECT_EQ(between, ranks * (mesh.axes[0].size - 1) * kv) << c.text();
       }
-      EXPECT_EQ(between, ranks * (mesh.axes[0].size - 1) * sizes(c, 16).kv) << c.text();
       Case uneven = c;
       uneven.shape.queries = uneven.shape.keys = 37;
       EXPECT_EQ(rehearsed(uneven).bytes_sent_total(), (ranks - 1) * sizes(c, 37).kv) << c.text();
+      EXPECT_EQ(rehearsed(uneven, Pass::backward).bytes_sent_total(),
+                (ranks - 1) * 2 * sizes(c, 37).kv)
+          << c.text();
     }
   }
 }
@@ -145,17 +150,6 @@ TEST(Volume, OfGatherIsWhatOthersNeed) {
   }
 }
 
-/// Blocks of K and V, and of queries and their Partials, that lightseq moves under a causal mask,
-/// in eighths: all pairs of ranks but one's own, of which helpers have P^2 / 8, the pair at half
-/// way in halves.
-struct Moved {
-  Index kv, help;
-};
-Moved eighths(Index ranks) {
-  const Index help = ranks % 2 == 0 ? ranks * ranks : ranks * ranks - 1;
-  return {4 * ranks * (ranks - 1) - help, help};
-}
-
 TEST(Volume, OfLightSeqUnderCausalIsHalfTheRings) {
   for (int ranks = 1; ranks <= 16; ++ranks) {
     for (const Heads heads : {Heads{4, 4, 4}, Heads{8, 2, 4}, Heads{8, 2, 2}}) {
@@ -184,41 +178,6 @@ TEST(Volume, OfLightSeqWhereNobodyLacksWorkIsGathers) {
   }
 }
 
-/// What each rank must send for the pieces of the schedule, by brute force over `allows`.
-std::vector<Index> needed_by_pieces(const Problem& problem) {
-  const Shape& s = problem.shape();
-  const Index size = bytes_of(problem.type());
-  std::vector<Index> sent(static_cast<std::size_t>(problem.ranks()), 0);
-  for (const Piece& piece : problem.schedule().pieces()) {
-    if (piece.at != piece.queries) {
-      const Index records = piece.rows.size() * piece.heads.size();
-      sent[static_cast<std::size_t>(piece.queries)] += records * s.d_qk * size;
-      sent[static_cast<std::size_t>(piece.at)] += records * (s.d_v + 2) * size;
-    }
-    if (piece.at == piece.keys) continue;
-    const Index row = (s.key_heads_of(piece.heads).size() * s.d_qk +
-                       s.value_heads_of(piece.heads).size() * s.d_v) *
-                      size;
-    const Runs queries = problem.queries().positions({piece.rows});
-    for (const Run& key : problem.keys().positions({problem.keys().rows(piece.keys)})) {
-      for (Index k = 0; k < key.count; ++k) {
-        const auto sees = [&](const Run& run) {
-          for (Index i = 0; i < run.count; ++i) {
-            for (Index h = piece.heads.begin; h < piece.heads.end; ++h) {
-              if (problem.mask().allows(h, run.at(i), key.at(k))) return true;
-            }
-          }
-          return false;
-        };
-        if (std::any_of(queries.begin(), queries.end(), sees)) {
-          sent[static_cast<std::size_t>(piece.keys)] += row;
-        }
-      }
-    }
-  }
-  return sent;
-}
-
 TEST(Volume, OfLightSeqIsWhatItsPiecesNeed) {
   for (const int ranks : {2, 3, 4, 7}) {
     for (const PartitionKind& partition : partition_kinds()) {
@@ -228,10 +187,12 @@ TEST(Volume, OfLightSeqIsWhatItsPiecesNeed) {
           for (const std::string& mask : masks(shape)) {
             const Case c{shape, mask, partition.name, "lightseq", line(ranks)};
             const Problem problem = c.problem();
-            const Rehearsal found = rehearse(problem, make_plan(c.how(), problem));
-            ASSERT_FALSE(found.fault) << c.text() << ": " << found.fault->text();
-            EXPECT_EQ(found.bytes_sent, needed_by_pieces(problem)) << c.text();
-            EXPECT_EQ(found.pairs_total(), problem.schedule().total()) << c.text();
+            for (const Pass pass : {Pass::forward, Pass::backward}) {
+              const Rehearsal found = rehearse(problem, make_plan(c.how(), problem, pass));
+              ASSERT_FALSE(found.fault) << c.text() << ": " << found.fault->text();
+              EXPECT_EQ(found.bytes_sent, needed_by_pieces(problem, pass)) << c.text();
+              EXPECT_EQ(found.pairs_total(), problem.schedule(pass).total()) << c.text();
+            }
           }
         }
       }
@@ -242,8 +203,8 @@ TEST(Volume, OfLightSeqIsWhatItsPiecesNeed) {
 // Per layer Megatron's tensor parallelism (with its sequence parallelism) gathers and scatters
 // activations [tokens, h] around the attention and around the MLP: 4 times forward, as often when a
 // checkpoint is recomputed, and 6 times backward, 14 in all, each time (P-1)/P of them a rank.
-// LightSeq's paper sets 3 against these 14, one forward and two backward, hence its 4.7. What is
-// counted here is the forward pass of the plan itself.
+// LightSeq's paper sets 3 against these 14, one forward and two backward, hence its 4.7: backward
+// it moves K, V, dK and dV. Here Q, dO, Stats and dQ move, which are fewer bytes.
 TEST(Volume, OfLightSeqAgainstTensorParallelismForLlama7B) {
   constexpr int kRanks = 8;
   constexpr Index kHidden = 4096;
@@ -253,15 +214,17 @@ TEST(Volume, OfLightSeqAgainstTensorParallelismForLlama7B) {
                "lightseq",
                line(kRanks)};
   const Index activations = 64 * kRanks * kHidden * bytes_of(c.type);
-  const auto forward = static_cast<double>(rehearsed(c).bytes_sent_total());
   const auto once = static_cast<double>((kRanks - 1) * activations);
+  const double forward = static_cast<double>(rehearsed(c).bytes_sent_total()) / once;
+  const double backward =
+      static_cast<double>(rehearsed(c, Pass::backward).bytes_sent_total()) / once;
   std::printf(
-      "  Llama-7B, 8 ranks: lightseq forward sends %.3f of one gather of activations; "
-      "tensor parallelism forward: %.2f times that; with a backward of twice the forward "
-      "and a checkpoint: %.2f\n",
-      forward / once, 4 * once / forward, 14 * once / (3 * forward));
-  EXPECT_NEAR(forward / once, 1.0, 0.01);  // the records' statistics are all that is more
-  EXPECT_NEAR(14 * once / (3 * forward), 4.7, 0.1);
+      "  Llama-7B, 8 ranks, in gathers of the activations: lightseq forward %.3f, backward %.3f; "
+      "tensor parallelism with a checkpoint 14, %.2f times that (the paper: 4.7)\n",
+      forward, backward, 14 / (forward + backward));
+  EXPECT_NEAR(forward, 1.0, 0.01);  // the records' statistics are all that is more
+  EXPECT_LT(backward, 1.67);
+  EXPECT_GT(14 / (forward + backward), 4.7);
 }
 
 TEST(Volume, OfGatherOnAWindowIsTheHalo) {
