@@ -141,7 +141,7 @@ class Evening {
   Index pairs_per_kib(const Piece& piece, int helper) {
     const Shape& s = problem_.shape();
     const auto bytes = [&](Kind kind, Range heads, const Ranges& rows) {
-      return bytes_of(Block{kind, heads, rows}, s, problem_.type());
+      return wire_bytes(Block{kind, heads, rows}, problem_);
     };
     const Ranges keys = keys_of(problem_, piece);
     const Index kv = bytes(Kind::K, s.key_heads_of(piece.heads), keys) +
