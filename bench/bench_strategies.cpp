@@ -294,10 +294,10 @@ void bench(Communicator& world, const Options& options) {
       const std::string& mask = task.mask_words;
       say(
           fmt::format("\n{} ranks x {} threads, {} queries, {} keys, heads {}:{}, dim {}:{}, mask "
-                      "{}, {}\nmachine: {}\n",
+                      "{}, {}, wire {}\nmachine: {}\n",
                       p, trial_options.threads, s.queries, s.keys, s.query_heads, s.key_heads,
                       s.d_qk, s.d_v, mask.size() > 60 ? mask.substr(0, 57) + "..." : mask,
-                      name_of(task.type), trial.machine.text()));
+                      name_of(task.type), name_of(task.wish.wire), trial.machine.text()));
       if (!trial.note.empty()) {
         notes.push_back(fmt::format("{} ranks: {}", p, trial.note));
         say("# NOTE: " + trial.note + "\n");

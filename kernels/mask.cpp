@@ -29,7 +29,9 @@ Cover Mask::cover(Index head, Range queries, Range keys) const {
   bool any = false;
   bool gap = false;
   std::vector<Range> row;
-  for (Index q = queries.begin; q < queries.end; ++q) {
+  for (Index i = 0; i < queries.size(); ++i) {
+    // The last row first: it sees something in most tiles that the first rows see nothing of.
+    const Index q = i == 0 ? queries.end - 1 : queries.begin + i - 1;
     row.clear();
     spans(head, q, keys, row);
     any = any || !row.empty();

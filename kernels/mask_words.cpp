@@ -52,9 +52,15 @@ class Both final : public Mask {
     return a_->allows(head, query, key) && b_->allows(head, query, key);
   }
   void spans(Index head, Index query, Range keys, std::vector<Range>& out) const override {
-    std::vector<Range> outer;
-    a_->spans(head, query, keys, outer);
-    for (const Range part : outer) b_->spans(head, query, part, out);
+    const std::size_t first = out.size();
+    a_->spans(head, query, keys, out);
+    const std::size_t end = out.size();
+    for (std::size_t i = first; i < end; ++i) {
+      const Range part = out[i];
+      b_->spans(head, query, part, out);
+    }
+    const auto at = [&](std::size_t i) { return out.begin() + static_cast<std::ptrdiff_t>(i); };
+    out.erase(at(first), at(end));  // no vector of its own: this is called row by row
   }
   Cover cover(Index head, Range queries, Range keys) const override {
     const Cover a = a_->cover(head, queries, keys);

@@ -94,6 +94,10 @@ po::options_description split_options(bool with_strategy) {
                           "how the ranks share the work (see dattn list)");
   }
   options.add_options()  //
+      ("wire", word({"exact", "bf16"})->default_value("exact"),
+       "partial O and gradients travel as they are added up, in float32; or rounded to bfloat16, "
+       "in "
+       "half the bytes, not with float64 (LSE and all-reduces stay float32)")  //
       ("partition", word(names_and_auto(partition_kinds()))->default_value("auto"),
        "which tokens each rank owns (see dattn list)")                                   //
       ("mesh", po::value<MeshSize>(), "extents of the mesh of ranks, e.g. 2x3 for usp")  //
@@ -119,6 +123,11 @@ Task make_task(const po::variables_map& values) {
               : dtype == "bf16"                                        ? Type::bf16
                                                                        : Type::f4;
   if (task.type == Type::bf16) task.source.round_to_bfloat16();
+  task.wish.wire = values["wire"].as<std::string>() == "bf16" ? Wire::bf16 : Wire::exact;
+  if (task.wish.wire == Wire::bf16 && task.type == Type::f8) {
+    throw Failure(Exit::usage,
+                  "--wire bf16: float64 sums travel exactly; leave it out, or take --dtype f4");
+  }
   task.mask_words = values["mask"].as<std::string>();
   try {
     task.mask = parse_mask(task.mask_words, task.shape);

@@ -198,7 +198,8 @@ json plan_json(const Task& task, const Choice& choice, const std::vector<Rehears
            {"value_dim", s.d_v},
            {"mask", task.mask_words},
            {"scale", task.scale},
-           {"dtype", name_of(task.type)}}},
+           {"dtype", name_of(task.type)},
+           {"wire", name_of(task.wish.wire)}}},
          {"strategy", choice.strategy->name},
          {"partition", choice.problem->partition()},
          {"mesh", choice.problem->mesh().text()},
@@ -237,14 +238,15 @@ std::string heading(const RunReport& report) {
         use.first, use.second, where);
   }
   const Shape& s = report.task->shape;
-  out += fmt::format("problem: {} queries, {} keys, heads {} over {}:{}, dim {}:{}, mask {}, {}\n",
-                     s.queries, s.keys, s.query_heads, s.key_heads, s.value_heads, s.d_qk, s.d_v,
-                     report.task->mask_words.size() > 60
-                         ? report.task->mask_words.substr(0, 57) + "..."
-                         : report.task->mask_words,
-                     report.task->type == Type::bf16 ? "bfloat16"
-                     : report.task->type == Type::f4 ? "float32"
-                                                     : "float64");
+  out += fmt::format(
+      "problem: {} queries, {} keys, heads {} over {}:{}, dim {}:{}, mask {}, {}{}\n", s.queries,
+      s.keys, s.query_heads, s.key_heads, s.value_heads, s.d_qk, s.d_v,
+      report.task->mask_words.size() > 60 ? report.task->mask_words.substr(0, 57) + "..."
+                                          : report.task->mask_words,
+      report.task->type == Type::bf16 ? "bfloat16"
+      : report.task->type == Type::f4 ? "float32"
+                                      : "float64",
+      report.task->wish.wire == Wire::bf16 ? ", sums sent as bfloat16" : "");
   for (const Pass pass : report.task->passes()) {
     out += plan_line(*report.choice, report.rehearsal(pass), pass) + "\n";
   }
@@ -351,13 +353,13 @@ std::string to_csv(const RunReport& report) {
   };
   // Only the mask can hold a comma.
   std::string row = fmt::format(
-      "{},{},{},{},{},{},{},{},{},{},{},{},{},{},\"{}\",{:.9g},{:.9g},{:.9g},{:.9g},{:.6g},{},"
+      "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},\"{}\",{:.9g},{:.9g},{:.9g},{:.9g},{:.6g},{},"
       "{:.9g},{:.9g},{:.9g},{},",
       report.choice->strategy->name, report.choice->problem->partition(),
       report.choice->problem->mesh().text(), report.ranks.size(), report.ranks.front().threads,
-      report.isa, name_of(report.task->type), s.queries, s.keys, s.query_heads, s.key_heads,
-      s.value_heads, s.d_qk, s.d_v, report.task->mask_words, median_seconds(report, Pass::forward),
-      *std::min_element(seconds.begin(), seconds.end()),
+      report.isa, name_of(report.task->type), name_of(report.task->wish.wire), s.queries, s.keys,
+      s.query_heads, s.key_heads, s.value_heads, s.d_qk, s.d_v, report.task->mask_words,
+      median_seconds(report, Pass::forward), *std::min_element(seconds.begin(), seconds.end()),
       *std::max_element(seconds.begin(), seconds.end()),
       report.rehearsal(Pass::forward).forecast_seconds(), gflops(report, Pass::forward),
       bytes_sent(report, Pass::forward), mean(kPhases[0].of), mean(kPhases[1].of),
@@ -370,7 +372,8 @@ std::string to_csv(const RunReport& report) {
   } else {
     row += ",,,,,";
   }
-  return "strategy,partition,mesh,ranks,threads,isa,dtype,queries,keys,heads,key_heads,value_heads,"
+  return "strategy,partition,mesh,ranks,threads,isa,dtype,wire,queries,keys,heads,key_heads,value_"
+         "heads,"
          "head_dim,value_dim,mask,seconds,seconds_min,seconds_max,forecast_seconds,gflops,"
          "bytes_sent_total,compute,wait,hidden,check,residual,backward_seconds,"
          "backward_forecast_seconds,backward_gflops,backward_bytes_sent_total,gradient_check,"

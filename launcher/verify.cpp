@@ -14,6 +14,11 @@ namespace {
 constexpr double kBudget = 4e8;
 constexpr Index kPiece = 512;
 
+/// What results are as precise as.
+Type precision_of(const Problem& problem) {
+  return problem.wire() == Wire::bf16 ? Type::bf16 : problem.type();
+}
+
 /// From 1 to the next number of this type.
 double epsilon_of(Type type) {
   return type == Type::bf16 ? 0x1p-7 : type == Type::f4 ? 0x1p-23 : 0x1p-52;
@@ -167,11 +172,12 @@ Verdict verify(comm::Communicator& world, const Problem& problem, const Block& d
   verdict.relative_error = totals[1] == 0 ? 0 : std::sqrt(totals[1] / std::max(totals[2], 1e-300));
   verdict.lse_error = worst[0];
   verdict.finite = worst[1] == 0;
-  verdict.epsilon = epsilon_of(problem.type());
+  const Type precision = precision_of(problem);
+  verdict.epsilon = epsilon_of(precision);
   verdict.residual = std::max(verdict.relative_error, verdict.lse_error) / verdict.epsilon;
   // float32: 8 * 2^-23 = 0.95e-6, below the 1e-6 that kernels/README.md promises. In double both
   // sides sum in the same precision, so the bound is wider in units.
-  verdict.threshold = problem.type() == Type::bf16 ? 0.5 : problem.type() == Type::f4 ? 8 : 100;
+  verdict.threshold = precision == Type::bf16 ? 0.5 : precision == Type::f4 ? 8 : 100;
   return verdict;
 }
 
@@ -428,11 +434,12 @@ GradientVerdict verify_gradients(comm::Communicator& world, const Problem& probl
   verdict.dk_error = error(1);
   verdict.dv_error = error(2);
   verdict.finite = totals[9] == 0;
-  verdict.epsilon = epsilon_of(problem.type());
+  const Type precision = precision_of(problem);
+  verdict.epsilon = epsilon_of(precision);
   verdict.residual =
       std::max({verdict.dq_error, verdict.dk_error, verdict.dv_error}) / verdict.epsilon;
   // float32: 25 * 2^-23 = 2.98e-6, below the 3e-6 that kernels/README.md promises.
-  verdict.threshold = problem.type() == Type::bf16 ? 1 : problem.type() == Type::f4 ? 25 : 400;
+  verdict.threshold = precision == Type::bf16 ? 1 : precision == Type::f4 ? 25 : 400;
   return verdict;
 }
 

@@ -14,7 +14,7 @@ struct Verdict {
   double relative_error = 0;  ///< ||O - Oref|| / ||Oref||, Frobenius over the compared rows
   double lse_error = 0;       ///< largest |LSE - LSEref| / max(1, |LSEref|)
   bool finite = true;         ///< no NaN or infinity where the reference has a number
-  double epsilon = 0;         ///< unit of the element type: 2^-7, 2^-23 or 2^-52
+  double epsilon = 0;         ///< unit of the element type, or of the wire's: 2^-7, 2^-23 or 2^-52
   double residual = 0;        ///< the larger error / epsilon
   double threshold = 0;       ///< bound of the residual
   bool passed() const { return finite && residual <= threshold; }
@@ -35,7 +35,7 @@ struct GradientVerdict {
   /// sees a single key gives to dQ and dK cancels to 0; there the size of what cancels counts.
   double dq_error = 0, dk_error = 0, dv_error = 0;
   bool finite = true;    ///< no NaN or infinity where the reference has a number
-  double epsilon = 0;    ///< unit of the element type: 2^-7, 2^-23 or 2^-52
+  double epsilon = 0;    ///< as of a Verdict
   double residual = 0;   ///< the largest error / epsilon
   double threshold = 0;  ///< bound of the residual
   bool passed() const { return finite && residual <= threshold; }

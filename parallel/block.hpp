@@ -67,7 +67,7 @@ Range heads_touched(Kind kind, Range heads, const Shape& shape);
 /// Bytes of one (row, head) of this kind: of Q, K, V and dO numbers of the type, of all others
 /// sum_bytes_of(type).
 Index record_bytes(Kind kind, const Shape& shape, Type type);
-/// Size in memory and on the wire.
+/// Size in memory.
 Index bytes_of(const Block& block, const Shape& shape, Type type);
 
 /// E.g. "K[heads 0-3, rows 128-255]".

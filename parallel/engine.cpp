@@ -11,6 +11,7 @@
 #include "kernels/check.hpp"
 #include "kernels/partial.hpp"
 #include "parallel/pairs.hpp"
+#include "parallel/wire.hpp"
 
 namespace dattn {
 namespace {
@@ -63,6 +64,14 @@ struct Engine<T>::State {
     bool writes;
     bool counts;  ///< travels between ranks
     int step;
+    std::byte* staged;  ///< where it lies rounded; null: it does not
+  };
+
+  /// Where the messages of a home lie rounded while they are under way, one behind the other.
+  struct Staging {
+    Memory memory;
+    Index size;
+    Index used;
   };
 
   const Problem& problem;
@@ -70,6 +79,7 @@ struct Engine<T>::State {
   T& transport;
   EngineOptions options;
   std::vector<Memory> homes;
+  std::vector<Staging> staging;  ///< by home
   Workspace workspace;
   std::vector<const std::byte*> bound;  ///< by home, for inputs: the caller's memory or ours
   std::vector<Flight> flights;
@@ -79,6 +89,7 @@ struct Engine<T>::State {
   int under_way = 0;       ///< flights that count
   double since = 0;        ///< when under_way last rose from 0
   double on_the_wire = 0;  ///< seconds in which under_way was not 0
+  double widening = 0;     ///< seconds in which land() worked
   int now_at = 0;          ///< step, for messages
 
   State(const Problem& problem_in, const Program& program_in, T& transport_in,
@@ -94,6 +105,9 @@ struct Engine<T>::State {
     bound.resize(bytes.size(), nullptr);
     for (std::size_t h = 0; h < bytes.size(); ++h) {
       if (!is_input(static_cast<int>(h))) homes[h] = allocate(bytes[h]);
+    }
+    for (const Index size : staging_bytes(program, problem)) {
+      staging.push_back({size > 0 ? allocate(size) : Memory(), size, 0});
     }
     if (problem.mesh().axes.size() > 1) {
       for (int axis = 0; axis < static_cast<int>(problem.mesh().axes.size()); ++axis) {
@@ -150,15 +164,43 @@ struct Engine<T>::State {
     return out;
   }
 
-  void depart(typename T::Request request, SlotId s, bool writes, int peer) {
-    const bool counts = peer != program.rank;
+  /// Room for a message that travels rounded; null for others.
+  template <class Message>
+  std::byte* stage(const Message& step) {
+    if (step.peer == program.rank || !is_rounded(step.block.kind, problem)) return nullptr;
+    const int home = slot(step.slot).home;
+    Staging& here = staging[static_cast<std::size_t>(home)];
+    const bool in_use = std::any_of(flights.begin(), flights.end(), [&](const Flight& f) {
+      return f.home == home && f.staged != nullptr;
+    });
+    const Index from = in_use ? here.used : 0;
+    here.used = from + wire_bytes(step.block, problem);
+    CHECK(here.used <= here.size, home, here.used, here.size);
+    return here.memory.get() + from;
+  }
+  RoundedRecord rounded_record(Kind kind) const {
+    return {dim_of(kind, problem.shape()), kind == Kind::O ? 2 : 0};
+  }
+
+  template <class Message>
+  void depart(typename T::Request request, const Message& step, std::byte* in_staging) {
+    const bool counts = step.peer != program.rank;
     if (counts && under_way++ == 0) since = now();
-    flights.push_back({std::move(request), slot(s).home, s, writes, counts, now_at});
+    flights.push_back({std::move(request), slot(step.slot).home, step.slot,
+                       std::is_same_v<Message, Recv>, counts, now_at, in_staging});
   }
 
   void land(std::size_t i) {
-    if (flights[i].counts && --under_way == 0) on_the_wire += now() - since;
+    const Flight flight = std::move(flights[i]);
     flights.erase(flights.begin() + static_cast<std::ptrdiff_t>(i));
+    if (flight.counts && --under_way == 0) on_the_wire += now() - since;
+    if (!flight.writes || flight.staged == nullptr) return;
+    const double from = now();
+    const auto& step = std::get<Recv>(program.steps[static_cast<std::size_t>(flight.step)]);
+    widen(flight.staged, rounded_record(step.block.kind),
+          strips<comm::Strip>(step.slot, step.block, own_memory(step.slot)),
+          [this] { transport.poll(); });
+    widening += now() - from;
   }
 
   /// Lets messages move; called between tiles by the thread that runs the engine.
@@ -197,6 +239,7 @@ struct Engine<T>::State {
   template <class Conflicts>
   void settle(const Conflicts& conflicts) {
     const double from = now();
+    const double widened = widening;
     bool waited = false;
     for (std::size_t i = 0; i < flights.size();) {
       if (!conflicts(flights[i])) {
@@ -208,7 +251,8 @@ struct Engine<T>::State {
       land(i);
     }
     if (waited) {
-      const double seconds = now() - from;
+      times.compute += widening - widened;
+      const double seconds = now() - from - (widening - widened);
       times.wait += seconds;
       times.steps[static_cast<std::size_t>(now_at)].wait += seconds;
     }
@@ -225,12 +269,19 @@ struct Engine<T>::State {
 
   void take(const Send& step) {
     before_reading(step.slot);
-    const auto pieces = strips<comm::ConstStrip>(step.slot, step.block, memory(step.slot));
+    auto pieces = strips<comm::ConstStrip>(step.slot, step.block, memory(step.slot));
+    std::byte* rounded = stage(step);
+    if (rounded != nullptr) {
+      const double from = now();
+      round(pieces, rounded_record(step.block.kind), rounded, [this] { transport.poll(); });
+      pieces = {{rounded, 1, wire_bytes(step.block, problem), 0}};
+      times.compute += now() - from;
+    }
     if (step.peer != program.rank) {
       times.bytes_sent += comm::total(pieces);
       ++times.messages;
     }
-    depart(transport.send(pieces, step.peer), step.slot, false, step.peer);
+    depart(transport.send(pieces, step.peer), step, rounded);
   }
 
   void take(const Recv& step) {
@@ -238,7 +289,7 @@ struct Engine<T>::State {
     settle([&](const Flight& f) {
       return f.home == slot(step.slot).home && !(f.writes && f.slot == step.slot);
     });
-    const auto pieces = strips<comm::Strip>(step.slot, step.block, own_memory(step.slot));
+    auto pieces = strips<comm::Strip>(step.slot, step.block, own_memory(step.slot));
     if (options.checked) {
       for (const comm::Strip& p : pieces) {
         for (Index i = 0; i < p.count; ++i) {  // all bits set: a NaN of either width
@@ -246,7 +297,9 @@ struct Engine<T>::State {
         }
       }
     }
-    depart(transport.recv(pieces, step.peer), step.slot, true, step.peer);
+    std::byte* rounded = stage(step);
+    if (rounded != nullptr) pieces = {{rounded, 1, wire_bytes(step.block, problem), 0}};
+    depart(transport.recv(pieces, step.peer), step, rounded);
   }
 
   template <class E>

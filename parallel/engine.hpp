@@ -24,7 +24,7 @@ struct StepTime {
 /// What one rank did in one run.
 struct RunTimes {
   double seconds = 0;    ///< whole run
-  double compute = 0;    ///< in kernels
+  double compute = 0;    ///< in kernels, merges and sums, and rounding for the wire
   double wait = 0;       ///< exposed: nothing to do but wait for a message or a collective
   double hidden = 0;     ///< messages were on their way while the rank did something else
   Index bytes_sent = 0;  ///< counted from the messages themselves; all-reduces by reduce_bytes

@@ -97,7 +97,8 @@ Side lighter_side(Writer& me, const std::vector<int>& ranks,
 
 /// The backward pass of circulate(). Either K and V go around and, one hop behind them, the sums of
 /// what the members give to their dK and dV, until these come home; or Q, dO and Stats do, and the
-/// sums of dQ: whichever is fewer bytes. `mine` are the slots of what the member starts with.
+/// sums of dQ: whichever is fewer bytes. Where sums are rounded on the wire each member sends what
+/// it gives straight home instead. `mine` are the slots of what the member starts with.
 void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBackward& mine,
                         const std::function<Block(Kind, int rank)>& held);
 

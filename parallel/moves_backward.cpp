@@ -6,6 +6,16 @@
 #include "parallel/moves.hpp"
 
 namespace dattn {
+namespace {
+
+/// A sum that is rounded at every hop would lose more the more ranks there are. So what a member
+/// gives goes straight to the owner, rounded once, as many bytes.
+bool sums_go_straight(const Side& side, const Problem& problem) {
+  return is_rounded(side.sums.front(), problem);
+}
+
+}  // namespace
+
 Side lighter_side(Writer& me, const std::vector<int>& ranks,
                   const std::function<Block(Kind, int rank)>& held) {
   const Problem& problem = me.problem();
@@ -14,7 +24,7 @@ Side lighter_side(Writer& me, const std::vector<int>& ranks,
     for (const auto kinds : {side.inputs, side.sums}) {
       for (const Kind kind : kinds) {
         for (const int rank : ranks) {
-          sum += bytes_of(held(kind, rank), problem.shape(), problem.type());
+          sum += wire_bytes(held(kind, rank), problem);
         }
       }
     }
@@ -29,8 +39,10 @@ Side lighter_side(Writer& me, const std::vector<int>& ranks,
   why += " go around, " + std::to_string(std::min(by_keys, by_queries)) + " bytes a hop of all; " +
          (fewer ? "K, V, dK, dV" : "Q, dO, Stats, dQ") + " would be " +
          std::to_string(std::max(by_keys, by_queries));
+  const Side side = fewer ? queries : keys;
+  if (sums_go_straight(side, problem)) why += "; rounded sums go straight to their owners";
   me.note(std::move(why));
-  return fewer ? queries : keys;
+  return side;
 }
 
 void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBackward& mine,
@@ -47,9 +59,13 @@ void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& si
                         const std::function<void(const AttendBackward&)>& visit) {
   const int members = static_cast<int>(ring.size());
   const int here = place_in(ring, me.rank());
-  const int right = ring[static_cast<std::size_t>((here + 1) % members)];
-  const int left = ring[static_cast<std::size_t>((here + members - 1) % members)];
+  const auto member = [&](int place) {
+    return ring[static_cast<std::size_t>((place + 2 * members) % members)];
+  };
+  const int right = member(here + 1);
+  const int left = member(here - 1);
   if (members == 1) return visit(mine);
+  const bool straight = sums_go_straight(side, me.problem());
   auto& [homes, arrival_home, made] = ring_homes;
   if (!made) {
     made = true;
@@ -63,24 +79,25 @@ void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& si
   // At hop h a member works on what the member h places to its left started with. The sum of a
   // shard's gradients begins at its first guest, at hop 1, and follows the shard until it is home;
   // what the owner itself gives stays there.
-  const auto arrive = [&](int owner) {
+  const auto arrive = [&](int owner, int from) {
     AttendBackward arrived{};
     for (const Kind kind : side.sums) {
       operand(arrived, kind) = me.slot(held(kind, owner), operand(arrival_home, kind));
-      me.recv(operand(arrived, kind), held(kind, owner), left);
+      me.recv(operand(arrived, kind), held(kind, owner), from);
     }
     return arrived;
   };
+  AttendBackward own = mine;
   AttendBackward now = mine;
   for (int hop = 0; hop < members; ++hop) {
-    const int owner = ring[static_cast<std::size_t>((here + members - hop) % members)];
+    const int owner = member(here - hop);
     AttendBackward arrived{};
-    if (hop >= 2) arrived = arrive(owner);
+    if (hop >= 2)
+      arrived = straight ? arrive(me.rank(), member(here + hop - 1)) : arrive(owner, left);
     AttendBackward next = mine;
     if (hop + 1 < members) {
       AttendBackward& home = homes[static_cast<std::size_t>(hop % 2)];
-      const int next_owner =
-          ring[static_cast<std::size_t>((here + 2 * members - hop - 1) % members)];
+      const int next_owner = member(here - hop - 1);
       for (const Kind kind : side.inputs) {
         const Block block = held(kind, next_owner);
         operand(next, kind) = me.slot(block, operand(home, kind));
@@ -98,13 +115,15 @@ void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& si
     }
     visit(now);
     for (const Kind kind : side.sums) {
-      if (hop >= 2) me.add(operand(arrived, kind), operand(now, kind));
-      if (hop >= 1) me.send(operand(now, kind), me.block(operand(now, kind)), right);
+      if (hop >= 2 && !straight) me.add(operand(arrived, kind), operand(now, kind));
+      if (hop >= 1) {
+        me.send(operand(now, kind), me.block(operand(now, kind)), straight ? owner : right);
+      }
+      if (hop >= 2 && straight) me.add(operand(arrived, kind), operand(own, kind));
     }
     now = next;
   }
-  AttendBackward home = arrive(me.rank());
-  AttendBackward own = mine;
+  AttendBackward home = arrive(me.rank(), left);
   for (const Kind kind : side.sums) me.add(operand(home, kind), operand(own, kind));
 }
 

@@ -55,9 +55,39 @@ std::vector<Index> home_bytes(const Program& program, const Problem& problem) {
   return bytes;
 }
 
+bool is_rounded(Kind kind, const Problem& problem) {
+  return problem.wire() == Wire::bf16 && is_sum(kind);
+}
+
+std::vector<Index> staging_bytes(const Program& program, const Problem& problem) {
+  std::vector<Index> sent(program.slots.size(), 0);
+  std::vector<Index> received = sent;
+  const auto add = [&](const auto& message, std::vector<Index>& to) {
+    if (message.peer == program.rank || !is_rounded(message.block.kind, problem)) return;
+    to[static_cast<std::size_t>(message.slot)] += wire_bytes(message.block, problem);
+  };
+  for (const Step& step : program.steps) {
+    if (const auto* send = std::get_if<Send>(&step)) add(*send, sent);
+    if (const auto* recv = std::get_if<Recv>(&step)) add(*recv, received);
+  }
+  std::vector<Index> bytes(static_cast<std::size_t>(program.homes), 0);
+  for (std::size_t s = 0; s < program.slots.size(); ++s) {
+    Index& home = bytes[static_cast<std::size_t>(program.slots[s].home)];
+    home = std::max({home, sent[s], received[s]});
+  }
+  return bytes;
+}
+
+Index wire_bytes(const Block& block, const Problem& problem) {
+  const Index records = block.row_count() * block.heads.size();
+  const Index record = record_bytes(block.kind, problem.shape(), problem.type());
+  if (!is_rounded(block.kind, problem)) return records * record;
+  const Index kept = block.kind == Kind::O ? 2 * sum_bytes_of(problem.type()) : 0;
+  return records * (kept + (record - kept) / 2);
+}
+
 Index wire_bytes(const Program& program, const Send& send, const Problem& problem) {
-  if (send.peer == program.rank) return 0;
-  return bytes_of(send.block, problem.shape(), problem.type());
+  return send.peer == program.rank ? 0 : wire_bytes(send.block, problem);
 }
 
 Index reduce_bytes(Index records, Index record_bytes, Index ranks, Index rank) {

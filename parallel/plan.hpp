@@ -106,6 +106,16 @@ using Plan = std::vector<Program>;
 /// Bytes of each home of the program: its largest slot.
 std::vector<Index> home_bytes(const Program& program, const Problem& problem);
 
+/// Whether Blocks of this kind are rounded on their way to another rank.
+bool is_rounded(Kind kind, const Problem& problem);
+
+/// Bytes of each home of the program for what lies rounded between home and wire: the messages that
+/// leave or reach one slot may all be under way at once.
+std::vector<Index> staging_bytes(const Program& program, const Problem& problem);
+
+/// Size on the wire: that in memory, but of what is rounded two bytes a number, m and l apart.
+Index wire_bytes(const Block& block, const Problem& problem);
+
 /// Bytes that a Send puts on the wire; to the rank itself none.
 Index wire_bytes(const Program& program, const Send& send, const Problem& problem);
 

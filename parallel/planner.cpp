@@ -64,8 +64,7 @@ Cost walk(const Problem& problem, const Program& program, PairCounter& pairs,
     return arrives[static_cast<std::size_t>(program.slots[static_cast<std::size_t>(s)].home)];
   };
   const auto wire = [&](const Block& block) {
-    return static_cast<double>(bytes_of(block, problem.shape(), problem.type())) /
-           machine.bandwidth;
+    return static_cast<double>(wire_bytes(block, problem)) / machine.bandwidth;
   };
   for (const Step& step : program.steps) {
     if (const auto* attend = std::get_if<Attend>(&step)) {
@@ -91,8 +90,9 @@ Cost walk(const Problem& problem, const Program& program, PairCounter& pairs,
       clock = std::max(clock, arrival(merge->from));
     } else if (const auto* reduce = std::get_if<Reduce>(&step)) {
       const Block& block = program.slots[static_cast<std::size_t>(reduce->slot)].block;
-      clock += 2 * wire(block);
-      bytes += 2 * bytes_of(block, problem.shape(), problem.type());
+      const Index whole = 2 * bytes_of(block, problem.shape(), problem.type());
+      clock += static_cast<double>(whole) / machine.bandwidth;
+      bytes += whole;
     }
     clock += machine.overhead;
   }
@@ -122,7 +122,7 @@ std::vector<Choice> candidates(const Wish& wish, const Shape& shape, const MaskP
   std::vector<Problem> dealt;  // one a partition; dealing tokens out can be the longest part
   for (const PartitionKind& partition : partition_kinds()) {
     if (wish.partition != "auto" && wish.partition != partition.name) continue;
-    dealt.emplace_back(shape, mask, line(wish.ranks), partition.name, type);
+    dealt.emplace_back(shape, mask, line(wish.ranks), partition.name, type, wish.wire);
   }
   std::vector<Choice> out;
   for (const Strategy& strategy : strategies()) {

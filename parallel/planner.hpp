@@ -15,6 +15,7 @@ struct Wish {
   std::optional<std::vector<int>> mesh;  ///< extents of the axes; nothing: the strategy's own
   int ranks = 1;
   bool gradients = false;  ///< also the backward pass; what counts is both together
+  Wire wire = Wire::exact;
 
   /// Forward, or forward and backward.
   std::vector<Pass> passes() const;

@@ -62,16 +62,20 @@ struct Problem::Found {
   std::optional<const Schedule> schedule[2];  ///< of each pass
 };
 
-Problem::Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view partition, Type type)
+Problem::Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view partition, Type type,
+                 Wire wire)
     : shape_(shape),
       mask_(std::move(mask)),
       mesh_(std::move(mesh)),
       type_(type),
+      wire_(wire),
       partition_(partition),
       queries_(deal_queries(partition, shape_, *mask_, mesh_.ranks())),
       keys_(deal_keys(partition, shape_, *mask_, mesh_.ranks())),
       head_groups_(group_heads(shape_, *mask_)),
-      found_(std::make_shared<Found>()) {}
+      found_(std::make_shared<Found>()) {
+  CHECK(type != Type::f8 || wire == Wire::exact, name_of(type), name_of(wire));
+}
 
 Problem Problem::on(Mesh mesh) const {
   CHECK(mesh.ranks() == ranks(), mesh.text(), ranks());

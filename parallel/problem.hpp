@@ -13,12 +13,20 @@ namespace dattn {
 
 class Schedule;
 
+/// How sums travel from rank to rank: in the type that they are added up in, or rounded to
+/// bfloat16, where m and l of a Partial stay float32. Either way they are added up, and
+/// all-reduced, as before.
+enum class Wire { exact, bf16 };
+
+inline const char* name_of(Wire wire) { return wire == Wire::bf16 ? "bf16" : "exact"; }
+
 /// One attention computation and the ranks it is split over: all that a Strategy may look at.
 class Problem {
  public:
-  /// @pre complaint(shape) is empty; `partition` is one of partition_kinds()
+  /// @pre complaint(shape) is empty; `partition` is one of partition_kinds(); sums of f8 travel
+  /// exactly
   Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view partition,
-          Type type = Type::f4);
+          Type type = Type::f4, Wire wire = Wire::exact);
 
   /// The same problem on another mesh of as many ranks; who owns what stays.
   Problem on(Mesh mesh) const;
@@ -29,6 +37,7 @@ class Problem {
   const Mesh& mesh() const { return mesh_; }
   int ranks() const { return mesh_.ranks(); }
   Type type() const { return type_; }
+  Wire wire() const { return wire_; }
   const std::string& partition() const { return partition_; }
   /// Who owns which rows of Q and O, and which of K and V. The same partition where there are as
   /// many queries as keys.
@@ -54,6 +63,7 @@ class Problem {
   MaskPtr mask_;
   Mesh mesh_;
   Type type_;
+  Wire wire_;
   std::string partition_;
   Partition queries_;
   Partition keys_;

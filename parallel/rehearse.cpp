@@ -104,8 +104,11 @@ class Stage {
     rank.program = &program;
     rank.homes.resize(static_cast<std::size_t>(program.homes));
     rank.slots.resize(program.slots.size());
-    const auto bytes = home_bytes(program, problem_);
-    result_.memory_bytes.push_back(std::accumulate(bytes.begin(), bytes.end(), Index{0}));
+    Index memory = 0;
+    for (const auto& bytes : {home_bytes(program, problem_), staging_bytes(program, problem_)}) {
+      memory = std::accumulate(bytes.begin(), bytes.end(), memory);
+    }
+    result_.memory_bytes.push_back(memory);
     for (std::size_t s = 0; s < program.slots.size(); ++s) {
       Home& home = home_of(rank, static_cast<SlotId>(s));
       // Sums start over no pair, if they are the first in their home.

@@ -25,7 +25,7 @@ struct Fault {
 struct Rehearsal {
   std::optional<Fault> fault;
   std::vector<Index> bytes_sent;    ///< by rank; what stays on the rank does not count
-  std::vector<Index> memory_bytes;  ///< by rank; all homes, inputs and result included
+  std::vector<Index> memory_bytes;  ///< by rank; all homes and staging, inputs and result included
   std::vector<Index> pairs;         ///< by rank; allowed (head, query, key) triples it computes
   std::map<std::pair<int, int>, Index> links;  ///< bytes from a to b, collectives left out
   Index messages = 0;                     ///< between different ranks, and collectives once a rank

@@ -170,7 +170,7 @@ class Evening {
       for (const auto kinds : {side.inputs, side.sums}) {
         for (const Kind kind : kinds) {
           const Range heads = heads_touched(kind, piece.heads, problem_.shape());
-          sum += bytes_of(Block{kind, heads, rows}, problem_.shape(), problem_.type());
+          sum += wire_bytes(Block{kind, heads, rows}, problem_);
         }
       }
     };

@@ -19,9 +19,10 @@ struct Case {
   std::string_view strategy;
   Mesh mesh;
   Type type = Type::f4;
+  Wire wire = Wire::exact;
 
   int ranks() const { return mesh.ranks(); }
-  Problem problem() const { return {shape, parse_mask(mask, shape), mesh, partition, type}; }
+  Problem problem() const { return {shape, parse_mask(mask, shape), mesh, partition, type, wire}; }
   const Strategy& how() const { return *find_strategy(strategy); }
 
   /// E.g. "ring zigzag causal, 2x3 ranks, 13x13 tokens, heads 6:2:2, dims 4:4".
@@ -30,7 +31,8 @@ struct Case {
     return std::string(strategy) + " " + std::string(partition) + " " + mask + ", " + mesh.text() +
            " ranks, " + s(shape.queries) + "x" + s(shape.keys) + " tokens, heads " +
            s(shape.query_heads) + ":" + s(shape.key_heads) + ":" + s(shape.value_heads) +
-           ", dims " + s(shape.d_qk) + ":" + s(shape.d_v);
+           ", dims " + s(shape.d_qk) + ":" + s(shape.d_v) +
+           (wire == Wire::bf16 ? ", wire bf16" : "");
   }
 };
 
@@ -102,6 +104,31 @@ inline std::vector<Case> cases(int ranks, std::size_t stride) {
                  strategy.name, strategy.mesh(ranks, shapes[i]), type};
           if (!strategy.refuses(c.problem())) all.push_back(std::move(c));
         }
+      }
+    }
+  }
+  return all;
+}
+
+/// Every strategy with sums that travel in bfloat16. No case where most queries see a single key:
+/// their gradients cancel to 0, and a bound relative to that is none.
+inline std::vector<Case> wire_cases(int ranks) {
+  std::vector<Case> all;
+  std::size_t turn = static_cast<std::size_t>(ranks);
+  for (const Strategy& strategy : strategies()) {
+    for (const char* mask : {"full", "causal", "window:9,2", "documents:17,0,20+causal"}) {
+      for (const Heads heads : {Heads{6, 2, 3}, Heads{6, 6, 6}}) {
+        const Shape shape = shape_of({37, 37}, heads, 8, 5);
+        const auto partitions = partition_kinds();
+        Case c{shape,
+               mask,
+               partitions[turn % partitions.size()].name,
+               strategy.name,
+               strategy.mesh(ranks, shape),
+               turn % 3 == 0 ? Type::bf16 : Type::f4,
+               Wire::bf16};
+        ++turn;
+        if (!strategy.refuses(c.problem())) all.push_back(std::move(c));
       }
     }
   }

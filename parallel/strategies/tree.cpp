@@ -7,6 +7,13 @@
 namespace dattn {
 namespace {
 
+/// A reduction rounded on its way up and down would lose more the more ranks there are, and few
+/// queries are few bytes.
+void reduce(Writer& me, SlotId sum) {
+  if (is_rounded(me.block(sum).kind, me.problem())) me.note("the all-reduce is not rounded");
+  me.reduce(sum, 0);
+}
+
 Program program(const Problem& problem, int rank) {
   Writer me(problem, rank);
   Ranges rows;
@@ -17,7 +24,7 @@ Program program(const Problem& problem, int rank) {
   const SlotId v = me.slot(owned(problem, Kind::V, rank));
   const SlotId out = me.slot({Kind::O, heads, rows});
   me.attend(q, k, v, out);
-  if (problem.ranks() > 1) me.reduce(out, 0);
+  if (problem.ranks() > 1) reduce(me, out);
   return std::move(me).finish(q, k, v, out, owned(problem, Kind::O, rank));
 }
 
@@ -43,7 +50,7 @@ Program backward(const Problem& problem, int rank) {
                  work.stats);
   }
   me.attend_backward(work);
-  if (problem.ranks() > 1) me.reduce(in.dq, 0);
+  if (problem.ranks() > 1) reduce(me, in.dq);
   return std::move(me).finish(in);
 }
 

@@ -223,6 +223,9 @@ def cases():
     for word in ("nan", "inf", "-inf", "1e999", "abc", "0,5", "0x1p3", "''"):
         add(f"scale {word}", f"{run}--scale {word}", USAGE, "--scale")
     add("dtype f2", run + "--dtype f2", USAGE, "--dtype.*f4")
+    add("wire unknown", run + "--wire bfloat16", USAGE, "--wire.*exact, bf16")
+    add("wire bf16 of f8", plan + "--dtype f8 --wire bf16", USAGE, "--wire bf16.*--dtype f4")
+    add("wire bf16 checked", run + "--wire bf16 --check --grad random", 0, "PASSED.*PASSED")
     add("strategy unknown", run + "--strategy rign", USAGE, "--strategy.*ring")
     add("partition unknown", run + "--partition zig-zag", USAGE, "--partition.*zigzag")
     for word in ("0x3", "2x", "x2", "2y3", "-1", "''", "2x3x", "99999x99999", "99999999999999999999", "1x1x1x1x1x1x1x1x1"):
@@ -329,6 +332,7 @@ def cases():
         ("--strategy", "ring", "gather"),
         ("--partition", "zigzag", "striped"),
         ("--dtype", "f4", "f8"),
+        ("--wire", "bf16", "exact"),
         ("--repeat", "1", "2"),
         ("--warmup", "0", "1"),
         ("--out", "O.npy", "P.npy"),

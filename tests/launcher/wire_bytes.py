@@ -20,15 +20,17 @@ CASES = [
     ("gather", "striped", "window:9,0"),
     ("gather", "contiguous", "causal@0-3;window:5,0@4-5"),
     ("ulysses", "contiguous", "full"),
+    ("ulysses", "zigzag", "causal", "--wire", "bf16"),
     ("usp", "zigzag", "causal"),
+    ("ring", "zigzag", "causal", "--wire", "bf16"),
     ("tree", "contiguous", "causal"),
 ]
 
 
-def problem(strategy, partition, mask):
+def problem(strategy, partition, mask, *more):
     return ["--tokens", "101", "--heads", "6", "--kv-heads", "2", "--head-dim", "16", "--value-dim",
             "12", "--mask", mask, "--strategy", strategy, "--partition", partition, "--machine",
-            MACHINE]
+            MACHINE, *more]
 
 
 def counted(mpirun, dattn, ranks, arguments, folder):

@@ -27,6 +27,10 @@ TEST(EngineOverMpi, AgreesWithTheReference) {
   }
 }
 
+TEST(EngineOverMpi, SumsMayTravelInBfloat16) {
+  for (const Case& c : wire_cases(comm::world().size())) EXPECT_EQ(trouble_with(c, true), "");
+}
+
 TEST(EngineOverMpi, EveryMeshOfTwoAxes) {
   for (const Mesh& mesh : meshes(comm::world().size())) {
     for (const std::string_view strategy : strategies_of_two_axes()) {

@@ -65,6 +65,7 @@ TEST_P(PlanTable, Rehearses) {
   // Every shape for every combination where it is cheap; one in eleven elsewhere.
   const std::size_t stride = (ranks <= 4 ? 1 : 11) * kCoarser;
   EXPECT_GT(check(cases(ranks, stride)), 0u);
+  EXPECT_GT(check(wire_cases(ranks)), 0u);
 }
 
 TEST_P(PlanTable, RehearsesOnEveryMesh) {

@@ -17,30 +17,38 @@ inline Rehearsal rehearsed(const Case& c, Pass pass = Pass::forward) {
   return found;
 }
 
-/// Bytes of all heads of `tokens` rows. Gradients are as large as what they are of.
+/// Bytes on the wire of all heads of `tokens` rows.
 struct Sizes {
-  Index q, kv, o, d_o, stats;
+  Index q, kv, o, d_o, stats, dq, dkv;
 };
 inline Sizes sizes(const Case& c, Index tokens) {
-  const Index s = bytes_of(c.type);
-  const Index heads = tokens * c.shape.query_heads * s;
-  return {heads * c.shape.d_qk,
-          tokens * (c.shape.key_heads * c.shape.d_qk + c.shape.value_heads * c.shape.d_v) * s,
-          heads * (c.shape.d_v + 2), heads * c.shape.d_v, heads * 2};
+  const Shape& s = c.shape;
+  const Index heads = tokens * s.query_heads;
+  const Index keys = tokens * (s.key_heads * s.d_qk + s.value_heads * s.d_v);
+  const Index input = bytes_of(c.type);
+  const Index exact = sum_bytes_of(c.type);
+  const Index sum = c.wire == Wire::bf16 ? 2 : exact;
+  return {heads * s.d_qk * input,
+          keys * input,
+          heads * (s.d_v * sum + 2 * exact),
+          heads * s.d_v * input,
+          heads * 2 * exact,
+          heads * s.d_qk * sum,
+          keys * sum};
 }
+
+/// Both ways of sums, for tests that take turns.
+inline constexpr Wire kWires[] = {Wire::exact, Wire::bf16};
 
 inline void expect_each(const Case& c, Index bytes, Pass pass = Pass::forward) {
   for (const Index sent : rehearsed(c, pass).bytes_sent) EXPECT_EQ(sent, bytes) << c.text();
 }
 
 /// usp on a mesh of ring x heads, 16 tokens a rank.
-inline Case usp_case(int ring, int heads) {
+inline Case usp_case(int ring, int heads, Wire wire = Wire::exact) {
   const int tokens = 16 * ring * heads;
-  return {{tokens, tokens, 8, 2, 2, 5, 7},
-          "causal",
-          "zigzag",
-          "usp",
-          {{{"ring", ring}, {"heads", heads}}}};
+  return {{tokens, tokens, 8, 2, 2, 5, 7},      "causal", "zigzag", "usp",
+          {{{"ring", ring}, {"heads", heads}}}, Type::f4, wire};
 }
 
 /// The query heads of member j of `ranks` under ulysses: floor(j H / P) to floor((j+1) H / P).
@@ -117,6 +125,7 @@ inline Moved eighths(Index ranks) {
 inline std::vector<Index> needed_by_pieces(const Problem& problem, Pass pass) {
   const Shape& s = problem.shape();
   const Index size = bytes_of(problem.type());
+  const Index sum = problem.wire() == Wire::bf16 ? 2 : size;
   const bool backward = pass == Pass::backward;
   std::vector<Index> sent(static_cast<std::size_t>(problem.ranks()), 0);
   for (const Piece& piece : problem.schedule(pass).pieces()) {
@@ -124,7 +133,8 @@ inline std::vector<Index> needed_by_pieces(const Problem& problem, Pass pass) {
       const Index records = piece.rows.size() * piece.heads.size();
       const Index inputs = backward ? s.d_qk + s.d_v + 2 : s.d_qk;
       sent[static_cast<std::size_t>(piece.queries)] += records * inputs * size;
-      sent[static_cast<std::size_t>(piece.at)] += records * (backward ? s.d_qk : s.d_v + 2) * size;
+      sent[static_cast<std::size_t>(piece.at)] +=
+          records * (backward ? s.d_qk * sum : s.d_v * sum + 2 * size);
     }
     if (piece.at == piece.keys) continue;
     const Index row = (s.key_heads_of(piece.heads).size() * s.d_qk +
@@ -143,7 +153,7 @@ inline std::vector<Index> needed_by_pieces(const Problem& problem, Pass pass) {
         };
         if (std::any_of(queries.begin(), queries.end(), sees)) {
           sent[static_cast<std::size_t>(piece.keys)] += row;
-          if (backward) sent[static_cast<std::size_t>(piece.at)] += row;
+          if (backward) sent[static_cast<std::size_t>(piece.at)] += row / size * sum;
         }
       }
     }

@@ -7,20 +7,24 @@ namespace dattn {
 namespace {
 
 Index backward_side(const Sizes& s, bool keys) {
-  return keys ? 2 * s.kv : s.q + s.d_o + s.stats + s.q;
+  return keys ? s.kv + s.dkv : s.q + s.d_o + s.stats + s.dq;
 }
 
 TEST(BackwardVolume, OfARingIsTheLighterSideAndItsGradients) {
   for (const Heads heads : {Heads{6, 2, 3}, Heads{6, 6, 6}, Heads{8, 1, 1}, Heads{4, 4, 2}}) {
     for (int ranks = 1; ranks <= 16; ++ranks) {
-      const Case c{{16 * ranks, 16 * ranks, heads.query, heads.key, heads.value, 5, 7},
-                   "causal",
-                   "zigzag",
-                   "ring",
-                   line(ranks)};
-      const Sizes own = sizes(c, 16);
-      expect_each(c, (ranks - 1) * std::min(backward_side(own, true), backward_side(own, false)),
-                  Pass::backward);
+      for (const Wire wire : kWires) {
+        const Case c{{16 * ranks, 16 * ranks, heads.query, heads.key, heads.value, 5, 7},
+                     "causal",
+                     "zigzag",
+                     "ring",
+                     line(ranks),
+                     Type::f4,
+                     wire};
+        const Sizes own = sizes(c, 16);
+        expect_each(c, (ranks - 1) * std::min(backward_side(own, true), backward_side(own, false)),
+                    Pass::backward);
+      }
     }
   }
 }
@@ -29,8 +33,10 @@ TEST(BackwardVolume, OfARingWhereNothingDivides) {
   // A shard's inputs stop before they come back; its gradients begin at the first guest.
   for (int ranks = 1; ranks <= 16; ++ranks) {
     for (const Lengths l : {Lengths{37, 37}, Lengths{3, 29}, Lengths{23, 9}, Lengths{1, 1}}) {
+      const Wire wire = kWires[ranks % 2];
+      const Type type = wire == Wire::exact ? Type::f8 : Type::bf16;
       const Case c{
-          {l.queries, l.keys, 6, 2, 3, 5, 7}, "full", "striped", "ring", line(ranks), Type::f8};
+          {l.queries, l.keys, 6, 2, 3, 5, 7}, "full", "striped", "ring", line(ranks), type, wire};
       const Problem problem = c.problem();
       const bool keys =
           backward_side(sizes(c, l.keys), true) <= backward_side(sizes(c, l.queries), false);
@@ -40,7 +46,7 @@ TEST(BackwardVolume, OfARingWhereNothingDivides) {
         const Sizes inputs = sizes(c, tokens.tokens() - tokens.rows((r + 1) % ranks).size());
         const Sizes sums = sizes(c, tokens.tokens() - tokens.rows(r).size());
         EXPECT_EQ(found.bytes_sent[static_cast<std::size_t>(r)],
-                  keys ? inputs.kv + sums.kv : inputs.q + inputs.d_o + inputs.stats + sums.q)
+                  keys ? inputs.kv + sums.dkv : inputs.q + inputs.d_o + inputs.stats + sums.dq)
             << c.text() << ", rank " << r;
       }
     }
@@ -59,6 +65,43 @@ TEST(BackwardVolume, OfARingIsSaidWithTheChoice) {
             "K, V, dK, dV go around, 512 bytes a hop of all; Q, dO, Stats, dQ would be 896");
 }
 
+TEST(BackwardVolume, OfARingOfRoundedSumsIsMessagesToTheirOwners) {
+  const Case c{shape_of({60, 60}, {4, 2, 2}, 5, 7),
+               "full",
+               "contiguous",
+               "ring",
+               line(5),
+               Type::f4,
+               Wire::bf16};
+  const Rehearsal found = rehearsed(c, Pass::backward);
+  const Sizes shard = sizes(c, 12);
+  for (const auto& [link, bytes] : found.links) {
+    // Four shards of K and V pass on to the right; every other rank gets what it is given.
+    const bool right = link.second == (link.first + 1) % 5;
+    EXPECT_EQ(bytes, shard.dkv + (right ? 4 * shard.kv : 0)) << link.first << " " << link.second;
+  }
+  EXPECT_EQ(found.links.size(), 20U);
+}
+
+TEST(BackwardVolume, OfStagingIsWhatOneSlotSendsOrReceives) {
+  const auto staging = [](Case c, Pass pass) {
+    c.wire = Wire::bf16;
+    const std::vector<Index> rounded = rehearsed(c, pass).memory_bytes;
+    c.wire = Wire::exact;
+    return rounded.front() - rehearsed(c, pass).memory_bytes.front();
+  };
+  const auto wide = [](std::string_view strategy) {
+    return Case{{96, 96, 8, 4, 4, 5, 7}, "full", "zigzag", strategy, line(4), Type::f4, Wire::bf16};
+  };
+  const Sizes own = sizes(wide("ring"), 24);
+  // A ring has three homes for sums of keys, two to send from and one to receive in.
+  EXPECT_EQ(staging(wide("ring"), Pass::backward), 3 * own.dkv);
+  EXPECT_EQ(staging(wide("ring"), Pass::forward), 0);
+  EXPECT_EQ(staging(wide("tree"), Pass::forward), 0);
+  // Three quarters of the records of one's heads leave, and as many of one's rows arrive.
+  EXPECT_EQ(staging(wide("ulysses"), Pass::forward), 2 * own.o * 3 / 4);
+}
+
 TEST(BackwardVolume, OfGatherIsWhatOthersNeedAndItsGradients) {
   for (const int ranks : {2, 3, 4, 7}) {
     for (const PartitionKind& partition : partition_kinds()) {
@@ -72,6 +115,13 @@ TEST(BackwardVolume, OfGatherIsWhatOthersNeedAndItsGradients) {
             for (std::size_t r = 0; r < found.bytes_sent.size(); ++r) {
               EXPECT_EQ(found.bytes_sent[r], needed.by_owner[r] + needed.by_reader[r])
                   << c.text() << ", rank " << r;
+            }
+            Case rounded = c;
+            rounded.wire = Wire::bf16;
+            const Rehearsal half = rehearsed(rounded, Pass::backward);
+            for (std::size_t r = 0; r < half.bytes_sent.size(); ++r) {
+              EXPECT_EQ(half.bytes_sent[r], needed.by_owner[r] + needed.by_reader[r] / 2)
+                  << rounded.text() << ", rank " << r;
             }
           }
         }
@@ -111,12 +161,19 @@ TEST(BackwardVolume, OfLightSeqUnderCausalIsHalfTheRings) {
 
 TEST(BackwardVolume, OfUlyssesFallsWithRanks) {
   for (const int ranks : {1, 2, 4, 8, 16}) {
-    const Case c{
-        {8 * ranks, 8 * ranks, 16, 4, 4, 5, 7}, "causal", "zigzag", "ulysses", line(ranks)};
-    const Sizes own = sizes(c, 8);
-    const Index rho = std::max(1, ranks / 4);  // key heads are replicated beyond 4 ranks
-    expect_each(c, (ranks - 1) * (2 * own.q + own.d_o + own.stats + 2 * own.kv * rho) / ranks,
-                Pass::backward);
+    for (const Wire wire : kWires) {
+      const Case c{{8 * ranks, 8 * ranks, 16, 4, 4, 5, 7},
+                   "causal",
+                   "zigzag",
+                   "ulysses",
+                   line(ranks),
+                   Type::f4,
+                   wire};
+      const Sizes own = sizes(c, 8);
+      const Index rho = std::max(1, ranks / 4);  // key heads are replicated beyond 4 ranks
+      const Index queries = own.q + own.d_o + own.stats + own.dq;
+      expect_each(c, (ranks - 1) * (queries + (own.kv + own.dkv) * rho) / ranks, Pass::backward);
+    }
   }
 }
 
@@ -125,7 +182,14 @@ TEST(BackwardVolume, OfUlyssesWhereNothingDivides) {
   // rows.
   for (int ranks = 1; ranks <= 16; ++ranks) {
     for (const Heads heads : head_counts()) {
-      const Case c{shape_of({37, 37}, heads, 5, 7), "full", "contiguous", "ulysses", line(ranks)};
+      const Wire wire = kWires[ranks % 2];
+      const Case c{shape_of({37, 37}, heads, 5, 7),
+                   "full",
+                   "contiguous",
+                   "ulysses",
+                   line(ranks),
+                   Type::f4,
+                   wire};
       const Problem problem = c.problem();
       const auto queries = [&](Index j) { return queries_of_member(heads, ranks, j); };
       const auto key_numbers = [&](Index j) {
@@ -135,11 +199,13 @@ TEST(BackwardVolume, OfUlyssesWhereNothingDivides) {
       const Rehearsal found = rehearsed(c, Pass::backward);
       for (int r = 0; r < ranks; ++r) {
         const Index rows = problem.queries().rows(r).size();
-        Index numbers = (37 - rows) * (queries(r).size() * 5 + key_numbers(r));
+        const Index sums = (37 - rows) * (queries(r).size() * 5 + key_numbers(r));
+        Index inputs = 0;
         for (int j = 0; j < ranks; ++j) {
-          if (j != r) numbers += rows * (queries(j).size() * (5 + 7 + 2) + key_numbers(j));
+          if (j != r) inputs += rows * (queries(j).size() * (5 + 7 + 2) + key_numbers(j));
         }
-        EXPECT_EQ(found.bytes_sent[static_cast<std::size_t>(r)], numbers * 4)
+        EXPECT_EQ(found.bytes_sent[static_cast<std::size_t>(r)],
+                  inputs * 4 + sums * (wire == Wire::bf16 ? 2 : 4))
             << c.text() << ", rank " << r;
       }
     }
@@ -149,20 +215,23 @@ TEST(BackwardVolume, OfUlyssesWhereNothingDivides) {
 TEST(BackwardVolume, OfUspIsUlyssesInsideAndARingOfTheGroupsShards) {
   for (const int ring : {1, 2, 3, 4}) {
     for (const int inner : {1, 2, 4, 8}) {
-      const Case c = usp_case(ring, inner);
-      const Sizes own = sizes(c, 16);
-      const Index kv = own.kv * std::max(1, inner / 2);
-      const Index queries = 2 * own.q + own.d_o + own.stats;
-      expect_each(c,
-                  (inner - 1) * (queries + 2 * kv) / inner + (ring - 1) * std::min(2 * kv, queries),
-                  Pass::backward);
+      for (const Wire wire : kWires) {
+        const Case c = usp_case(ring, inner, wire);
+        const Sizes own = sizes(c, 16);
+        const Index keys = (own.kv + own.dkv) * std::max(1, inner / 2);
+        const Index queries = own.q + own.d_o + own.stats + own.dq;
+        expect_each(c,
+                    (inner - 1) * (queries + keys) / inner + (ring - 1) * std::min(keys, queries),
+                    Pass::backward);
+      }
     }
   }
 }
 
 TEST(BackwardVolume, OfTreeIsOneAllReduceOfDqAndTheStats) {
   for (const int ranks : {1, 2, 3, 4, 6, 8, 12}) {
-    const Case c{{12, 96, 6, 2, 2, 4, 7}, "causal", "contiguous", "tree", line(ranks)};
+    const Case c{{12, 96, 6, 2, 2, 4, 7}, "causal", "contiguous", "tree", line(ranks), Type::f4,
+                 kWires[ranks % 2]};  // no wire changes an all-reduce
     const Rehearsal found = rehearsed(c, Pass::backward);
     for (int r = 0; r < ranks; ++r) {
       const Index own = c.problem().queries().rows(r).size();
@@ -173,7 +242,9 @@ TEST(BackwardVolume, OfTreeIsOneAllReduceOfDqAndTheStats) {
 }
 
 TEST(BackwardVolume, OfLinksAddsUp) {
-  for (const Case& c : cases(5, 29)) {
+  std::vector<Case> all = cases(5, 29);
+  for (Case& c : wire_cases(5)) all.push_back(std::move(c));
+  for (const Case& c : all) {
     if (c.strategy == "tree") continue;
     const Rehearsal found = rehearsed(c, Pass::backward);
     std::vector<Index> sent(5, 0);

@@ -28,31 +28,46 @@ TEST(Volume, OfARingIsEveryShardButTheRightNeighbours) {
 
 TEST(Volume, OfUlyssesFallsWithRanks) {
   for (const int ranks : {1, 2, 4, 8, 16}) {
-    const Case c{
-        {8 * ranks, 8 * ranks, 16, 4, 4, 5, 7}, "causal", "zigzag", "ulysses", line(ranks)};
-    const Sizes own = sizes(c, 8);
-    const Index rho = std::max(1, ranks / 4);  // key heads are replicated beyond 4 ranks
-    expect_each(c, (ranks - 1) * (own.q + own.kv * rho + own.o) / ranks);
+    for (const Wire wire : kWires) {
+      const Case c{{8 * ranks, 8 * ranks, 16, 4, 4, 5, 7},
+                   "causal",
+                   "zigzag",
+                   "ulysses",
+                   line(ranks),
+                   Type::f4,
+                   wire};
+      const Sizes own = sizes(c, 8);
+      const Index rho = std::max(1, ranks / 4);  // key heads are replicated beyond 4 ranks
+      expect_each(c, (ranks - 1) * (own.q + own.kv * rho + own.o) / ranks);
+    }
   }
 }
 
 TEST(Volume, OfUlyssesWhereNothingDivides) {
   for (int ranks = 1; ranks <= 16; ++ranks) {
     for (const Heads heads : head_counts()) {
-      const Case c{shape_of({37, 37}, heads, 5, 7), "full", "contiguous", "ulysses", line(ranks)};
+      const Wire wire = kWires[ranks % 2];
+      const Case c{shape_of({37, 37}, heads, 5, 7),
+                   "full",
+                   "contiguous",
+                   "ulysses",
+                   line(ranks),
+                   Type::f4,
+                   wire};
       const Problem problem = c.problem();
       const Rehearsal found = rehearsed(c);
       const auto queries = [&](Index j) { return queries_of_member(heads, ranks, j); };
       const auto read = [&](Index j, Index count) { return heads_read(heads, ranks, j, count); };
       for (int r = 0; r < ranks; ++r) {
         const Index rows = problem.queries().rows(r).size();
-        Index numbers = (37 - rows) * queries(r).size() * (7 + 2);  // Partials of others' rows
+        // Partials of others' rows.
+        Index bytes = (37 - rows) * queries(r).size() * (7 * (wire == Wire::bf16 ? 2 : 4) + 2 * 4);
         for (int j = 0; j < ranks; ++j) {
           if (j == r) continue;
-          numbers +=
-              rows * (queries(j).size() * 5 + read(j, heads.key) * 5 + read(j, heads.value) * 7);
+          bytes += 4 * rows *
+                   (queries(j).size() * 5 + read(j, heads.key) * 5 + read(j, heads.value) * 7);
         }
-        EXPECT_EQ(found.bytes_sent[static_cast<std::size_t>(r)], numbers * 4)
+        EXPECT_EQ(found.bytes_sent[static_cast<std::size_t>(r)], bytes)
             << c.text() << ", rank " << r;
       }
     }
@@ -62,7 +77,7 @@ TEST(Volume, OfUlyssesWhereNothingDivides) {
 TEST(Volume, OfUspIsUlyssesInsideAndARingOfTheGroupsShards) {
   for (const int ring : {1, 2, 3, 4}) {
     for (const int inner : {1, 2, 4, 8}) {
-      const Case c = usp_case(ring, inner);
+      const Case c = usp_case(ring, inner, kWires[ring % 2]);
       const Sizes own = sizes(c, 16);
       // A member holds the rows of its whole group and 1/U of the (replicated) heads: of a group
       // of U shards that is one shard, rho times over.
@@ -114,8 +129,11 @@ TEST(Volume, OfADoubleRingCrossesHostsOnceATurn) {
 
 TEST(Volume, OfTreeIsOneAllReduceOfRecords) {
   for (const int ranks : {1, 2, 3, 4, 6, 8, 12}) {
-    const Case c{{4, 96, 6, 2, 2, 5, 7}, "causal", "contiguous", "tree", line(ranks)};
-    expect_each(c, 2 * (ranks - 1) * sizes(c, 4).o / ranks);
+    Case c{{4, 96, 6, 2, 2, 5, 7}, "causal", "contiguous", "tree", line(ranks)};
+    const Index bytes = 2 * (ranks - 1) * sizes(c, 4).o / ranks;
+    expect_each(c, bytes);
+    c.wire = Wire::bf16;  // changes no all-reduce
+    expect_each(c, bytes);
   }
   // Where records do not divide, the sum is still exact.
   for (int ranks = 1; ranks <= 16; ++ranks) {
@@ -179,13 +197,14 @@ TEST(Volume, OfLightSeqWhereNobodyLacksWorkIsGathers) {
 }
 
 TEST(Volume, OfLightSeqIsWhatItsPiecesNeed) {
+  auto wire = [turn = 0]() mutable { return kWires[turn++ % 2]; };
   for (const int ranks : {2, 3, 4, 7}) {
     for (const PartitionKind& partition : partition_kinds()) {
       for (const Heads heads : {Heads{4, 2, 2}, Heads{6, 3, 2}, Heads{5, 1, 1}}) {
         for (const Lengths l : {Lengths{47, 47}, Lengths{5, 23}, Lengths{23, 9}}) {
           const Shape shape = shape_of(l, heads, 5, 7);
           for (const std::string& mask : masks(shape)) {
-            const Case c{shape, mask, partition.name, "lightseq", line(ranks)};
+            const Case c{shape, mask, partition.name, "lightseq", line(ranks), Type::f4, wire()};
             const Problem problem = c.problem();
             for (const Pass pass : {Pass::forward, Pass::backward}) {
               const Rehearsal found = rehearse(problem, make_plan(c.how(), problem, pass));
@@ -243,8 +262,8 @@ TEST(Volume, OfGatherOnAWindowIsTheHalo) {
 }
 
 TEST(Volume, OfBfloat16IsHalfForInputsAndTheSameForSums) {
-  const auto bytes = [](std::string_view strategy, Type type, Pass pass) {
-    const Case c{{96, 96, 6, 2, 3, 5, 7}, "causal", "zigzag", strategy, line(4), type};
+  const auto bytes = [](std::string_view strategy, Type type, Pass pass, Wire wire = Wire::exact) {
+    const Case c{{96, 96, 6, 2, 3, 5, 7}, "causal", "zigzag", strategy, line(4), type, wire};
     return rehearsed(c, pass).bytes_sent_total();
   };
   EXPECT_EQ(2 * bytes("ring", Type::bf16, Pass::forward), bytes("ring", Type::f4, Pass::forward));
@@ -252,6 +271,7 @@ TEST(Volume, OfBfloat16IsHalfForInputsAndTheSameForSums) {
   // Backward K and V make three hops, two bytes a number, and so do their gradients, four bytes.
   const Index kv = 96 * (2 * 5 + 3 * 7);
   EXPECT_EQ(bytes("ring", Type::bf16, Pass::backward), 3 * 2 * kv + 3 * 4 * kv);
+  EXPECT_EQ(bytes("ring", Type::bf16, Pass::backward, Wire::bf16), 3 * 2 * kv + 3 * 2 * kv);
 }
 
 TEST(Volume, OfLinksAddsUp) {
