@@ -309,7 +309,9 @@ void bench(Communicator& world, const Options& options) {
   }
   together(world, [&] {
     if (!leads) return;
-    if (!options.csv.empty()) write_text_file(options.csv, to_csv(rows));
+    std::vector<nlohmann::ordered_json> lines;
+    for (const Row& row : rows) lines.push_back(fields(row));
+    if (!options.csv.empty()) write_text_file(options.csv, to_csv(lines));
     if (options.json.empty()) return;
     nlohmann::ordered_json report{{"bench", "strategies"},
                                   {"version", 1},
@@ -318,7 +320,7 @@ void bench(Communicator& world, const Options& options) {
                                   {"scaling", options.scaling},
                                   {"machines", machines},
                                   {"notes", notes}};
-    for (const Row& row : rows) report["rows"].push_back(fields(row));
+    report["rows"] = lines;
     write_text_file(options.json, report.dump(1) + "\n");
   });
 }

@@ -16,8 +16,10 @@ class Contender {
   Contender(const Task& task, const Choice& choice, comm::Communicator& ranks, int threads);
   Contender(Contender&&) = delete;
 
-  /// Collective: runs a pass of the task once.
-  RunTimes run(Pass pass) { return engines_[static_cast<std::size_t>(pass)]->run(); }
+  /// Collective: runs a pass of the task once, or parts of it.
+  RunTimes run(Pass pass, const RunParts& parts = {}) {
+    return engines_[static_cast<std::size_t>(pass)]->run(parts);
+  }
 
  private:
   using Engine = dattn::Engine<comm::Communicator>;

@@ -20,9 +20,7 @@ ordered_json figure(double value) {
 double median(const std::vector<Sample>& samples, double (*of)(const Sample&)) {
   std::vector<double> values;
   for (const Sample& s : samples) values.push_back(of(s));
-  std::sort(values.begin(), values.end());
-  const std::size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+  return dattn::median(std::move(values));
 }
 
 std::string csv_text(const std::string& text) {
@@ -31,12 +29,17 @@ std::string csv_text(const std::string& text) {
   return out + '"';
 }
 
-/// A figure, or a dash.
+}  // namespace
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const std::size_t n = values.size();
+  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
 std::string shown(double value, int digits) {
   return std::isfinite(value) && value > 0 ? fmt::format("{:.{}f}", value, digits) : "-";
 }
-
-}  // namespace
 
 void Row::measured(const std::vector<Sample>& samples) {
   repeats = static_cast<int>(samples.size());
@@ -108,10 +111,9 @@ ordered_json fields(const Row& row) {
   return j;
 }
 
-std::string to_csv(const std::vector<Row>& rows) {
+std::string to_csv(const std::vector<ordered_json>& rows) {
   std::string out;
-  for (const Row& row : rows) {
-    const ordered_json columns = fields(row);
+  for (const ordered_json& columns : rows) {
     if (out.empty()) {
       for (const auto& [name, value] : columns.items()) out += (out.empty() ? "" : ",") + name;
       out += '\n';

@@ -48,8 +48,12 @@ struct Row {
 
 /// The columns of JSON and CSV, in their order; null where there is no figure.
 nlohmann::ordered_json fields(const Row& row);
-/// A header line and a line a row.
-std::string to_csv(const std::vector<Row>& rows);
+/// A header line and a line a row; the rows have the same columns.
+std::string to_csv(const std::vector<nlohmann::ordered_json>& rows);
+/// `values` may be in any order. @pre not empty
+double median(std::vector<double> values);
+/// Text for people: a figure, or a dash where there is none.
+std::string shown(double value, int digits);
 /// The rows of one number of ranks, for people.
 std::string to_table(const std::vector<Row>& rows);
 

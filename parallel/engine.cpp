@@ -85,6 +85,7 @@ struct Engine<T>::State {
   std::vector<Flight> flights;
   std::vector<T> axes;  ///< one transport for each axis of a mesh of several
   RunTimes times;
+  RunParts parts;  ///< of the run under way
   Clock::time_point start;
   int under_way = 0;       ///< flights that count
   double since = 0;        ///< when under_way last rose from 0
@@ -268,6 +269,7 @@ struct Engine<T>::State {
   // ---- steps -----------------------------------------------------------------------------------
 
   void take(const Send& step) {
+    if (!parts.messages) return;
     before_reading(step.slot);
     auto pieces = strips<comm::ConstStrip>(step.slot, step.block, memory(step.slot));
     std::byte* rounded = stage(step);
@@ -285,6 +287,7 @@ struct Engine<T>::State {
   }
 
   void take(const Recv& step) {
+    if (!parts.messages) return;
     // Pieces of one slot arrive side by side; whatever else touches the home must be over.
     settle([&](const Flight& f) {
       return f.home == slot(step.slot).home && !(f.writes && f.slot == step.slot);
@@ -327,7 +330,9 @@ struct Engine<T>::State {
             {heads.begin - q.heads.begin, heads.end - q.heads.begin}};
   }
   Work work() {
-    return {options.score, options.threads, [this] { poll(); }, options.isa, &workspace};
+    std::function<void()> between_tiles;
+    if (parts.polling) between_tiles = [this] { poll(); };
+    return {options.score, options.threads, between_tiles, options.isa, &workspace};
   }
 
   template <class E>
@@ -367,6 +372,7 @@ struct Engine<T>::State {
     before_reading(step.k);
     before_reading(step.v);
     before_writing(step.out);
+    if (!parts.kernels) return;
     const double from = now();
     attend_any(step);
     times.compute += now() - from;
@@ -375,6 +381,7 @@ struct Engine<T>::State {
   void take(const AttendBackward& step) {
     for (const SlotId s : {step.q, step.k, step.v, step.d_o, step.stats}) before_reading(s);
     for (const SlotId s : {step.dq, step.dk, step.dv}) before_writing(s);
+    if (!parts.kernels) return;
     const double from = now();
     attend_any(step);
     times.compute += now() - from;
@@ -383,6 +390,7 @@ struct Engine<T>::State {
   void take(const Add& step) {
     before_reading(step.from);
     before_writing(step.into);
+    if (!parts.kernels) return;
     const double from = now();
     const auto as = [&]<class E>(E) {
       const auto* source = reinterpret_cast<const E*>(memory(step.from));
@@ -400,6 +408,7 @@ struct Engine<T>::State {
 
   void take(const Clear& step) {
     before_writing(step.slot);
+    if (!parts.kernels) return;
     const double from = now();
     start_over(step.slot);
     times.compute += now() - from;
@@ -419,6 +428,7 @@ struct Engine<T>::State {
   void take(const Merge& step) {
     before_reading(step.from);
     before_writing(step.into);
+    if (!parts.kernels) return;
     const double from = now();
     const auto as = [&]<class E>(E) {
       const View<const E> source = read<E>(step.from);
@@ -439,6 +449,7 @@ struct Engine<T>::State {
   }
 
   void take(const Reduce& step) {
+    if (!parts.messages) return;
     before_writing(step.slot);
     const Kind kind = slot(step.slot).block.kind;
     const Index record = record_bytes(kind, problem.shape(), problem.type());
@@ -479,7 +490,8 @@ struct Engine<T>::State {
     }
   }
 
-  RunTimes run() {
+  RunTimes run(const RunParts& wanted) {
+    parts = wanted;
     for (const SlotId s : program.inputs) {
       CHECK(memory(s) != nullptr || bytes(s) == 0, "input slot", s, "is neither filled nor bound");
     }
@@ -490,7 +502,7 @@ struct Engine<T>::State {
     std::vector<bool> seen(homes.size(), false);
     for (const Slot& s : program.slots) {  // the first slot of each home, as the rehearsal has it
       const auto home = static_cast<std::size_t>(s.home);
-      if (is_sum(s.block.kind) && !seen[home]) {
+      if (parts.kernels && is_sum(s.block.kind) && !seen[home]) {
         start_over(static_cast<SlotId>(&s - program.slots.data()));
       }
       seen[home] = true;
@@ -540,8 +552,8 @@ void Engine<T>::bind(SlotId slot, std::span<const std::byte> memory) {
 }
 
 template <comm::Transport T>
-RunTimes Engine<T>::run() {
-  return state_->run();
+RunTimes Engine<T>::run(const RunParts& parts) {
+  return state_->run(parts);
 }
 
 template <comm::Transport T>

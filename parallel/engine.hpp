@@ -48,6 +48,14 @@ struct EngineOptions {
   std::function<void(std::size_t step)> progress = {};  ///< before each step, may be empty
 };
 
+/// What a run does of its Program. With all of it results are right; anything less is for benches,
+/// which tell one part's time from the other's, and leaves results undefined.
+struct RunParts {
+  bool kernels = true;   ///< Attend and everything else that only this rank works on
+  bool messages = true;  ///< Send, Recv and Reduce
+  bool polling = true;   ///< messages may move while kernels work
+};
+
 /// Runs a Program over a transport: allocates the slots once, posts and awaits messages, polls
 /// while kernels work, and times every step. Used by one thread. All ranks construct and run
 /// together. Messages that fail throw std::runtime_error naming the step; no wait is longer than
@@ -67,8 +75,9 @@ class Engine {
   /// be that of the Block.
   void bind(SlotId slot, std::span<const std::byte> memory);
 
-  /// Computes. May be called again: inputs stay, results start afresh.
-  RunTimes run();
+  /// Computes. May be called again: inputs stay, results start afresh. All ranks give the same
+  /// `parts`.
+  RunTimes run(const RunParts& parts = {});
 
   /// The result of the last forward run: O [rows, heads, d_v] and LSE [rows, heads] of
   /// program.result(Kind::O).block, dense. E is double where the Problem's type is, else float.
