@@ -53,10 +53,12 @@ po::options_description described_options() {
        "a command that has this host send at most so many bytes a second, its last argument; "
        "bench/shaped gives it [the link stays as it is]")  //
       ("piece", po::value<Positive>(),
-       "bytes at which messages are cut [what dattn run takes]")                          //
-      ("repeat", po::value<Positive>()->default_value({9}), "timed repeats")              //
-      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")     //
-      ("csv", po::value<std::string>(), "write the rows as CSV [- for standard output]")  //
+       "bytes at which messages are cut [what dattn run takes]")  //
+      ("rest", po::value<Finite>()->default_value({0}),
+       "sleep before each run for this share of the time of the last; see bench/README.md")  //
+      ("repeat", po::value<Positive>()->default_value({9}), "timed repeats")                 //
+      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")        //
+      ("csv", po::value<std::string>(), "write the rows as CSV [- for standard output]")     //
       ("json", po::value<std::string>(),
        "write settings and rows as JSON [- for standard output]")  //
       ("help", "this text");
@@ -131,6 +133,10 @@ Options read_options(const po::options_description& described,
   if (options.overlap.ratio <= 0) {
     throw Failure(Exit::usage, "--comm-over-compute: want a number above 0, e.g. 0.7");
   }
+  options.overlap.rest = values["rest"].as<Finite>().value;
+  if (options.overlap.rest < 0 || options.overlap.rest > 10) {
+    throw Failure(Exit::usage, "--rest: want a number from 0 to 10, e.g. 0.15");
+  }
   const auto limited = [&](const char* name, Index most) {
     const Index value = values[name].as<Positive>().value;
     if (value <= most) return value;
@@ -200,14 +206,14 @@ void bench(Communicator& world, Options options) {
   options.overlap.set_rate = rate_setter(world, options.set_rate);
   if (options.piece > 0) {
     Communicator::Options wanted = world.options();
-    wanted.message_limit = options.piece;
+    wanted.piece = options.piece;
     world.set_options(wanted);
   }
   say(
       fmt::format("# dattn {}: {}, kernels for {}, {} ranks x {} threads, messages cut at {}, "
                   "median of {}\n",
                   kVersion, kName, chosen_isa().name, world.size(), options.overlap.threads,
-                  in_bytes(world.options().message_limit), options.overlap.repeats));
+                  in_bytes(world.options().piece), options.overlap.repeats));
   std::vector<nlohmann::ordered_json> lines;
   for (const Task& task : options.tasks) {
     const Shape& s = task.shape;

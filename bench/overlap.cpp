@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <stdexcept>
+#include <thread>
 
 #include "bench/contender.hpp"
 #include "bench/rows.hpp"
@@ -54,16 +56,15 @@ class Overlap {
   std::vector<OverlapRow> measure() {
     OverlapRow row;
     row.rate = settle_rate();
-    std::vector<Repeat> repeats;
+    std::vector<Repeat> repeats, unsteady;
     constexpr int kTries = 3;  // for each repeat that a busy machine spoils
     for (int i = 0; i < kTries * options_.repeats; ++i) {
       const Repeat one = repeat();
-      if (one.steady) repeats.push_back(one);
+      (one.steady ? repeats : unsteady).push_back(one);
       if (std::ssize(repeats) == options_.repeats) break;
-      all_.push_back(one);
     }
     row.steady = std::ssize(repeats) == options_.repeats;
-    if (!row.steady) repeats.insert(repeats.end(), all_.begin(), all_.end());
+    if (!row.steady) repeats.insert(repeats.end(), unsteady.begin(), unsteady.end());
     describe(row, repeats);
     std::vector<OverlapRow> rows;
     for (const bool polling : {true, false}) {
@@ -76,6 +77,7 @@ class Overlap {
 
  private:
   Run run(const RunParts& parts) {
+    std::this_thread::sleep_for(std::chrono::duration<double>(options_.rest * last_.seconds));
     ranks_.barrier();
     const RunTimes mine = contender_.run(pass_, parts);
     last_ = mine;
@@ -144,7 +146,7 @@ class Overlap {
     row.repeats = static_cast<int>(repeats.size());
     row.shape = task_.shape;
     row.mask = task_.mask_words;
-    row.piece = ranks_.options().message_limit;
+    row.piece = ranks_.options().piece;
     run(kMessages);
     const auto [bytes, messages] = sent();
     row.bytes = bytes;
@@ -195,7 +197,6 @@ class Overlap {
   const OverlapOptions& options_;
   Contender<E>& contender_;
   RunTimes last_;
-  std::vector<Repeat> all_;  ///< the unsteady ones
 };
 
 template <class E>

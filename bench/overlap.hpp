@@ -14,6 +14,7 @@ namespace dattn {
 struct OverlapOptions {
   int threads = 1;
   int repeats = 9;
+  double rest = 0;     ///< share of a run's time to sleep before the next
   double ratio = 0.7;  ///< seconds of a step's messages over those of its kernels; see README
   /// Collective: has every rank send at most so many bytes a second. Empty: the link stays as it
   /// is, whatever the ratio then comes to.

@@ -92,7 +92,7 @@ Request Communicator::Impl::post(bool receives, const Strips& strips, int peer, 
   message.peer = peer;
   message.tag = tag;
   message.bytes = total(strips);
-  message.limit = options.message_limit;
+  message.limit = std::min(options.piece, options.message_limit);
   message.deadline = options.deadline;
   message.exceptions = std::uncaught_exceptions();
   message.length = receives ? -1 : message.bytes;
@@ -129,6 +129,7 @@ const Communicator::Options& Communicator::options() const { return impl_->optio
 void Communicator::set_deadline(double seconds) { impl_->options.deadline = seconds; }
 
 void Communicator::set_options(const Options& options) {
+  if (options.piece < 1) throw std::invalid_argument(fmt::format("piece {}", options.piece));
   if (options.message_limit < 1 ||
       options.message_limit > std::numeric_limits<int>::max() - kFront) {
     throw std::invalid_argument(fmt::format("message_limit {}", options.message_limit));

@@ -25,8 +25,11 @@ class Communicator {
   using Request = comm::Request;
 
   struct Options {
-    std::int64_t message_limit = std::int64_t{1} << 30;  // bytes; longer messages are cut, and
-                                                         // all ranks must have the same limit
+    // Bytes; all ranks must have the same. A longer message from rank to rank goes in pieces, so
+    // that it moves both ways at once and at every poll: see README.
+    std::int64_t piece = std::int64_t{1} << 18;
+    // Bytes; what MPI is given at a time, of collectives too.
+    std::int64_t message_limit = std::int64_t{1} << 30;
     bool synchronous = checked_build();  // a send completes only when its receive has started
     double deadline = 300;               // seconds; the longest that a wait may take
   };
@@ -40,7 +43,7 @@ class Communicator {
   int rank() const;
   int size() const;
   const Options& options() const;
-  /// Precondition: 1 <= message_limit <= 2^31 - 9.
+  /// Precondition: 1 <= piece, 1 <= message_limit <= 2^31 - 9.
   void set_options(const Options& options);
   void set_deadline(double seconds);
 

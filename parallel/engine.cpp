@@ -91,6 +91,8 @@ struct Engine<T>::State {
   double since = 0;        ///< when under_way last rose from 0
   double on_the_wire = 0;  ///< seconds in which under_way was not 0
   double widening = 0;     ///< seconds in which land() worked
+  double polled = 0;       ///< when poll() last did something
+  std::size_t turn = 0;    ///< flight that the next poll tests first
   int now_at = 0;          ///< step, for messages
 
   State(const Problem& problem_in, const Program& program_in, T& transport_in,
@@ -206,13 +208,17 @@ struct Engine<T>::State {
 
   /// Lets messages move; called between tiles by the thread that runs the engine.
   void poll() {
-    for (std::size_t i = 0; i < flights.size();) {
-      if (test(flights[i])) {
-        land(i);
-      } else {
-        ++i;
+    if (flights.empty() || now() - polled < options.poll_every) return;
+    // Testing one message that is not done moves all; flights take turns at being that one.
+    for (std::size_t n = flights.size(); n > 0; --n) {
+      if (turn >= flights.size()) turn = 0;
+      if (!test(flights[turn])) {
+        ++turn;
+        break;
       }
+      land(turn);
     }
+    polled = now();
   }
 
   bool test(Flight& flight) {
@@ -498,6 +504,7 @@ struct Engine<T>::State {
     times = {};
     times.steps.resize(program.steps.size());
     on_the_wire = 0;
+    polled = 0;
     start = Clock::now();
     std::vector<bool> seen(homes.size(), false);
     for (const Slot& s : program.slots) {  // the first slot of each home, as the rehearsal has it

@@ -43,8 +43,10 @@ struct StepFailure : std::runtime_error {
 struct EngineOptions {
   Score score = {};  ///< how scores are made of q.k
   int threads = 1;
-  const Isa* isa = nullptr;                             ///< instruction set; null chooses
-  bool checked = false;                                 ///< fill what waits for a message with NaN
+  const Isa* isa = nullptr;    ///< instruction set; null chooses
+  double poll_every = 200e-6;  ///< seconds of kernels between two polls, at least: a poll has its
+                               ///< price even where nothing has come
+  bool checked = false;        ///< fill what waits for a message with NaN
   std::function<void(std::size_t step)> progress = {};  ///< before each step, may be empty
 };
 

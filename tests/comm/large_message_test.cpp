@@ -31,7 +31,8 @@ std::unique_ptr<std::uint64_t[]> words(std::int64_t count) {
 }
 
 TEST(LargeMessage, BeyondIntMax) {
-  world().set_deadline(100);
+  // In few pieces, so that counts and displacements come as near to INT_MAX as they may.
+  world().set_options({.piece = std::int64_t{1} << 30, .deadline = 100});
   if (world().rank() == 0) {
     const auto data = words(kPieces * kStrideWords);
     for (std::int64_t i = 0; i < kPeriod; ++i) {

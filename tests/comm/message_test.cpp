@@ -62,14 +62,15 @@ struct Strided {
 };
 
 struct Way {
-  std::int64_t limit;
+  std::int64_t limit;  // the pieces of a message and what MPI is given are as long
   bool synchronous;
 };
 
 class MessageTest : public testing::TestWithParam<Way> {
  protected:
   void SetUp() override {
-    world().set_options({.message_limit = GetParam().limit,
+    world().set_options({.piece = GetParam().limit,
+                         .message_limit = GetParam().limit,
                          .synchronous = GetParam().synchronous,
                          .deadline = world().options().deadline});
   }
@@ -298,6 +299,7 @@ TEST(Message, BrokenPreconditionsThrow) {
   EXPECT_THROW(static_cast<void>(world().recv(one, -1)), std::invalid_argument);
   EXPECT_THROW(static_cast<void>(world().recv(one, 0, -1)), std::invalid_argument);
   EXPECT_THROW(static_cast<void>(world().recv({{&byte, 2, 4, 1}}, 0)), std::invalid_argument);
+  EXPECT_THROW(world().set_options({.piece = 0}), std::invalid_argument);
   EXPECT_THROW(world().set_options({.message_limit = 0}), std::invalid_argument);
 }
 
