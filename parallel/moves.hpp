@@ -38,6 +38,9 @@ class Writer {
   /// A slot for a sum in one of the homes, cleared where the home has had other slots before.
   SlotId fresh(Block block, int home);
 
+  /// Whether the mask allows any pair of the rows and heads of two slots.
+  bool sees(SlotId q, SlotId k) const;
+
   /// For people: what was chosen and why.
   void note(std::string text) { program_.note = std::move(text); }
 
@@ -48,9 +51,6 @@ class Writer {
   Program finish(const AttendBackward& slots) &&;
 
  private:
-  /// Whether the mask allows any pair.
-  bool sees(SlotId q, SlotId k) const;
-
   const Problem& problem_;
   Program program_;
   std::vector<bool> used_;  ///< by home: some slot lies there
@@ -98,7 +98,8 @@ Side lighter_side(Writer& me, const std::vector<int>& ranks,
 /// The backward pass of circulate(). Either K and V go around and, one hop behind them, the sums of
 /// what the members give to their dK and dV, until these come home; or Q, dO and Stats do, and the
 /// sums of dQ: whichever is fewer bytes. Where sums are rounded on the wire each member sends what
-/// it gives straight home instead. `mine` are the slots of what the member starts with.
+/// it gives straight home instead. `mine` are the slots of what the member starts with. Of the work
+/// on its own keys a member keeps half for the end, while its sums come home.
 void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBackward& mine,
                         const std::function<Block(Kind, int rank)>& held);
 
@@ -112,11 +113,13 @@ struct RingHomes {
 };
 /// The same for a rank that goes round more than once, always with the same side and Homes, and
 /// does more at each stop than attend: `visit` is to add all that the slots it gets give to the
-/// gradients among them. What `mine` has of the side must lie in other homes.
+/// gradients among them. What `mine` has of the side must lie in other homes. `meanwhile`, if there
+/// is one, writes work of the rank's own that waits until the sums are on their way home.
 void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& side,
                         const AttendBackward& mine,
                         const std::function<Block(Kind, int rank)>& held, RingHomes& homes,
-                        const std::function<void(const AttendBackward&)>& visit);
+                        const std::function<void(const AttendBackward&)>& visit,
+                        const std::function<void()>& meanwhile = {});
 
 /// Moves a tensor among the ranks of `group` from the Blocks `from` to the Blocks `to` (one a
 /// member): messages are their intersections, a member's own part too (it costs a copy, no wire).

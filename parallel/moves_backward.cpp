@@ -1,7 +1,9 @@
 // The backward passes of the moves: inputs move as they do forward, and sums of gradients follow.
 #include <algorithm>
 #include <array>
+#include <numeric>
 #include <span>
+#include <utility>
 
 #include "parallel/moves.hpp"
 
@@ -45,18 +47,103 @@ Side lighter_side(Writer& me, const std::vector<int>& ranks,
   return side;
 }
 
+namespace {
+
+/// Two halves of a rank's own keys and values: between heads, where each query head reads from one
+/// half only, else between rows. Nothing if there are not two.
+struct Half {
+  Block k, v;
+};
+std::vector<Half> halves(const Shape& shape, const Block& q, const Block& k, const Block& v) {
+  const auto heads_of_q = [&](Range heads) {
+    return Half{{Kind::K, shape.key_heads_of(heads), k.rows},
+                {Kind::V, shape.value_heads_of(heads), v.rows}};
+  };
+  const Index unit =
+      std::lcm(shape.query_heads / shape.key_heads, shape.query_heads / shape.value_heads);
+  const Index cut = (q.heads.begin + q.heads.end) / 2 / unit * unit;
+  if (q.heads.begin < cut && cut < q.heads.end) {
+    return {heads_of_q({q.heads.begin, cut}), heads_of_q({cut, q.heads.end})};
+  }
+  std::vector<Half> rows;
+  Index left = k.row_count() / 2;
+  if (left == 0) return rows;
+  Ranges first, second;
+  for (const Range range : k.rows) {
+    const Index middle = range.begin + std::min(left, range.size());
+    append(first, {range.begin, middle});
+    append(second, {middle, range.end});
+    left -= middle - range.begin;
+  }
+  for (const Ranges& part : {first, second}) {
+    rows.push_back({{Kind::K, k.heads, part}, {Kind::V, v.heads, part}});
+  }
+  return rows;
+}
+
+/// The work on a rank's own keys in two halves, one for each time that nothing but it can hide
+/// messages: while the first guest is on its way, and while the own sums come home.
+class OwnWork {
+ public:
+  OwnWork(Writer& me, const AttendBackward& mine)
+      : me_(me),
+        mine_(mine),
+        halves_(
+            halves(me.problem().shape(), me.block(mine.q), me.block(mine.k), me.block(mine.v))) {
+    if (halves_.empty()) return;
+    for (int& home : homes_) home = me.home();
+  }
+
+  void first() { halves_.empty() ? me_.attend_backward(mine_) : work_on(halves_[0]); }
+  void second() {
+    if (!halves_.empty()) work_on(halves_[1]);
+  }
+
+ private:
+  /// A step takes whole slots, so the half is copied: a message of the rank to itself.
+  void work_on(const Half& half) {
+    AttendBackward part = mine_;
+    part.k = me_.slot(half.k, homes_[0]);
+    part.v = me_.slot(half.v, homes_[1]);
+    if (!me_.sees(mine_.q, part.k)) return;
+    for (const auto& [to, from] : {std::pair{part.k, mine_.k}, std::pair{part.v, mine_.v}}) {
+      me_.recv(to, me_.block(to), me_.rank());
+      me_.send(from, me_.block(to), me_.rank());
+    }
+    part.dk = me_.fresh({Kind::dK, half.k.heads, half.k.rows}, homes_[2]);
+    part.dv = me_.fresh({Kind::dV, half.v.heads, half.v.rows}, homes_[3]);
+    me_.attend_backward(part);
+    me_.add(part.dk, mine_.dk);
+    me_.add(part.dv, mine_.dv);
+  }
+
+  Writer& me_;
+  const AttendBackward& mine_;
+  std::vector<Half> halves_;
+  std::array<int, 4> homes_{};  ///< of a half's K, V, dK, dV
+};
+
+}  // namespace
+
 void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBackward& mine,
                         const std::function<Block(Kind, int rank)>& held) {
   if (ring.size() == 1) return me.attend_backward(mine);
   RingHomes homes;
-  circulate_backward(me, ring, lighter_side(me, ring, held), mine, held, homes,
-                     [&](const AttendBackward& now) { me.attend_backward(now); });
+  OwnWork own(me, mine);
+  circulate_backward(
+      me, ring, lighter_side(me, ring, held), mine, held, homes,
+      [&](const AttendBackward& now) {
+        const bool is_own = now.q == mine.q && now.k == mine.k;
+        is_own ? own.first() : me.attend_backward(now);
+      },
+      [&] { own.second(); });
 }
 
 void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& side,
                         const AttendBackward& mine,
                         const std::function<Block(Kind, int rank)>& held, RingHomes& ring_homes,
-                        const std::function<void(const AttendBackward&)>& visit) {
+                        const std::function<void(const AttendBackward&)>& visit,
+                        const std::function<void()>& meanwhile) {
   const int members = static_cast<int>(ring.size());
   const int here = place_in(ring, me.rank());
   const auto member = [&](int place) {
@@ -124,6 +211,7 @@ void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& si
     now = next;
   }
   AttendBackward home = arrive(me.rank(), left);
+  if (meanwhile) meanwhile();
   for (const Kind kind : side.sums) me.add(operand(home, kind), operand(own, kind));
 }
 
