@@ -203,8 +203,8 @@ TEST(BackwardVolume, OfUlyssesWhereNothingDivides) {
       for (int r = 0; r < ranks; ++r) {
         const auto at = static_cast<std::size_t>(r);
         const Index rows = problem.queries().rows(r).size();
-        const Index sums = (37 - rows) * (queries(r).size() * 5 + key_numbers(r)) *
-                           (wire == Wire::bf16 ? 2 : 4);
+        const Index sums =
+            (37 - rows) * (queries(r).size() * 5 + key_numbers(r)) * (wire == Wire::bf16 ? 2 : 4);
         Index inputs = 0;  // dO and Stats
         Index again = 0;   // Q, K and V
         for (int j = 0; j < ranks; ++j) {
