@@ -25,6 +25,7 @@
 #include "bench/rest.hpp"
 #include "bench/trial.hpp"
 #include "launcher/host.hpp"
+#include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/report.hpp"
 #include "launcher/together.hpp"
@@ -64,10 +65,7 @@ po::options_description described_options() {
       ("repeat", po::value<Positive>()->default_value({7}), "timed repeats")  //
       ("seconds", po::value<Positive>(),
        "for all repeats of one number of ranks: fewer are made if more do not fit, at least one")  //
-      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")  //
-      ("memory", po::value<Positive>(),
-       "bytes that a rank may use, e.g. 8G; strategies that do not fit together are measured one "
-       "after the other [what is available, in equal shares]")                            //
+      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")     //
       ("csv", po::value<std::string>(), "write the rows as CSV [- for standard output]")  //
       ("json", po::value<std::string>(),
        "write settings and rows as JSON [- for standard output]")  //
@@ -195,9 +193,7 @@ Options read_options(const po::options_description& described,
       options.trial.strategies.emplace_back(strategy.name);
     }
   }
-  if (values.count("memory") != 0) {
-    options.trial.bytes_a_rank = values["memory"].as<Positive>().value;
-  }
+  options.trial.bytes_a_rank = options.tasks.front().wish.memory;
   options.csv = file_name(values, "csv");
   options.json = file_name(values, "json");
   if (options.csv == "-" && options.json == "-") {
@@ -220,29 +216,22 @@ Options read_options(const po::options_description& described,
 }
 
 /// Collective: memory that there is for each rank, and a note if threads outnumber cpus.
-Index bytes_a_rank(Communicator& world, int threads, std::string& note) {
+Index memory_of_ranks(Communicator& world, int threads, std::string& note) {
   RankReport own;
   own.host = this_host();
   own.threads = threads;
-  Index least = 0;
   std::vector<RankReport> ranks;
   for (const std::string& text : world.all_gather(encoded(own))) ranks.push_back(decoded(text));
   for (const RankReport& rank : ranks) {
-    const auto shares = [&](bool cpus) {
-      return std::count_if(ranks.begin(), ranks.end(), [&](const RankReport& other) {
-        return other.host.name == rank.host.name && (!cpus || other.host.cpus == rank.host.cpus);
-      });
-    };
-    constexpr double kUsable = 0.9;  // MPI and the system want some
-    const auto bytes = static_cast<Index>(kUsable * static_cast<double>(rank.host.available_bytes) /
-                                          static_cast<double>(shares(false)));
-    if (bytes > 0 && (least == 0 || bytes < least)) least = bytes;
-    if (shares(true) * threads > rank.host.cpu_count && note.empty()) {
+    const auto sharing = std::count_if(ranks.begin(), ranks.end(), [&](const RankReport& other) {
+      return other.host.name == rank.host.name && other.host.cpus == rank.host.cpus;
+    });
+    if (sharing * threads > rank.host.cpu_count && note.empty()) {
       note = fmt::format("{} threads share {} cpus ({}): times are not scaling figures",
-                         shares(true) * threads, rank.host.cpu_count, rank.host.name);
+                         sharing * threads, rank.host.cpu_count, rank.host.name);
     }
   }
-  return least;
+  return bytes_a_rank(ranks);
 }
 
 /// The best rate of one rank, by pass, is what speedups are counted from.
@@ -271,7 +260,7 @@ void bench(Communicator& world, const Options& options) {
   };
   std::vector<std::string> notes(1);
   TrialOptions trial_options = options.trial;
-  const Index available = bytes_a_rank(world, trial_options.threads, notes.front());
+  const Index available = memory_of_ranks(world, trial_options.threads, notes.front());
   if (trial_options.bytes_a_rank == 0) trial_options.bytes_a_rank = available;
   if (notes.front().empty()) notes.clear();
   say(fmt::format("# dattn {}: {}, kernels for {}, {} scaling, median of {}{}\n", kVersion, kName,

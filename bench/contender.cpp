@@ -24,6 +24,10 @@ template <class E>
 void Contender<E>::load(const Task& task, const Program& program, Engine& engine) {
   for (const SlotId slot : program.inputs) {
     const Block& block = program.slots[static_cast<std::size_t>(slot)].block;
+    if (const auto kept = kept_slot(programs_.front(), block)) {
+      engine.bind(slot, engines_.front()->kept(*kept));
+      continue;
+    }
     std::byte* to = engine.input(slot).data();
     if (block.kind != Kind::Stats) {
       read(task, block, reinterpret_cast<E*>(to));

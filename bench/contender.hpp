@@ -8,7 +8,8 @@
 
 namespace dattn {
 
-/// One strategy on one problem, ready to run: an engine for each pass, with its inputs in place.
+/// One strategy on one problem, ready to run: an engine for each pass, with its inputs in place;
+/// those that the forward pass keeps are where it left them.
 template <class E>
 class Contender {
  public:

@@ -12,7 +12,6 @@
 #include "bench/rest.hpp"
 #include "launcher/calibrate.hpp"
 #include "launcher/report.hpp"
-#include "parallel/rehearse.hpp"
 
 namespace dattn {
 namespace {
@@ -49,6 +48,9 @@ Wish wish_for(const Task& task, const Entry& entry, int ranks) {
   wish.strategy = entry.strategy;
   if (!entry.partition.empty()) wish.partition = entry.partition;
   wish.ranks = ranks;
+  // The engines of both passes are there all the time, so keeping takes less memory than sending
+  // again; what they take together is limited below.
+  wish.memory = 0;
   return wish;
 }
 
@@ -69,9 +71,9 @@ void plan(const Task& task, const Machine& machine, int ranks, int threads, Entr
   entry.mesh = choice.problem->mesh().text();
   Index rows = 0;
   for (int r = 0; r < ranks; ++r) rows = std::max(rows, choice.problem->queries().rows(r).size());
-  for (const Pass pass : task.passes()) {
-    const Rehearsal rehearsal =
-        rehearse(*choice.problem, make_plan(*choice.strategy, *choice.problem, pass), machine);
+  for (const auto& [proved, rehearsal] :
+       plan_passes(*choice.strategy, *choice.problem, task.passes(), machine)) {
+    const Pass pass = proved.front().pass;
     if (rehearsal.fault) {
       entry.refused = "the plan is refused: " + rehearsal.fault->text();
       return;
@@ -80,8 +82,10 @@ void plan(const Task& task, const Machine& machine, int ranks, int threads, Entr
     entry.memory.push_back(*std::max_element(rehearsal.memory_bytes.begin(),  //
                                              rehearsal.memory_bytes.end()));
     entry.pairs = rehearsal.pairs_total();
-    entry.bytes +=
-        entry.memory.back() + ideal_kernel_bytes(task, pass, rows, task.shape.keys, threads);
+    entry.bytes += ideal_kernel_bytes(task, pass, rows, task.shape.keys, threads) +
+                   entry.memory.back() -
+                   *std::min_element(rehearsal.kept_bytes.begin(),  //
+                                     rehearsal.kept_bytes.end());
   }
 }
 

@@ -7,15 +7,13 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <sstream>
 
-#include "kernels/attend_backward.hpp"
 #include "launcher/calibrate.hpp"
+#include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/report.hpp"
 #include "launcher/together.hpp"
-#include "parallel/pairs.hpp"
 #include "parallel/stats.hpp"
 
 namespace dattn {
@@ -38,78 +36,6 @@ int choose_threads(const RunOptions& options, const Host& host, Communicator& wo
     ranks_here += other == host.name + " " + host.cpus ? 1 : 0;
   }
   return options.threads > 0 ? options.threads : std::max(1, host.cpu_count / ranks_here);
-}
-
-/// Memory in bytes that the kernels of a rank take beside its slots, at most.
-Index kernel_bytes(const Problem& problem, const Program& program, int threads) {
-  Index most = 0;
-  if (problem.type() == Type::f8) return most;
-  const auto block = [&](SlotId id) -> const Block& {
-    return program.slots[static_cast<std::size_t>(id)].block;
-  };
-  for (const Step& step : program.steps) {
-    if (const auto* attend = std::get_if<Attend>(&step)) {
-      most = std::max(most, attend_bytes(problem.shape(), block(attend->q).row_count(),
-                                         heads_served(program, *attend, problem.shape()).size(),
-                                         block(attend->k).row_count(), threads, chosen_isa()));
-    } else if (const auto* back = std::get_if<AttendBackward>(&step)) {
-      most = std::max(most,
-                      attend_backward_bytes(problem.shape(), block(back->q).row_count(),
-                                            heads_served(program, *back, problem.shape()),
-                                            block(back->k).row_count(), block(back->k).heads.size(),
-                                            block(back->v).heads.size(), threads, chosen_isa()));
-    }
-  }
-  return most;
-}
-
-/// One pass as it is planned.
-struct Planned {
-  Plan plan;
-  Rehearsal rehearsal;
-};
-
-/// Memory in bytes that a rank needs at most. Passes run one after the other, each with slots of
-/// its own, and leave their results in arrays of the rank: O and LSE (for which the records of a
-/// Partial are one number too many) and the gradients; dO is read for the Stats.
-Index memory_bytes(const Problem& problem, const std::vector<Planned>& passes, std::size_t rank,
-                   int threads) {
-  Index results = 0;
-  Index most = 0;
-  for (const Planned& pass : passes) {
-    const Program& program = pass.plan[rank];
-    if (program.pass == Pass::backward) {
-      const Block& stats =
-          program.slots[static_cast<std::size_t>(program.input(Kind::Stats))].block;
-      results += bytes_of({Kind::dO, stats.heads, stats.rows}, problem.shape(), problem.type());
-    }
-    for (const Result& result : program.results) {
-      results += bytes_of(result.block, problem.shape(), problem.type());
-    }
-    most = std::max(most, results + pass.rehearsal.memory_bytes[rank] +
-                              kernel_bytes(problem, program, threads));
-  }
-  return most;
-}
-
-/// Refuses a plan that does not fit into the memory of a host, before anything is allocated.
-void require_memory(const std::vector<RankReport>& ranks, const Problem& problem,
-                    const std::vector<Planned>& passes) {
-  std::map<std::string, std::pair<Index, Index>> hosts;  // needed, available
-  for (std::size_t r = 0; r < ranks.size(); ++r) {
-    auto& [needed, available] = hosts[ranks[r].host.name];
-    needed += memory_bytes(problem, passes, r, ranks[r].threads);
-    available = ranks[r].host.available_bytes;
-  }
-  for (const auto& [name, need] : hosts) {
-    if (need.second == 0 || need.first <= need.second) continue;
-    throw Failure(
-        Exit::memory,
-        fmt::format("the plan needs {} on host {}, which has {} available; use more hosts, "
-                    "fewer ranks on this one, or another --strategy (dattn plan shows the "
-                    "memory of each rank)",
-                    in_bytes(need.first), name, in_bytes(need.second)));
-  }
 }
 
 /// One line on a terminal, now and then, while long work goes on. Rank 0 only.
@@ -225,32 +151,37 @@ class Job {
                                                                own_.threads, task.wish.gradients));
     report_.isa = chosen_isa().name;
     const auto hosts = world_.gather(encoded(own_));
-    std::string chosen;  // strategy, partition, forecast
+    std::string chosen;  // strategy, partition, whether it keeps, forecast
     together(world_, [&] {
       if (!leads()) return;
-      choice_ = choose_for(task, world_.size(), report_.machine);
-      double forecast = 0;
-      std::vector<Planned> passes;
-      for (const Pass pass : task.passes()) {
-        Plan plan = make_plan(*choice_.strategy, *choice_.problem, pass);
-        Rehearsal rehearsal = rehearse(*choice_.problem, plan, report_.machine);
-        if (rehearsal.fault) {
-          throw Failure(Exit::internal, "the plan is refused: " + rehearsal.fault->text());
-        }
-        forecast = std::max(forecast, rehearsal.forecast_seconds());
-        passes.push_back({std::move(plan), std::move(rehearsal)});
-      }
       for (const std::string& text : hosts) report_.ranks.push_back(decoded(text));
-      require_memory(report_.ranks, *choice_.problem, passes);
-      for (Planned& pass : passes) report_.rehearsals.push_back(std::move(pass.rehearsal));
-      chosen =
-          fmt::format("{} {} {:a}", choice_.strategy->name, choice_.problem->partition(), forecast);
+      Task limited = task;
+      if (limited.wish.memory == 0) limited.wish.memory = bytes_a_rank(report_.ranks);
+      limited.wish.kernels = [&](const Problem& problem, const Program& program) {
+        return kernel_bytes(problem, program,
+                            report_.ranks[static_cast<std::size_t>(program.rank)].threads);
+      };
+      choice_ = choose_for(limited, world_.size(), report_.machine);
+      double forecast = 0;
+      std::vector<Planned> passes =
+          plan_passes(*choice_.strategy, *choice_.problem, task.passes(), report_.machine);
+      report_.slot_bytes = slot_bytes(*choice_.problem, passes);
+      for (Planned& pass : passes) {
+        if (pass.rehearsal.fault) {
+          throw Failure(Exit::internal, "the plan is refused: " + pass.rehearsal.fault->text());
+        }
+        forecast = std::max(forecast, pass.rehearsal.forecast_seconds());
+        report_.rehearsals.push_back(std::move(pass.rehearsal));
+      }
+      chosen = fmt::format("{} {} {:d} {:a}", choice_.strategy->name, choice_.problem->partition(),
+                           choice_.problem->keeps(), forecast);
     });
     world_.broadcast(chosen, 0);
     std::istringstream words(chosen);
     std::string forecast;
     Task same = task;
-    words >> same.wish.strategy >> same.wish.partition >> forecast;
+    same.wish.memory = 0;  // rank 0 has seen to it
+    words >> same.wish.strategy >> same.wish.partition >> same.wish.keeps.emplace() >> forecast;
     if (!leads()) choice_ = choose_for(same, world_.size(), report_.machine);
     // A rank with less work than its neighbours waits for them, and not in vain.
     constexpr double kPatience = 20;
@@ -289,13 +220,19 @@ class Job {
     std::vector<T>& of(Kind kind) { return kind == Kind::dQ ? dq : kind == Kind::dK ? dk : dv; }
   };
 
-  /// Fills the input slots with elements of type E; Stats are of what the forward pass has left.
+  /// Fills the input slots with elements of type E; Stats are of what the forward pass has left,
+  /// and what it has kept stays where it is.
   template <class E>
   void load(Engine<Communicator>& engine, const Program& program,
             const Results<SumOf<E>>& results) {
     const Shape& shape = choice_.problem->shape();
     for (const SlotId slot : program.inputs) {
       const Block& input = block(program, slot);
+      const auto kept = forward_ ? kept_slot(programs_[0], input) : std::nullopt;
+      if (kept) {
+        engine.bind(slot, forward_->kept(*kept));
+        continue;
+      }
       std::byte* to = engine.input(slot).data();
       if (input.kind != Kind::Stats) {
         read(input.kind, input.rows, reinterpret_cast<E*>(to));
@@ -320,13 +257,14 @@ class Job {
     Progress progress(leads() && ::isatty(STDERR_FILENO) == 1, name_of(program.pass), runs,
                       program.steps.size());
     int run = 0;
-    Engine<Communicator> engine(
+    auto made = std::make_unique<Engine<Communicator>>(
         *choice_.problem, program, world_,
         EngineOptions{.score = {.scale = options_.task.scale},
                       .threads = own_.threads,
                       .isa = nullptr,
                       .checked = comm::checked_build(),
                       .progress = [&](std::size_t step) { progress.at(run, step); }});
+    Engine<Communicator>& engine = *made;
     together(world_, [&] { load<E>(engine, program, results); });
     RunTimes last;
     for (; run < runs; ++run) {
@@ -343,6 +281,8 @@ class Job {
         engine.gradient(result.block.kind, std::span<T>(results.of(result.block.kind)));
       }
     }
+    forward_.reset();
+    if (program.pass == Pass::forward && choice_.problem->keeps()) forward_ = std::move(made);
     return last;
   }
 
@@ -437,7 +377,9 @@ class Job {
   RankReport own_;
   Choice choice_;
   std::vector<Program> programs_;  ///< by pass
-  RunReport report_;               ///< rank 0's, but for the choice
+  /// The forward pass's, until the backward pass is over, where the Problem keeps.
+  std::unique_ptr<Engine<Communicator>> forward_;
+  RunReport report_;  ///< rank 0's, but for the choice
 };
 
 }  // namespace

@@ -1,11 +1,14 @@
 #include "launcher/options.hpp"
 
+#include <fmt/format.h>
+
 #include <cmath>
 #include <sstream>
 #include <stdexcept>
 
 #include "launcher/failure.hpp"
 #include "launcher/output_file.hpp"
+#include "launcher/report.hpp"
 #include "launcher/values.hpp"
 
 namespace dattn {
@@ -101,6 +104,10 @@ po::options_description split_options(bool with_strategy) {
       ("partition", word(names_and_auto(partition_kinds()))->default_value("auto"),
        "which tokens each rank owns (see dattn list)")                                   //
       ("mesh", po::value<MeshSize>(), "extents of the mesh of ranks, e.g. 2x3 for usp")  //
+      ("memory", po::value<Positive>(),
+       "bytes that a rank may use, e.g. 8G: a backward pass keeps what the forward pass of ulysses "
+       "and usp redistributed if it fits, else has it sent again [run and benches: what the host "
+       "has, in equal shares; plan: any number]")  //
       ("machine", po::value<std::string>()->default_value(""),
        "what the forecast assumes: latency=S,bandwidth=B,rate=F,overhead=S,backward_rate=F [rate]; "
        "run measures what is left out of the first three and, if anything, the backward rate");
@@ -139,6 +146,7 @@ Task make_task(const po::variables_map& values) {
   if (values.count("strategy") != 0) task.wish.strategy = values["strategy"].as<std::string>();
   task.wish.partition = values["partition"].as<std::string>();
   if (values.count("mesh") != 0) task.wish.mesh = values["mesh"].as<MeshSize>().extents;
+  if (values.count("memory") != 0) task.wish.memory = values["memory"].as<Positive>().value;
   task.machine = values["machine"].as<std::string>();
   machine_of(task.machine, {});  // complain now rather than after the set-up
   return task;
@@ -175,6 +183,12 @@ Choice choose_for(const Task& task, int ranks, const Machine& machine) {
   wish.ranks = ranks;
   try {
     return choose(wish, task.shape, task.mask, task.type, machine);
+  } catch (const DoesNotFit& e) {
+    throw Failure(Exit::memory,
+                  fmt::format("{} needs {} on a rank, which has {}; use more hosts, fewer ranks on "
+                              "this one, a larger --memory or another --strategy (dattn plan shows "
+                              "the memory of each rank)",
+                              e.strategy, in_bytes(e.needs), in_bytes(e.may)));
   } catch (const std::invalid_argument& e) {
     throw Failure(Exit::usage, std::string(wish.mesh ? "--mesh" : "--strategy") + ": " + e.what());
   }

@@ -44,7 +44,7 @@ std::string file_name(const boost::program_options::variables_map& values, const
 /// Text outputs may be named without a file: "--json" alone means "--json -", standard output.
 std::vector<std::string> with_default_files(std::vector<std::string> arguments);
 
-/// choose(), with what does not fit as a Failure(usage) that names the option.
+/// choose(), with what does not fit as a Failure (usage or memory) that names the option.
 Choice choose_for(const Task& task, int ranks, const Machine& machine);
 
 /// parse_machine(), likewise.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "launcher/commands.hpp"
+#include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/report.hpp"
 #include "launcher/values.hpp"
@@ -55,15 +56,22 @@ Exit plan_command(const std::vector<std::string>& arguments) {
   const std::string json_path = file_name(values, "json");
   if (!json_path.empty() && json_path != "-") refuse_unwritable(json_path);
 
-  const Task task = make_task(values);
+  Task task = make_task(values);
+  task.wish.kernels = [](const Problem& problem, const Program& program) {
+    return kernel_bytes(problem, program, 1);
+  };
   const Machine machine = machine_of(task.machine, {});
   const Choice choice = choose_for(task, static_cast<int>(ranks), machine);
+  std::vector<Planned> passes =
+      plan_passes(*choice.strategy, *choice.problem, task.passes(), machine);
+  const std::vector<Index> slots = slot_bytes(*choice.problem, passes);
   std::vector<Rehearsal> rehearsals;
   std::string text;
   std::size_t steps = 0;  // of the forward pass
-  for (const Pass pass : task.passes()) {
-    const Plan plan = make_plan(*choice.strategy, *choice.problem, pass);
-    rehearsals.push_back(rehearse(*choice.problem, plan, machine));
+  for (Planned& planned : passes) {
+    const Plan& plan = planned.plan;
+    const Pass pass = plan.front().pass;
+    rehearsals.push_back(std::move(planned.rehearsal));
     std::size_t count = 0;
     for (const Program& program : plan) count += program.steps.size();
     if (pass == Pass::forward) steps = count;
@@ -74,10 +82,11 @@ Exit plan_command(const std::vector<std::string>& arguments) {
       for (const Program& program : plan) text += dattn::text(program);
     }
   }
+  if (task.wish.gradients) text += memory_line(choice, slots) + "\n";
   const bool wrong = std::any_of(rehearsals.begin(), rehearsals.end(),
                                  [](const Rehearsal& r) { return r.fault.has_value(); });
   if (!json_path.empty()) {
-    nlohmann::json j = plan_json(task, choice, rehearsals);
+    nlohmann::json j = plan_json(task, choice, rehearsals, slots);
     j["version"] = 1;
     j["command"] = "plan";
     j["steps"] = steps;

@@ -184,7 +184,24 @@ std::string plan_line(const Choice& choice, const Rehearsal& r, Pass pass) {
       mean == 0 ? 1.0 : static_cast<double>(most) / static_cast<double>(mean));
 }
 
-json plan_json(const Task& task, const Choice& choice, const std::vector<Rehearsal>& rehearsals) {
+std::string memory_line(const Choice& choice, const std::vector<Index>& slot_bytes) {
+  std::string line = fmt::format(
+      "memory of both passes: slots of at most {} a rank, {}",
+      in_bytes(*std::max_element(slot_bytes.begin(), slot_bytes.end())),
+      choice.problem->keeps() ? "those of the forward pass kept for the Q, K, V by head in them"
+                              : "one pass after the other");
+  if (choice.may_use > 0) {
+    line += fmt::format("; with kernels and results {} of the {} that a rank may use",
+                        in_bytes(choice.needs), in_bytes(choice.may_use));
+  }
+  if (!choice.problem->keeps() && choice.needs_to_keep > 0) {
+    line += fmt::format(", to keep Q, K, V by head would take {}", in_bytes(choice.needs_to_keep));
+  }
+  return line;
+}
+
+json plan_json(const Task& task, const Choice& choice, const std::vector<Rehearsal>& rehearsals,
+               const std::vector<Index>& slot_bytes) {
   const Shape& s = task.shape;
   const auto wrong = std::find_if(rehearsals.begin(), rehearsals.end(),
                                   [](const Rehearsal& r) { return r.fault.has_value(); });
@@ -213,7 +230,14 @@ json plan_json(const Task& task, const Choice& choice, const std::vector<Rehears
     return j;
   }
   add_figures(j, rehearsals.front());
-  if (rehearsals.size() > 1) add_figures(j["backward"], rehearsals[1]);
+  if (rehearsals.size() > 1) {
+    add_figures(j["backward"], rehearsals[1]);
+    j["both_passes"] = {{"keeps", choice.problem->keeps()},
+                        {"kept_bytes", rehearsals.front().kept_bytes},
+                        {"memory_bytes", slot_bytes}};
+    if (choice.needs > 0) j["both_passes"]["needed_bytes"] = choice.needs;
+    if (choice.needs_to_keep > 0) j["both_passes"]["needed_bytes_to_keep"] = choice.needs_to_keep;
+  }
   return j;
 }
 
@@ -250,6 +274,7 @@ std::string heading(const RunReport& report) {
   for (const Pass pass : report.task->passes()) {
     out += plan_line(*report.choice, report.rehearsal(pass), pass) + "\n";
   }
+  if (report.task->wish.gradients) out += memory_line(*report.choice, report.slot_bytes) + "\n";
   return out;
 }
 
@@ -309,7 +334,7 @@ std::string text(const GradientVerdict& v) {
 }
 
 json to_json(const RunReport& report) {
-  json j = plan_json(*report.task, *report.choice, report.rehearsals);
+  json j = plan_json(*report.task, *report.choice, report.rehearsals, report.slot_bytes);
   j["version"] = 1;
   j["program"] = fmt::format("dattn {}", kVersion);
   j["command"] = "run";

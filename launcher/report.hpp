@@ -32,6 +32,7 @@ struct RunReport {
   const Task* task = nullptr;
   const Choice* choice = nullptr;
   std::vector<Rehearsal> rehearsals;  ///< by pass
+  std::vector<Index> slot_bytes;      ///< by rank; of all passes together
   Machine machine;
   std::string isa;
   std::vector<RankReport> ranks;
@@ -58,8 +59,12 @@ std::string to_csv(const RunReport& report);
 
 /// The plan's part of every report, forward pass first; shared with `dattn plan`.
 nlohmann::json plan_json(const Task& task, const Choice& choice,
-                         const std::vector<Rehearsal>& rehearsals);
+                         const std::vector<Rehearsal>& rehearsals,
+                         const std::vector<Index>& slot_bytes);
 std::string plan_line(const Choice& choice, const Rehearsal& rehearsal, Pass pass);
+
+/// What both passes together hold, and whether the second has what the first redistributed.
+std::string memory_line(const Choice& choice, const std::vector<Index>& slot_bytes);
 
 /// Chrome trace (chrome://tracing, Perfetto) of one run that began `from` seconds after the first:
 /// one row a rank; made rank by rank.

@@ -564,6 +564,13 @@ RunTimes Engine<T>::run(const RunParts& parts) {
 }
 
 template <comm::Transport T>
+std::span<const std::byte> Engine<T>::kept(SlotId slot) const {
+  const auto& all = state_->program.kept;
+  CHECK(std::find(all.begin(), all.end(), slot) != all.end(), slot);
+  return {state_->memory(slot), static_cast<std::size_t>(state_->bytes(slot))};
+}
+
+template <comm::Transport T>
 template <class E>
 void Engine<T>::result(std::span<E> o, std::span<E> lse) const {
   const auto d_v = static_cast<std::size_t>(state_->problem.shape().d_v);

@@ -81,6 +81,10 @@ class Engine {
   /// `parts`.
   RunTimes run(const RunParts& parts = {});
 
+  /// Memory of a slot of program.kept, laid out as its Block, for the backward pass's engine to
+  /// bind: filled by a run, and afresh by each.
+  std::span<const std::byte> kept(SlotId slot) const;
+
   /// The result of the last forward run: O [rows, heads, d_v] and LSE [rows, heads] of
   /// program.result(Kind::O).block, dense. E is double where the Problem's type is, else float.
   template <class E>

@@ -13,7 +13,7 @@ class Inspector {
       : problem_(problem), program_(program), rank_(rank) {}
 
   std::optional<Fault> run() {
-    if (!slots_stand() || !inputs_stand() || !results_stand()) return fault_;
+    if (!slots_stand() || !inputs_stand() || !results_stand() || !kept_stand()) return fault_;
     for (; step_ < program_.steps.size(); ++step_) {
       if (!std::visit([this](const auto& step) { return stands(step); }, program_.steps[step_])) {
         break;
@@ -65,6 +65,9 @@ class Inspector {
     for (const Result& result : program_.results) {
       if (!known(result.slot)) return false;
     }
+    for (const SlotId s : program_.kept) {
+      if (!known(s)) return false;
+    }
     for (const Slot& slot : program_.slots) {
       if (slot.home < 0 || slot.home >= program_.homes) {
         return fault("there is no home " + std::to_string(slot.home));
@@ -87,7 +90,9 @@ class Inspector {
       if (input.kind != due[i]) {
         return fault(text(input) + " as the input " + std::string(name_of(due[i])));
       }
-      // Queries may be replicated (few of them, against many keys); keys and values have one owner.
+      // Queries may be replicated (few of them, against many keys); keys and values have one owner,
+      // unless the forward pass has kept them for this rank, which hand_over() proves.
+      if (program_.pass == Pass::backward && problem_.keeps()) continue;
       const Range own = problem_.keys().rows(rank_);
       for (const Range rows : input.rows) {
         if (!of_queries(input.kind) && !own.contains(rows)) {
@@ -128,6 +133,24 @@ class Inspector {
     step_ = program_.steps.size();
     return fault("does not deliver each result of a " + std::string(name_of(program_.pass)) +
                  " pass");
+  }
+
+  bool kept_stand() {
+    for (std::size_t i = 0; i < program_.kept.size(); ++i) {
+      const Block& kept = block(program_.kept[i]);
+      const auto kinds = input_kinds(Pass::forward);
+      if (program_.pass != Pass::forward ||
+          std::find(kinds.begin(), kinds.end(), kept.kind) == kinds.end()) {
+        return fault("keeps " + text(kept) + " in a " + std::string(name_of(program_.pass)) +
+                     " pass");
+      }
+      for (std::size_t j = 0; j < i; ++j) {
+        if (block(program_.kept[j]).kind == kept.kind) {
+          return fault("keeps both " + text(block(program_.kept[j])) + " and " + text(kept));
+        }
+      }
+    }
+    return true;
   }
 
   bool writable(SlotId s) { return !is_input(home(s)) || fault("writes into an input"); }

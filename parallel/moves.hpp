@@ -41,8 +41,13 @@ class Writer {
   /// Whether the mask allows any pair of the rows and heads of two slots.
   bool sees(SlotId q, SlotId k) const;
 
-  /// For people: what was chosen and why.
-  void note(std::string text) { program_.note = std::move(text); }
+  /// Has the backward pass start with what `slot` holds in the end.
+  void keep(SlotId slot) { program_.kept.push_back(slot); }
+
+  /// For people: one more thing that was chosen, and why.
+  void note(const std::string& text) {
+    program_.note += (program_.note.empty() ? "" : "; ") + text;
+  }
 
   /// The finished forward Program; `out` holds the Partial of `delivers` at its end.
   Program finish(SlotId q, SlotId k, SlotId v, SlotId out, Block delivers) &&;

@@ -43,7 +43,7 @@ Side lighter_side(Writer& me, const std::vector<int>& ranks,
          std::to_string(std::max(by_keys, by_queries));
   const Side side = fewer ? queries : keys;
   if (sums_go_straight(side, problem)) why += "; rounded sums go straight to their owners";
-  me.note(std::move(why));
+  me.note(why);
   return side;
 }
 

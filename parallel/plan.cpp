@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
 
 #include "kernels/check.hpp"
 
@@ -86,6 +87,23 @@ Index wire_bytes(const Block& block, const Problem& problem) {
   return records * (kept + (record - kept) / 2);
 }
 
+Index memory_bytes(const Program& program, const Problem& problem) {
+  Index sum = 0;
+  for (const auto& bytes : {home_bytes(program, problem), staging_bytes(program, problem)}) {
+    sum = std::accumulate(bytes.begin(), bytes.end(), sum);
+  }
+  return sum;
+}
+
+Index kept_bytes(const Program& program, const Problem& problem) {
+  Index sum = 0;
+  for (const SlotId s : program.kept) {
+    sum +=
+        bytes_of(program.slots[static_cast<std::size_t>(s)].block, problem.shape(), problem.type());
+  }
+  return sum;
+}
+
 Index wire_bytes(const Program& program, const Send& send, const Problem& problem) {
   return send.peer == program.rank ? 0 : wire_bytes(send.block, problem);
 }
@@ -151,6 +169,7 @@ std::string text(const Program& program) {
            text(program, program.steps[i]) + "\n";
   }
   for (const Result& result : program.results) out += "  delivers " + text(result.block) + "\n";
+  for (const SlotId s : program.kept) out += "  keeps " + slot_text(program, s) + "\n";
   return out;
 }
 

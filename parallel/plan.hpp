@@ -84,7 +84,8 @@ struct Result {
 
 /// One rank's Slots and Steps. The slots `inputs` are filled beforehand, one of each of
 /// input_kinds; of the others, the first of each home starts over no pair if it is a sum.
-/// `results` has one of each of result_kinds.
+/// `results` has one of each of result_kinds. What a forward Program has in `kept`, of Q, K and V
+/// one Block each at most, is whole at its end, for the backward Program to start with.
 struct Program {
   int rank = 0;
   Pass pass = Pass::forward;
@@ -93,6 +94,7 @@ struct Program {
   int homes = 0;
   std::vector<SlotId> inputs;
   std::vector<Result> results;
+  std::vector<SlotId> kept;
   std::string note;  ///< what the strategy chose and why, for people; may be empty
 
   /// The input, or the result, of this kind. @pre there is one
@@ -105,6 +107,10 @@ using Plan = std::vector<Program>;
 
 /// Bytes of each home of the program: its largest slot.
 std::vector<Index> home_bytes(const Program& program, const Problem& problem);
+/// Bytes of all that an Engine holds for the program.
+Index memory_bytes(const Program& program, const Problem& problem);
+/// Bytes of what the program keeps, of these.
+Index kept_bytes(const Program& program, const Problem& problem);
 
 /// Whether Blocks of this kind are rounded on their way to another rank.
 bool is_rounded(Kind kind, const Problem& problem);

@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <limits>
-#include <stdexcept>
+#include <numeric>
 
 #include "parallel/pairs.hpp"
-#include "parallel/rehearse.hpp"
 
 namespace dattn {
 namespace {
@@ -99,16 +98,29 @@ Cost walk(const Problem& problem, const Program& program, PairCounter& pairs,
   return {std::max({clock, out_free, in_free}), bytes};
 }
 
+/// First and last ranks of equal parts: the last rank of all is where uneven cuts of tokens or
+/// heads leave most.
+std::vector<int> some_ranks(int ranks) {
+  std::vector<int> some;
+  for (int i = 0; i < kFewRanks; ++i) {
+    const Range part = even_part(ranks, kFewRanks / 2, i / 2);
+    some.push_back(static_cast<int>(i % 2 == 0 ? part.begin : part.end - 1));
+  }
+  return some;
+}
+
+std::vector<int> all_ranks(int ranks) {
+  std::vector<int> all(static_cast<std::size_t>(ranks));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
 /// The slowest of a few ranks by walk(): what a rehearsal would say, nearly, for much less.
 Cost estimate(const Choice& choice, Pass pass, const Machine& machine) {
   const Problem& problem = *choice.problem;
   PairCounter pairs(problem);
   Cost whole;
-  // First and last ranks of equal parts: the last rank of all is where uneven cuts of tokens or
-  // heads leave most.
-  for (int i = 0; i < kFewRanks; ++i) {
-    const Range part = even_part(problem.ranks(), kFewRanks / 2, i / 2);
-    const int rank = static_cast<int>(i % 2 == 0 ? part.begin : part.end - 1);
+  for (const int rank : some_ranks(problem.ranks())) {
     const Cost one =
         walk(problem, make_program(*choice.strategy, problem, rank, pass), pairs, machine);
     whole.seconds = std::max(whole.seconds, one.seconds);
@@ -145,7 +157,73 @@ std::vector<Choice> candidates(const Wish& wish, const Shape& shape, const MaskP
   return out;
 }
 
+/// Bytes that the rank that needs most of `ranks` needs.
+Index most_needed(const Wish& wish, const Strategy& strategy, const Problem& problem,
+                  const std::vector<int>& ranks) {
+  Index most = 0;
+  for (const int rank : ranks) {
+    const Program forward = make_program(strategy, problem, rank, Pass::forward);
+    std::optional<Program> backward;
+    if (wish.gradients) backward = make_program(strategy, problem, rank, Pass::backward);
+    most = std::max(most, needed_bytes(problem, forward, backward ? &*backward : nullptr,  //
+                                       wish.kernels));
+  }
+  return most;
+}
+
+/// Decides whether the choice keeps, and says whether it then fits, by the needs of `ranks`.
+bool fit(const Wish& wish, Choice& choice, const std::vector<int>& ranks) {
+  const Strategy& strategy = *choice.strategy;
+  Problem keeping = choice.problem->keeping(true);
+  // All ranks keep something, or none does.
+  const bool may_keep = wish.gradients && wish.keeps.value_or(true) &&
+                        !make_program(strategy, keeping, 0, Pass::forward).kept.empty();
+  Problem sending = choice.problem->keeping(false);
+  if (wish.memory == 0) {
+    choice.problem = std::make_shared<const Problem>(may_keep ? keeping : sending);
+    return true;
+  }
+  choice.may_use = wish.memory;
+  choice.needs_to_keep = may_keep ? most_needed(wish, strategy, keeping, ranks) : 0;
+  const bool keeps = may_keep && (wish.keeps || choice.needs_to_keep <= wish.memory);
+  choice.needs = keeps ? choice.needs_to_keep : most_needed(wish, strategy, sending, ranks);
+  choice.problem = std::make_shared<const Problem>(keeps ? keeping : sending);
+  return choice.needs <= wish.memory;
+}
+
+/// The candidates that fit.
+class Fitting {
+ public:
+  explicit Fitting(const Wish& wish) : wish_(&wish) {}
+
+  /// Takes the candidate if it fits, by the needs of `ranks`.
+  void offer(Choice choice, const std::vector<int>& ranks) {
+    const bool fits = fit(*wish_, choice, ranks);
+    if (least_.strategy == nullptr || choice.needs < least_.needs) least_ = choice;
+    if (fits) all_.push_back(std::move(choice));
+  }
+  std::size_t size() const { return all_.size(); }
+
+  /// Those that were taken; throws DoesNotFit if none was.
+  std::vector<Choice> all() && {
+    if (all_.empty()) throw DoesNotFit(least_.strategy->name, least_.needs, wish_->memory);
+    return std::move(all_);
+  }
+
+ private:
+  const Wish* wish_;
+  Choice least_;  ///< of those that were offered, the one that needs least
+  std::vector<Choice> all_;
+};
+
 }  // namespace
+
+DoesNotFit::DoesNotFit(std::string_view strategy_in, Index needs_in, Index may_in)
+    : std::invalid_argument(std::string(strategy_in) + " needs " + std::to_string(needs_in) +
+                            " bytes on a rank, which may use " + std::to_string(may_in)),
+      strategy(strategy_in),
+      needs(needs_in),
+      may(may_in) {}
 
 std::vector<Pass> Wish::passes() const {
   if (gradients) return {Pass::forward, Pass::backward};
@@ -157,32 +235,40 @@ Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type ty
   std::string refusals;
   std::vector<Choice> all = candidates(wish, shape, mask, type, refusals);
   if (all.empty()) throw std::invalid_argument(refusals);
-  if (all.size() == 1) return all.front();
+  const std::vector<int> every = all_ranks(wish.ranks);
+  const bool few = wish.ranks <= kFewRanks || all.size() == 1;
+  const auto fitting = [&](const std::vector<int>& ranks) {
+    Fitting some(wish);
+    for (const Choice& choice : all) some.offer(choice, ranks);
+    return some;
+  };
+  Fitting found = fitting(few ? every : some_ranks(wish.ranks));
+  if (found.size() == 0 && !few) found = fitting(every);  // what is refused is refused exactly
+  all = std::move(found).all();
+  if (all.size() == 1 && few) return all.front();
   const std::vector<Pass> passes = wish.passes();
-  if (wish.ranks > kFewRanks) {
+  if (!few) {
     std::vector<Cost> costs(all.size());
     for (std::size_t i = 0; i < all.size(); ++i) {
       for (const Pass pass : passes) costs[i] += estimate(all[i], pass, machine);
     }
-    std::vector<Choice> finalists;
+    Fitting finalists(wish);
     while (finalists.size() < kFinalists && !all.empty()) {
       const auto best = static_cast<std::ptrdiff_t>(cheapest(costs));
-      finalists.push_back(all[static_cast<std::size_t>(best)]);
+      finalists.offer(all[static_cast<std::size_t>(best)], every);
       all.erase(all.begin() + best);
       costs.erase(costs.begin() + best);
     }
-    all = std::move(finalists);
+    all = std::move(finalists).all();
   }
   std::vector<Cost> costs;
   std::vector<const Choice*> proved;
   for (const Choice& choice : all) {
     Cost sum;
     bool right = true;
-    for (const Pass pass : passes) {
-      const Rehearsal r =
-          rehearse(*choice.problem, make_plan(*choice.strategy, *choice.problem, pass), machine);
-      right = right && !r.fault;
-      sum += {r.forecast_seconds(), r.bytes_sent_total()};
+    for (const Planned& pass : plan_passes(*choice.strategy, *choice.problem, passes, machine)) {
+      right = right && !pass.rehearsal.fault;
+      sum += {pass.rehearsal.forecast_seconds(), pass.rehearsal.bytes_sent_total()};
     }
     if (!right) continue;  // whoever runs the choice rehearses it too, and reports
     costs.push_back(sum);

@@ -1,10 +1,10 @@
 #pragma once
 
 #include <optional>
+#include <stdexcept>
 #include <string>
 
-#include "parallel/machine.hpp"
-#include "parallel/strategies.hpp"
+#include "parallel/passes.hpp"
 
 namespace dattn {
 
@@ -16,6 +16,12 @@ struct Wish {
   int ranks = 1;
   bool gradients = false;  ///< also the backward pass; what counts is both together
   Wire wire = Wire::exact;
+  /// Bytes that a rank may use, needed_bytes() with `kernels`; 0: any number.
+  Index memory = 0;
+  KernelBytes kernels;
+  /// Whether the backward pass starts with what the forward pass redistributed, where a strategy
+  /// redistributes; nothing: if that fits into `memory`.
+  std::optional<bool> keeps;
 
   /// Forward, or forward and backward.
   std::vector<Pass> passes() const;
@@ -24,12 +30,25 @@ struct Wish {
 /// A strategy and a problem that it does not refuse.
 struct Choice {
   const Strategy* strategy = nullptr;
-  std::shared_ptr<const Problem> problem;
+  std::shared_ptr<const Problem> problem;  ///< keeps only what there is to keep
+  /// Where memory was limited: what a rank may use, and what the one that needs most needs, as
+  /// planned and if it kept.
+  Index may_use = 0;
+  Index needs = 0;
+  Index needs_to_keep = 0;
+};
+
+/// What every strategy that was asked for needs is more than a rank may use.
+struct DoesNotFit : std::invalid_argument {
+  DoesNotFit(std::string_view strategy_in, Index needs_in, Index may_in);
+  std::string_view strategy;  ///< the one that needs least
+  Index needs, may;           ///< bytes of the rank that needs most, and of any
 };
 
 /// The strategy, mesh and partition of the wish; among several the one whose forecast on `machine`
 /// ends first, then the one that sends least. Same arguments, same choice.
-/// Throws std::invalid_argument with the reason when nothing fits.
+/// What does not fit into the memory is no candidate.
+/// Throws std::invalid_argument with the reason when nothing is left, DoesNotFit if for memory.
 Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type,
               const Machine& machine);
 

@@ -84,6 +84,12 @@ Problem Problem::on(Mesh mesh) const {
   return other;
 }
 
+Problem Problem::keeping(bool keeps) const {
+  Problem other = *this;
+  other.keeps_ = keeps;
+  return other;
+}
+
 const Ranges& Problem::keys_needed(int rank, std::size_t group) const {
   std::call_once(found_->needs_once, [&] {
     found_->needs.resize(static_cast<std::size_t>(ranks()));

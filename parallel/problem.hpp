@@ -30,6 +30,8 @@ class Problem {
 
   /// The same problem on another mesh of as many ranks; who owns what stays.
   Problem on(Mesh mesh) const;
+  /// The same problem with keeps() as given.
+  Problem keeping(bool keeps) const;
 
   const Shape& shape() const { return shape_; }
   const Mask& mask() const { return *mask_; }
@@ -38,6 +40,9 @@ class Problem {
   int ranks() const { return mesh_.ranks(); }
   Type type() const { return type_; }
   Wire wire() const { return wire_; }
+  /// Whether the backward pass starts with what the forward pass redistributed and has kept
+  /// (Program::kept), rather than have it sent again.
+  bool keeps() const { return keeps_; }
   const std::string& partition() const { return partition_; }
   /// Who owns which rows of Q and O, and which of K and V. The same partition where there are as
   /// many queries as keys.
@@ -64,6 +69,7 @@ class Problem {
   Mesh mesh_;
   Type type_;
   Wire wire_;
+  bool keeps_ = false;
   std::string partition_;
   Partition queries_;
   Partition keys_;

@@ -104,11 +104,8 @@ class Stage {
     rank.program = &program;
     rank.homes.resize(static_cast<std::size_t>(program.homes));
     rank.slots.resize(program.slots.size());
-    Index memory = 0;
-    for (const auto& bytes : {home_bytes(program, problem_), staging_bytes(program, problem_)}) {
-      memory = std::accumulate(bytes.begin(), bytes.end(), memory);
-    }
-    result_.memory_bytes.push_back(memory);
+    result_.memory_bytes.push_back(memory_bytes(program, problem_));
+    result_.kept_bytes.push_back(kept_bytes(program, problem_));
     for (std::size_t s = 0; s < program.slots.size(); ++s) {
       Home& home = home_of(rank, static_cast<SlotId>(s));
       // Sums start over no pair, if they are the first in their home.
@@ -179,26 +176,26 @@ class Stage {
     return true;
   }
 
-  /// Whether `s` may be read now. Faults where it never may.
-  bool readable(int r, Rank& rank, SlotId s) {
+  /// Whether `s` may be read now. Faults, over what the rank `does` with it, where it never may.
+  bool readable(int r, Rank& rank, SlotId s, const char* does = "reads ") {
     Home& home = home_of(rank, s);
     if (!settled(r, rank, home.writing)) return false;
     Content& content = content_of(rank, s);
     const Block& block = block_of(rank, s);
     if (block.empty()) return true;
     if (home.resident != s) {
-      return fault(r, rank.next, "reads " + text(block) + ", which is not in its home");
+      return fault(r, rank.next, does + text(block) + ", which is not in its home");
     }
     if (!content.arrived.empty()) {
       if (auto why = misfit(content.arrived, block, !content.whole)) {
-        return fault(r, rank.next, "reads " + text(block) + ", of which " + *why);
+        return fault(r, rank.next, does + text(block) + ", of which " + *why);
       }
       content.arrived.clear();
       content.arrivals.clear();
       content.whole = true;
     }
     if (!content.whole) {
-      return fault(r, rank.next, "reads " + text(block) + " before it is filled");
+      return fault(r, rank.next, does + text(block) + " before it is filled");
     }
     return true;
   }
@@ -459,6 +456,9 @@ class Stage {
       rank.next = rank.program->steps.size();
       for (const Result& result : rank.program->results) {
         if (!result.block.empty() && !readable(rank.program->rank, rank, result.slot)) return;
+      }
+      for (const SlotId s : rank.program->kept) {
+        if (!readable(rank.program->rank, rank, s, "keeps ")) return;
       }
     }
     const auto cells = [&](int rank, SlotId s) -> const std::vector<Cell>& {

@@ -26,6 +26,7 @@ struct Rehearsal {
   std::optional<Fault> fault;
   std::vector<Index> bytes_sent;    ///< by rank; what stays on the rank does not count
   std::vector<Index> memory_bytes;  ///< by rank; all homes and staging, inputs and result included
+  std::vector<Index> kept_bytes;    ///< by rank; of these, what the backward pass starts with
   std::vector<Index> pairs;         ///< by rank; allowed (head, query, key) triples it computes
   std::map<std::pair<int, int>, Index> links;  ///< bytes from a to b, collectives left out
   Index messages = 0;                     ///< between different ranks, and collectives once a rank
@@ -44,9 +45,9 @@ struct Rehearsal {
 /// Runs all Programs symbolically, without MPI and without data, every send as a rendezvous: what
 /// finishes so finishes under any buffering, because nothing in a Plan depends on who comes first.
 /// Proves that all messages match in order and content, that nothing deadlocks, that no slot is
-/// read before it is whole or overwritten in flight, that every row of every result is delivered
-/// once, and that every allowed (head, query, key) is in it exactly once: in O, or in dQ of its
-/// query, in dK of its key and in dV of its value.
+/// read before it is whole or overwritten in flight, that what is kept is whole at the end, that
+/// every row of every result is delivered once, and that every allowed (head, query, key) is in it
+/// exactly once: in O, or in dQ of its query, in dK of its key and in dV of its value.
 Rehearsal rehearse(const Problem& problem, const Plan& plan, const Machine& machine = {});
 
 }  // namespace dattn

@@ -19,6 +19,33 @@ Program backward(const Problem& problem, int rank) {
       [](Writer& me, const AttendBackward& mine) { me.attend_backward(mine); });
 }
 
+/// Whether `group` keeps Q, K and V by head. A single member's lie by head from the start.
+bool keeps_by_head(const Problem& problem, const std::vector<int>& group) {
+  return problem.keeps() && group.size() > 1;
+}
+
+/// What it is that was chosen, for people: bytes that all of `group` keep, and send otherwise.
+std::string note_of(const Problem& problem, const std::vector<int>& group) {
+  Index kept = 0;
+  Index sent = 0;
+  const auto bytes = [&](const Block& block) {
+    return bytes_of(block, problem.shape(), problem.type());
+  };
+  for (const Kind kind : input_kinds(Pass::forward)) {
+    const Exchange e = exchange(problem, kind, group);
+    for (std::size_t i = 0; i < group.size(); ++i) {
+      kept += bytes(e.by_head[i]);
+      sent += bytes(e.by_head[i]) - bytes(intersect(e.by_head[i], e.by_token[i]));
+    }
+  }
+  const std::string k = std::to_string(kept);
+  const std::string s = std::to_string(sent);
+  return problem.keeps()
+             ? "Q, K, V by head are kept, " + k + " bytes of a group; to send them again is " + s
+             : "Q, K, V are sent again, " + s + " bytes in a group; to keep them by head takes " +
+                   k;
+}
+
 }  // namespace
 
 Range heads_of_member(const Shape& shape, Kind kind, int members, int member) {
@@ -52,6 +79,9 @@ Program within_heads(const Problem& problem, int rank, const std::vector<int>& g
     return target;
   };
   const Inputs by_head{to_heads(Kind::Q, in.q), to_heads(Kind::K, in.k), to_heads(Kind::V, in.v)};
+  if (keeps_by_head(problem, group)) {
+    for (const SlotId slot : {by_head.q, by_head.k, by_head.v}) me.keep(slot);
+  }
   const Exchange back = exchange(problem, Kind::O, group);
   const SlotId found = me.slot(back.by_head[here]);
   attend(me, by_head, found);
@@ -64,9 +94,16 @@ Program within_heads_backward(const Problem& problem, int rank, const std::vecto
                               const std::function<void(Writer&, const AttendBackward&)>& attend) {
   Writer me(problem, rank);
   const auto here = static_cast<std::size_t>(place_in(group, rank));
-  AttendBackward mine = backward_inputs(me);
-  AttendBackward by_head{};
+  const auto is_kept = [&](Kind kind) {
+    return keeps_by_head(problem, group) && (kind == Kind::Q || kind == Kind::K || kind == Kind::V);
+  };
+  AttendBackward mine = backward_inputs(me, [&](Kind kind) {
+    return is_kept(kind) ? exchange(problem, kind, group).by_head[here]
+                         : owned(problem, kind, rank);
+  });
+  AttendBackward by_head = mine;
   for (const Kind kind : input_kinds(Pass::backward)) {
+    if (is_kept(kind)) continue;
     const Exchange e = exchange(problem, kind, group);
     operand(by_head, kind) = me.slot(e.by_head[here]);
     redistribute(me, group, e.by_token, e.by_head, operand(mine, kind), operand(by_head, kind));
@@ -74,6 +111,7 @@ Program within_heads_backward(const Problem& problem, int rank, const std::vecto
   for (const Kind kind : result_kinds(Pass::backward)) {
     operand(by_head, kind) = me.slot(exchange(problem, kind, group).by_head[here]);
   }
+  if (group.size() > 1) me.note(note_of(problem, group));
   attend(me, by_head);
   for (const Kind kind : result_kinds(Pass::backward)) {
     const Exchange e = exchange(problem, kind, group);

@@ -22,12 +22,14 @@ struct Exchange {
 Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& group);
 
 /// Ulysses within `group`, whatever happens by head: Q, K and V go to heads, `attend` is told their
-/// slots and that of their Partial, and the Partial goes back to tokens.
+/// slots and that of their Partial, and the Partial goes back to tokens. Where the Problem keeps,
+/// Q, K and V by head are kept for the backward pass; `attend` must leave them as they are.
 Program within_heads(const Problem& problem, int rank, const std::vector<int>& group,
                      const std::function<void(Writer&, const Inputs&, SlotId out)>& attend);
 
-/// Its backward pass: Q, K, V, dO and Stats go to heads, `attend` is told their slots and those of
-/// their gradients, and these go back to tokens, added up where members share a key or value head.
+/// Its backward pass: Q, K, V (unless they were kept), dO and Stats go to heads, `attend` is told
+/// their slots and those of their gradients, and these go back to tokens, added up where members
+/// share a key or value head.
 Program within_heads_backward(const Problem& problem, int rank, const std::vector<int>& group,
                               const std::function<void(Writer&, const AttendBackward&)>& attend);
 

@@ -230,6 +230,8 @@ def cases():
     add("partition unknown", run + "--partition zig-zag", USAGE, "--partition.*zigzag")
     for word in ("0x3", "2x", "x2", "2y3", "-1", "''", "2x3x", "99999x99999", "99999999999999999999", "1x1x1x1x1x1x1x1x1"):
         add(f"mesh {word}", f"{run}--mesh {word}", USAGE, "--mesh")
+    for word in ("0", "-1", "1e9", "8GB", "''"):
+        add(f"memory {word}", f"{run}--memory {word}", USAGE, "--memory")
     add("mesh for other ranks", plan + "--strategy usp --mesh 2x3", USAGE, "--mesh.*6.*4")
     add("mesh of one axis for usp", plan + "--strategy usp --mesh 4", USAGE, "--mesh.*usp")
     add("mesh of two axes for ring", plan + "--strategy ring --mesh 2x2", USAGE, "--mesh.*ring")
@@ -269,6 +271,9 @@ def cases():
     add("many giant heads", "run --tokens 8 --heads 64K --head-dim 1M --threads 1", MEMORY, "needs .*iB.*has .*iB")
 
     add("too much memory backward", "run --tokens 4M --heads 64 --head-dim 128 --threads 1 --grad random", MEMORY, "needs .*iB.*has .*iB")
+
+    add("less memory than any strategy needs", run + "--memory 1", MEMORY, "local needs .*iB on a rank, which has 1 B.*--memory")
+    add("less memory than the plan needs", plan + "--strategy ring --backward --memory 1K", MEMORY, "ring needs .*iB on a rank, which has 1.0 KiB.*--memory")
 
     # Outputs.
     for option in ("out", "lse", "json", "csv", "trace"):
@@ -323,6 +328,7 @@ def cases():
     add("mesh 2x2 on 3 ranks", many + "--strategy usp --mesh 2x2", USAGE, "--mesh.*4.*3", ranks=3)
     add("local on 2 ranks", many + "--strategy local", USAGE, "--strategy.*local", ranks=2)
     add("memory on 2 ranks", "run --tokens 4M --heads 64 --head-dim 128 --threads 1", MEMORY, "needs .*iB", ranks=2)
+    add("little memory on 2 ranks", many + "--strategy usp --grad random --memory 1K", MEMORY, "rank 0.*usp needs .*iB.*has 1.0 KiB", ranks=2)
     add("DATTN_ISA on 2 ranks", many, USAGE, "DATTN_ISA", ranks=2, environment={"DATTN_ISA": "nonsense"})
     for field, first, second in (
         ("--tokens", "31", "32"),
@@ -337,6 +343,7 @@ def cases():
         ("--warmup", "0", "1"),
         ("--out", "O.npy", "P.npy"),
         ("--head-dim", "8", "16"),
+        ("--memory", "1G", "2G"),
     ):
         common = "run --threads 1 " + ("" if field == "--tokens" else "--tokens 31 ")
         name = {"--tokens": "queries", "--head-dim": "head dim", "--scale": "scale", "--dtype": "dtype"}

@@ -99,6 +99,7 @@ class Case:
     threads: int = 1
     twice: bool = False  # the second run must give the same bytes
     gradients: bool = True
+    short: int | None = None  # bytes a rank lacks to keep what the forward pass redistributed
 
     def text(self):
         i = self.inputs
@@ -106,6 +107,7 @@ class Case:
             f"P={self.ranks} {self.strategy} {self.mesh} {self.partition} '{self.mask}' "
             f"queries {i.queries} keys {i.keys} heads {i.heads}:{i.key_heads}:{i.value_heads} "
             f"{i.stored}->{self.dtype} wire {self.wire} scale {self.scale} threads {self.threads}"
+            + ("" if self.short is None else f" memory short of {self.short}")
         )
 
     def computes_in(self):
@@ -204,6 +206,13 @@ def small_cases():
     for ranks in (2, 3, 7, 8):
         cases.append(Case("lightseq", ranks, "causal", "contiguous"))
         cases.append(Case("lightseq", ranks, "documents:9,61,900,39+causal", "contiguous"))
+    # Memory to the byte: enough to keep Q, K, V by head for the backward pass, or one too few.
+    for n, short in enumerate((0, 1)):
+        for dtype in ("f4", "bf16"):
+            even = ("ulysses", 3 + n, "causal", "zigzag", narrow)
+            cases.append(Case(*even, dtype=dtype, short=short))
+        cases.append(Case("usp", 6, "window:100,7", "zigzag", mesh="2x3", short=short))
+        cases.append(Case("usp_inner_ring", 4, "causal", "zigzag", wide, short=short))
     # The same bytes on every run.
     for ranks in (2, 5):
         for threads in (1, 2):
@@ -270,13 +279,29 @@ class Bench:
         words += ["--scale", repr(case.scale)] if case.scale is not None else []
         return words
 
+    def plan(self, words, case):
+        """What `dattn plan` says of the problem that the words describe."""
+        words = ["plan", *words, "--ranks", str(case.ranks), "--json", "-"]
+        words += ["--backward"] if case.gradients else []
+        done = self.start.run(words)
+        require(done.returncode == 0, f"plan: exit code {done.returncode}: {done.stderr.strip()}")
+        return json.loads(done.stdout)
+
+    def words(self, case):
+        words = self.problem_words(case)
+        if case.short is None:
+            return words
+        plan = self.plan([*words, "--memory", "1T"], case)["both_passes"]
+        require(plan["keeps"], "nothing is kept where memory is no limit")
+        return [*words, "--memory", str(plan["needed_bytes_to_keep"] - case.short)]
+
     def run(self, case):
         """Runs once, in a folder of its own, and judges. Returns the errors and the output bytes."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             return self.run_in(case, pathlib.Path(folder))
 
     def run_in(self, case, folder):
-        words = ["run", *self.problem_words(case), "--threads", str(case.threads), "--check"]
+        words = ["run", *self.words(case), "--threads", str(case.threads), "--check"]
         outputs = {"--out": "o.npy", "--lse": "l.npy", "--json": "r.json", "--csv": "r.csv"}
         outputs["--trace"] = "t.json"
         if case.gradients:
@@ -325,11 +350,7 @@ class Bench:
         sent = report["bytes_sent"]
         require(len(sent) == case.ranks, f"bytes_sent has {len(sent)} entries")
         require(report["planned_bytes_sent"] == sent, f"sent {sent}, planned otherwise")
-        words = ["plan", *self.problem_words(case), "--ranks", str(case.ranks), "--json", "-"]
-        words += ["--backward"] if case.gradients else []
-        done = self.start.run(words)
-        require(done.returncode == 0, f"plan: exit code {done.returncode}: {done.stderr.strip()}")
-        plan = json.loads(done.stdout)
+        plan = self.plan(self.words(case), case)
         for field in ("bytes_sent", "strategy", "partition", "mesh", "pairs_total", "messages"):
             require(plan[field] == report[field], f"{field}: {plan[field]} != {report[field]}")
         if case.gradients:
@@ -338,6 +359,12 @@ class Bench:
             require(back["planned_bytes_sent"] == back["bytes_sent"], "backward sent otherwise")
             for field in ("bytes_sent", "pairs_total", "messages", "memory_bytes"):
                 require(plan["backward"][field] == back[field], f"backward {field} of plan and run")
+            both = report["both_passes"]
+            for field in ("keeps", "kept_bytes", "memory_bytes"):
+                require(plan["both_passes"][field] == both[field], f"{field} of plan and run")
+            if case.short is not None:
+                require(both["keeps"] == (case.short == 0), f"memory short of {case.short}: {both}")
+                require(both["needed_bytes"] <= both["needed_bytes_to_keep"] - case.short, f"{both}")
         i = case.inputs
         triples = int(oracle.allowed(case.mask, i.queries, i.keys, i.heads).sum())
         require(plan["pairs_total"] == triples, f"{plan['pairs_total']} pairs, not {triples}")

@@ -1,14 +1,13 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
 
 #include "kernels/reference.hpp"
 #include "parallel/engine.hpp"
-#include "parallel/rehearse.hpp"
+#include "parallel/passes.hpp"
 #include "parallel/stats.hpp"
 #include "parallel/strategies.hpp"
 #include "tests/cases.hpp"
@@ -37,14 +36,14 @@ struct Tensors {
   }
 };
 
-/// Fills the input slots of `program` but that of Stats.
+/// Fills the input slots of `program` but that of Stats and those that `before` keeps, if given.
 template <class T, class Transport>
 void load(Engine<Transport>& engine, const Problem& problem, const Program& program,
-          const Tensors<T>& tensors) {
+          const Tensors<T>& tensors, const Program* before = nullptr) {
   const Shape& s = problem.shape();
   for (const SlotId slot : program.inputs) {
     const Block& block = program.slots[static_cast<std::size_t>(slot)].block;
-    if (block.kind == Kind::Stats) continue;
+    if (block.kind == Kind::Stats || (before != nullptr && kept_slot(*before, block))) continue;
     const Index row = heads_of(block.kind, s) * dim_of(block.kind, s);
     const bool query = of_queries(block.kind);
     T* to = reinterpret_cast<T*>(engine.input(slot).data());
@@ -134,6 +133,7 @@ struct GradientOutcome {
   bool rows_without_pairs_are_empty = true;
   bool same_bits = true;
   RunTimes times;
+  std::vector<std::byte> bits;  ///< of dQ, dK and dV
 };
 
 /// Whether any pair bears on this row of this head of dQ, dK or dV.
@@ -154,18 +154,11 @@ inline bool has_pair(const Problem& problem, Kind kind, Index head, Index positi
   return false;
 }
 
-/// Runs this rank's part of the backward pass, from what its forward pass left, twice, and judges
-/// it by the reference.
+/// Fills the slot of Stats, of the rows that forward delivered; dO is of the same here.
 template <class T, class Transport>
-GradientOutcome run_and_judge_backward(const Problem& problem, const Strategy& strategy,
-                                       Transport& transport, const Tensors<T>& tensors,
-                                       EngineOptions options, const Outcome& forward) {
+void load_stats(Engine<Transport>& engine, const Problem& problem, const Program& program,
+                const Tensors<T>& tensors, const Outcome& forward) {
   const Shape& s = problem.shape();
-  options.score.scale = 1 / std::sqrt(static_cast<double>(s.d_qk));
-  const Program program = strategy.backward(problem, transport.rank());
-  Engine<Transport> engine(problem, program, transport, options);
-  load(engine, problem, program, tensors);
-  // Stats are of the rows that forward delivered, and so is dO here.
   const SlotId slot = program.input(Kind::Stats);
   const Block& own = program.slots[static_cast<std::size_t>(slot)].block;
   std::vector<T> d_o;
@@ -183,15 +176,81 @@ GradientOutcome run_and_judge_backward(const Problem& problem, const Strategy& s
   fill_stats<T>({o.data(), rows, s.query_heads, s.d_v}, lse,
                 {d_o.data(), rows, s.query_heads, s.d_v},
                 {reinterpret_cast<Sum*>(engine.input(slot).data()), rows, s.query_heads, 2});
+}
+
+/// The gradients that the engine has found, one after the other.
+template <class T, class Transport>
+std::vector<std::byte> gradient_bits(const Engine<Transport>& engine, const Problem& problem,
+                                     const Program& program) {
+  std::vector<std::byte> bits;
+  for (const Result& result : program.results) {
+    const Kind kind = result.block.kind;
+    std::vector<SumOf<T>> got(
+        static_cast<std::size_t>(result.block.row_count() * heads_of(kind, problem.shape()) *
+                                 dim_of(kind, problem.shape())));
+    engine.gradient(kind, std::span(got));
+    const auto more = std::as_bytes(std::span(got));
+    bits.insert(bits.end(), more.begin(), more.end());
+  }
+  return bits;
+}
+
+/// Runs both passes of a problem that keeps, twice each; gives what the backward pass did and its
+/// gradients' bits, judged by nothing but that the second run must not see the first.
+template <class T, class Transport>
+GradientOutcome run_keeping(const Problem& problem, const Strategy& strategy, Transport& transport,
+                            const Tensors<T>& tensors, EngineOptions options,
+                            const Outcome& forward) {
+  options.score.scale = 1 / std::sqrt(static_cast<double>(problem.shape().d_qk));
+  const Program first = strategy.program(problem, transport.rank());
+  const Program second = strategy.backward(problem, transport.rank());
+  Engine<Transport> before(problem, first, transport, options);
+  load(before, problem, first, tensors);
+  Engine<Transport> engine(problem, second, transport, options);
+  load(engine, problem, second, tensors, &first);
+  load_stats(engine, problem, second, tensors, forward);
+  for (const SlotId slot : second.inputs) {
+    const auto kept = kept_slot(first, second.slots[static_cast<std::size_t>(slot)].block);
+    if (kept) engine.bind(slot, before.kept(*kept));
+  }
+  GradientOutcome outcome;
+  for (int time = 0; time < 2; ++time) {
+    before.run();
+    outcome.times = engine.run();
+    auto bits = gradient_bits<T>(engine, problem, second);
+    outcome.same_bits = time == 0 || bits == outcome.bits;
+    outcome.bits = std::move(bits);
+  }
+  return outcome;
+}
+
+/// Runs this rank's part of the backward pass, from what its forward pass left, twice, and judges
+/// it by the reference.
+template <class T, class Transport>
+GradientOutcome run_and_judge_backward(const Problem& problem, const Strategy& strategy,
+                                       Transport& transport, const Tensors<T>& tensors,
+                                       EngineOptions options, const Outcome& forward) {
+  const Shape& s = problem.shape();
+  options.score.scale = 1 / std::sqrt(static_cast<double>(s.d_qk));
+  const Program program = strategy.backward(problem, transport.rank());
+  Engine<Transport> engine(problem, program, transport, options);
+  load(engine, problem, program, tensors);
+  load_stats(engine, problem, program, tensors, forward);
+  using Sum = SumOf<T>;
   const ReferenceGradients want = reference_gradients<T>(
       s, problem.mask(), options.score, {tensors.q.data(), s.queries, s.query_heads, s.d_qk},
       {tensors.k.data(), s.keys, s.key_heads, s.d_qk},
       {tensors.v.data(), s.keys, s.value_heads, s.d_v},
       {tensors.d_o.data(), s.queries, s.query_heads, s.d_v});
   GradientOutcome outcome;
-  std::vector<std::vector<Sum>> before(3);
   for (int time = 0; time < 2; ++time) {  // the second run must not see the first
     outcome.times = engine.run();
+    auto bits = gradient_bits<T>(engine, problem, program);
+    if (time == 1) {
+      outcome.same_bits = bits == outcome.bits;
+      break;
+    }
+    outcome.bits = std::move(bits);
     for (std::size_t n = 0; n < 3; ++n) {
       const Result& result = program.results[n];
       const Kind kind = result.block.kind;
@@ -199,12 +258,6 @@ GradientOutcome run_and_judge_backward(const Problem& problem, const Strategy& s
       const Index dim = dim_of(kind, s);
       std::vector<Sum> got(static_cast<std::size_t>(result.block.row_count() * heads * dim));
       engine.gradient(kind, std::span(got));
-      if (time == 1) {
-        const std::size_t size = got.size() * sizeof(Sum);
-        const bool same = size == 0 || std::memcmp(got.data(), before[n].data(), size) == 0;
-        outcome.same_bits = outcome.same_bits && same;
-        continue;
-      }
       const std::vector<double>& all = n == 0 ? want.dq : n == 1 ? want.dk : want.dv;
       for (const double x : all) outcome.reference[n] += x * x;
       std::size_t at = 0;
@@ -225,7 +278,6 @@ GradientOutcome run_and_judge_backward(const Problem& problem, const Strategy& s
           }
         }
       }
-      before[n] = std::move(got);
     }
   }
   return outcome;
@@ -269,6 +321,19 @@ std::string gradient_trouble(const Case& c, const Problem& problem, Transport& t
   if (mine.times.bytes_sent != planned) {
     trouble += " backward sent " + std::to_string(mine.times.bytes_sent) + " bytes, planned " +
                std::to_string(planned);
+  }
+  const Problem keeping = problem.keeping(true);
+  if (make_program(c.how(), keeping, 0, Pass::forward).kept.empty()) return trouble;
+  const GradientOutcome kept =
+      run_keeping(keeping, c.how(), transport, tensors, EngineOptions{.checked = checked}, forward);
+  if (kept.bits != mine.bits) trouble += " from what was kept come other gradients";
+  if (!kept.same_bits) trouble += " a second run from what was kept gave other gradients";
+  const Rehearsal proof = rehearse(keeping, make_plan(c.how(), keeping, Pass::backward));
+  const Index fewer =
+      proof.fault ? -1 : proof.bytes_sent[static_cast<std::size_t>(transport.rank())];
+  if (kept.times.bytes_sent != fewer) {
+    trouble += " from what was kept backward sent " + std::to_string(kept.times.bytes_sent) +
+               " bytes, planned " + std::to_string(fewer);
   }
   return trouble;
 }

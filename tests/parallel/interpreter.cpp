@@ -409,6 +409,19 @@ class World {
       if (p.pass != pass) throw Bad{"passes mixed"};
     }
     for (std::size_t n = 0; n < plan_.front().results.size(); ++n) compare(n);
+    for (std::size_t r = 0; r < plan_.size(); ++r) {
+      for (const SlotId s : plan_[r].kept) compare_kept(r, s);
+    }
+  }
+
+  /// Kept is what is there as it was given out.
+  void compare_kept(std::size_t r, SlotId s) {
+    const Block& b = block(r, s);
+    each(b, dim(b), [&](Index row, Index head, Index i) {
+      if (word(r, s, row, head, i) != tag(b.kind, row, head, i)) {
+        throw Bad{"kept wrong in row " + std::to_string(row)};
+      }
+    });
   }
 
   /// The `n`-th results of all ranks.

@@ -16,8 +16,8 @@ enum class Weather {
 };
 
 /// Executes a Plan on one thread, on numbers in memory laid out as an engine's, and says how it
-/// went wrong: empty if every result is right. An oracle for rehearse() that shares no code with
-/// it.
+/// went wrong: empty if every result, and all that is kept, is right. An oracle for rehearse() that
+/// shares no code with it.
 ///
 /// Every input number names its place in its tensor, a pair adds a hash of the numbers that it read
 /// to its query's record or to its three gradients, and results are compared with the sum over the

@@ -1,5 +1,7 @@
 #include "tests/parallel/legal.hpp"
 
+#include <algorithm>
+
 namespace dattn {
 namespace {
 
@@ -40,6 +42,13 @@ void check(const Problem& problem, const Program& p) {
   need(p.inputs.size() == in_kinds.size() && p.results.size() == out_kinds.size(), "pass");
   for (std::size_t i = 0; i < in_kinds.size(); ++i) kind(p.inputs[i], in_kinds[i]);
   for (std::size_t i = 0; i < out_kinds.size(); ++i) kind(p.results[i].slot, out_kinds[i]);
+  std::vector<Kind> kept;
+  for (const SlotId s : p.kept) {
+    known(s);
+    const Kind k = p.slots[static_cast<std::size_t>(s)].block.kind;
+    need(forward && k <= Kind::V && std::find(kept.begin(), kept.end(), k) == kept.end(), "kept");
+    kept.push_back(k);
+  }
   const auto sum = [](Kind k) { return k >= Kind::dQ || k == Kind::O; };
   const auto written = [&](SlotId s) {
     for (const SlotId in : p.inputs) {

@@ -149,6 +149,11 @@ class Mutants {
     for (Result& r : p.results) {
       for (const Block& b : bent(r.block)) with(r.block, b, "bend delivers");
     }
+    for (SlotId& kept : p.kept) {
+      for (SlotId s = -1; s <= static_cast<SlotId>(p.slots.size()); ++s) {
+        if (s != kept) with(kept, s, "other kept");
+      }
+    }
     with(p.pass, p.pass == Pass::forward ? Pass::backward : Pass::forward, "other pass");
     with(p.rank, p.rank + 1, "other rank");
   }

@@ -56,12 +56,13 @@ class Mutation : public testing::Test {
     std::string_view partition;
     std::string mask;
     Shape shape;
+    bool keeps = false;
   };
   const Mesh square{{{"ring", 2}, {"heads", 2}}};
 
   void hold(const Base& base, Pass pass, std::size_t second = kSecondMistakes) {
     const Case c{base.shape, base.mask, base.partition, base.strategy, base.mesh};
-    const Problem problem = c.problem();
+    const Problem problem = c.problem().keeping(base.keeps);
     const std::string name = pass == Pass::forward ? c.text() : "backward " + c.text();
     hold(problem, make_plan(c.how(), problem, pass), name, second);
   }
@@ -154,10 +155,10 @@ TEST_F(Mutation, OfStrategies) {
            {7, 7, 1, 1, 1, 1, 1}},
       Base{"usp_inner_ring", square, "zigzag", "causal", {8, 8, 2, 1, 2, 1, 1}},
       Base{"ulysses", line(2), "contiguous", "causal", {5, 5, 3, 3, 1, 1, 1}},
-      Base{"ulysses", line(3), "zigzag", "causal", {7, 7, 4, 2, 2, 1, 1}},
+      Base{"ulysses", line(3), "zigzag", "causal", {7, 7, 4, 2, 2, 1, 1}, true},
       Base{"ulysses", line(4), "contiguous", "full", {4, 6, 2, 1, 1, 1, 1}},
       Base{"usp", square, "zigzag", "causal", {8, 8, 2, 1, 2, 1, 1}},
-      Base{"usp", square, "contiguous", "prefix:2", {6, 6, 3, 3, 1, 1, 1}},
+      Base{"usp", square, "contiguous", "prefix:2", {6, 6, 3, 3, 1, 1, 1}, true},
       Base{"tree", line(3), "contiguous", "causal", {2, 7, 2, 1, 1, 1, 1}},
       Base{"tree", line(4), "striped", "full", {3, 9, 2, 2, 1, 1, 1}},
   };
@@ -178,6 +179,7 @@ TEST_F(Mutation, OfBackwardPasses) {
       Base{"lightseq", line(4), "contiguous", "causal", {4, 4, 2, 2, 1, 1, 1}},
       Base{"double_ring", square, "contiguous", "causal", {4, 4, 2, 1, 1, 1, 1}},
       Base{"ulysses", line(3), "zigzag", "causal", {5, 5, 4, 2, 1, 1, 1}},
+      Base{"ulysses", line(3), "zigzag", "causal", {5, 5, 4, 2, 1, 1, 1}, true},
       Base{"usp", square, "contiguous", "prefix:2", {6, 6, 2, 1, 1, 1, 1}},
       Base{"usp_inner_ring", square, "contiguous", "causal", {5, 5, 2, 1, 1, 1, 1}},
       Base{"tree", line(3), "contiguous", "causal", {2, 7, 2, 1, 1, 1, 1}},

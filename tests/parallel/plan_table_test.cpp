@@ -4,7 +4,7 @@
 #include <map>
 
 #include "kernels/area.hpp"
-#include "parallel/rehearse.hpp"
+#include "parallel/passes.hpp"
 #include "tests/cases.hpp"
 #include "tests/parallel/interpreter.hpp"
 #include "tests/parallel/sanitized.hpp"
@@ -23,6 +23,7 @@ Index brute_force_pairs(const Problem& problem) {
   return count;
 }
 
+constexpr Pass kPasses[] = {Pass::forward, Pass::backward};
 constexpr std::size_t kCoarser = kSanitized ? 11 : 1;
 
 class PlanTable : public testing::TestWithParam<int> {
@@ -31,8 +32,9 @@ class PlanTable : public testing::TestWithParam<int> {
   std::size_t check(const std::vector<Case>& cases) {
     for (const Case& c : cases) {
       const Problem problem = c.problem();
-      check(c, problem, Pass::forward);
-      check(c, problem, Pass::backward);
+      check(c, problem);
+      const Problem keeping = problem.keeping(true);
+      if (!make_program(c.how(), keeping, 0, Pass::forward).kept.empty()) check(c, keeping);
     }
     return cases.size();
   }
@@ -40,13 +42,18 @@ class PlanTable : public testing::TestWithParam<int> {
   std::map<std::pair<Shape, std::string>, Index> pairs_;
 
  private:
-  void check(const Case& c, const Problem& problem, Pass pass) {
-    SCOPED_TRACE(name_of(pass));
-    const Plan plan = make_plan(c.how(), problem, pass);
-    const Rehearsal found = rehearse(problem, plan);
+  void check(const Case& c, const Problem& problem) {
+    SCOPED_TRACE(problem.keeps() ? "keeping" : "sending again");
+    for (const Planned& pass : plan_passes(c.how(), problem, kPasses)) {
+      SCOPED_TRACE(name_of(pass.plan.front().pass));
+      check(c, pass.rehearsal);
+    }
+  }
+
+  void check(const Case& c, const Rehearsal& found) {
     ASSERT_FALSE(found.fault) << c.text() << ": " << found.fault->text();
     auto [pairs, fresh] = pairs_.try_emplace({c.shape, c.mask}, 0);
-    if (fresh) pairs->second = brute_force_pairs(problem);
+    if (fresh) pairs->second = brute_force_pairs(c.problem());
     EXPECT_EQ(found.pairs_total(), pairs->second) << c.text();
     for (const Index bytes : found.memory_bytes) EXPECT_GE(bytes, 0) << c.text();
     EXPECT_GT(found.memory_bytes[0] + found.memory_bytes.back(), 0) << c.text();
@@ -91,11 +98,15 @@ INSTANTIATE_TEST_SUITE_P(Ranks, PlanTable, testing::Range(1, 17));
 TEST(PlanTable, Executes) {
   for (const int ranks : {1, 2, 3, 5}) {
     for (const Case& c : cases(ranks, 37)) {
-      const Problem problem = c.problem();
-      for (const Pass pass : {Pass::forward, Pass::backward}) {
-        const Plan plan = make_plan(c.how(), problem, pass);
-        for (const Weather weather : {Weather::Late, Weather::Random}) {
-          EXPECT_EQ(interpret(problem, plan, weather, 5), "") << c.text() << name_of(pass);
+      const Problem keeping = c.problem().keeping(true);
+      const bool keeps = !make_program(c.how(), keeping, 0, Pass::forward).kept.empty();
+      for (const Problem& problem : {c.problem(), keeping}) {
+        if (problem.keeps() && !keeps) continue;
+        for (const Pass pass : kPasses) {
+          const Plan plan = make_plan(c.how(), problem, pass);
+          for (const Weather weather : {Weather::Late, Weather::Random}) {
+            EXPECT_EQ(interpret(problem, plan, weather, 5), "") << c.text() << name_of(pass);
+          }
         }
       }
     }

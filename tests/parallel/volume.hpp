@@ -10,8 +10,8 @@
 
 namespace dattn {
 
-inline Rehearsal rehearsed(const Case& c, Pass pass = Pass::forward) {
-  const Problem problem = c.problem();
+inline Rehearsal rehearsed(const Case& c, Pass pass = Pass::forward, bool keeps = false) {
+  const Problem problem = c.problem().keeping(keeps);
   Rehearsal found = rehearse(problem, make_plan(c.how(), problem, pass));
   EXPECT_FALSE(found.fault) << c.text() << ": " << found.fault->text();
   return found;
@@ -40,8 +40,8 @@ inline Sizes sizes(const Case& c, Index tokens) {
 /// Both ways of sums, for tests that take turns.
 inline constexpr Wire kWires[] = {Wire::exact, Wire::bf16};
 
-inline void expect_each(const Case& c, Index bytes, Pass pass = Pass::forward) {
-  for (const Index sent : rehearsed(c, pass).bytes_sent) EXPECT_EQ(sent, bytes) << c.text();
+inline void expect_each(const Case& c, Index bytes, Pass pass = Pass::forward, bool keeps = false) {
+  for (const Index sent : rehearsed(c, pass, keeps).bytes_sent) EXPECT_EQ(sent, bytes) << c.text();
 }
 
 /// usp on a mesh of ring x heads, 16 tokens a rank.

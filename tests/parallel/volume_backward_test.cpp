@@ -173,6 +173,8 @@ TEST(BackwardVolume, OfUlyssesFallsWithRanks) {
       const Index rho = std::max(1, ranks / 4);  // key heads are replicated beyond 4 ranks
       const Index queries = own.q + own.d_o + own.stats + own.dq;
       expect_each(c, (ranks - 1) * (queries + (own.kv + own.dkv) * rho) / ranks, Pass::backward);
+      const Index rest = own.d_o + own.stats + own.dq + own.dkv * rho;  // Q, K and V are kept
+      expect_each(c, (ranks - 1) * rest / ranks, Pass::backward, true);
     }
   }
 }
@@ -197,16 +199,21 @@ TEST(BackwardVolume, OfUlyssesWhereNothingDivides) {
                heads_read(heads, ranks, j, heads.value) * 7;
       };
       const Rehearsal found = rehearsed(c, Pass::backward);
+      const Rehearsal kept = rehearsed(c, Pass::backward, true);
       for (int r = 0; r < ranks; ++r) {
+        const auto at = static_cast<std::size_t>(r);
         const Index rows = problem.queries().rows(r).size();
-        const Index sums = (37 - rows) * (queries(r).size() * 5 + key_numbers(r));
-        Index inputs = 0;
+        const Index sums =
+            (37 - rows) * (queries(r).size() * 5 + key_numbers(r)) * (wire == Wire::bf16 ? 2 : 4);
+        Index inputs = 0;  // dO and Stats
+        Index again = 0;   // Q, K and V
         for (int j = 0; j < ranks; ++j) {
-          if (j != r) inputs += rows * (queries(j).size() * (5 + 7 + 2) + key_numbers(j));
+          if (j == r) continue;
+          inputs += rows * queries(j).size() * (7 + 2) * 4;
+          again += rows * (queries(j).size() * 5 + key_numbers(j)) * 4;
         }
-        EXPECT_EQ(found.bytes_sent[static_cast<std::size_t>(r)],
-                  inputs * 4 + sums * (wire == Wire::bf16 ? 2 : 4))
-            << c.text() << ", rank " << r;
+        EXPECT_EQ(kept.bytes_sent[at], sums + inputs) << c.text() << ", rank " << r;
+        EXPECT_EQ(found.bytes_sent[at], sums + inputs + again) << c.text() << ", rank " << r;
       }
     }
   }
@@ -218,14 +225,33 @@ TEST(BackwardVolume, OfUspIsUlyssesInsideAndARingOfTheGroupsShards) {
       for (const Wire wire : kWires) {
         const Case c = usp_case(ring, inner, wire);
         const Sizes own = sizes(c, 16);
-        const Index keys = (own.kv + own.dkv) * std::max(1, inner / 2);
+        const Index rho = std::max(1, inner / 2);
+        const Index keys = (own.kv + own.dkv) * rho;
         const Index queries = own.q + own.d_o + own.stats + own.dq;
-        expect_each(c,
-                    (inner - 1) * (queries + keys) / inner + (ring - 1) * std::min(keys, queries),
-                    Pass::backward);
+        const Index around = (ring - 1) * std::min(keys, queries);
+        expect_each(c, (inner - 1) * (queries + keys) / inner + around, Pass::backward);
+        const Index kept = own.q + own.kv * rho;
+        expect_each(c, (inner - 1) * (queries + keys - kept) / inner + around, Pass::backward,
+                    true);
       }
     }
   }
+}
+
+TEST(BackwardVolume, IsSaidWithWhatIsKept) {
+  // 2 ranks of 4 tokens, 2 heads of 4 numbers: by head a rank has Q, K and V of 8 tokens and 1
+  // head.
+  const Case c{shape_of({8, 8}, {2, 2, 2}), "full", "contiguous", "ulysses", line(2)};
+  const Index by_head = 2 * 3 * 8 * 4 * 4;
+  const auto note = [&](bool keeps) {
+    return c.how().backward(c.problem().keeping(keeps), 1).note;
+  };
+  EXPECT_EQ(note(true), "Q, K, V by head are kept, " + std::to_string(by_head) +
+                            " bytes of a group; to send them again is " +
+                            std::to_string(by_head / 2));
+  EXPECT_EQ(note(false), "Q, K, V are sent again, " + std::to_string(by_head / 2) +
+                             " bytes in a group; to keep them by head takes " +
+                             std::to_string(by_head));
 }
 
 TEST(BackwardVolume, OfTreeIsOneAllReduceOfDqAndTheStats) {

@@ -1,0 +1,46 @@
+#include "launcher/memory.hpp"
+
+#include <algorithm>
+
+#include "kernels/attend_backward.hpp"
+#include "parallel/pairs.hpp"
+
+namespace dattn {
+
+Index kernel_bytes(const Problem& problem, const Program& program, int threads) {
+  Index most = 0;
+  if (problem.type() == Type::f8) return most;
+  const auto block = [&](SlotId id) -> const Block& {
+    return program.slots[static_cast<std::size_t>(id)].block;
+  };
+  for (const Step& step : program.steps) {
+    if (const auto* attend = std::get_if<Attend>(&step)) {
+      most = std::max(most, attend_bytes(problem.shape(), block(attend->q).row_count(),
+                                         heads_served(program, *attend, problem.shape()).size(),
+                                         block(attend->k).row_count(), threads, chosen_isa()));
+    } else if (const auto* back = std::get_if<AttendBackward>(&step)) {
+      most = std::max(most,
+                      attend_backward_bytes(problem.shape(), block(back->q).row_count(),
+                                            heads_served(program, *back, problem.shape()),
+                                            block(back->k).row_count(), block(back->k).heads.size(),
+                                            block(back->v).heads.size(), threads, chosen_isa()));
+    }
+  }
+  return most;
+}
+
+Index bytes_a_rank(const std::vector<RankReport>& ranks) {
+  constexpr double kUsable = 0.9;
+  Index least = 0;
+  for (const RankReport& rank : ranks) {
+    const auto share = std::count_if(ranks.begin(), ranks.end(), [&](const RankReport& other) {
+      return other.host.name == rank.host.name;
+    });
+    const auto bytes = static_cast<Index>(kUsable * static_cast<double>(rank.host.available_bytes) /
+                                          static_cast<double>(share));
+    if (bytes > 0 && (least == 0 || bytes < least)) least = bytes;
+  }
+  return least;
+}
+
+}  // namespace dattn
