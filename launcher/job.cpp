@@ -151,7 +151,7 @@ class Job {
                                                                own_.threads, task.wish.gradients));
     report_.isa = chosen_isa().name;
     const auto hosts = world_.gather(encoded(own_));
-    std::string chosen;  // strategy, partition, whether it keeps, forecast
+    std::string chosen;  // strategy, partition, whether it keeps, stages ahead, forecast
     together(world_, [&] {
       if (!leads()) return;
       for (const std::string& text : hosts) report_.ranks.push_back(decoded(text));
@@ -173,15 +173,17 @@ class Job {
         forecast = std::max(forecast, pass.rehearsal.forecast_seconds());
         report_.rehearsals.push_back(std::move(pass.rehearsal));
       }
-      chosen = fmt::format("{} {} {:d} {:a}", choice_.strategy->name, choice_.problem->partition(),
-                           choice_.problem->keeps(), forecast);
+      chosen = fmt::format("{} {} {:d} {} {:a}", choice_.strategy->name,
+                           choice_.problem->partition(), choice_.problem->keeps(),
+                           choice_.problem->prefetch(), forecast);
     });
     world_.broadcast(chosen, 0);
     std::istringstream words(chosen);
     std::string forecast;
     Task same = task;
     same.wish.memory = 0;  // rank 0 has seen to it
-    words >> same.wish.strategy >> same.wish.partition >> same.wish.keeps.emplace() >> forecast;
+    words >> same.wish.strategy >> same.wish.partition >> same.wish.keeps.emplace() >>
+        same.wish.prefetch.emplace() >> forecast;
     if (!leads()) choice_ = choose_for(same, world_.size(), report_.machine);
     // A rank with less work than its neighbours waits for them, and not in vain.
     constexpr double kPatience = 20;

@@ -16,6 +16,8 @@ namespace {
 
 namespace po = boost::program_options;
 
+constexpr Index kMostStagesAhead = 1024;
+
 std::vector<std::string> names_and_auto(auto table) {
   std::vector<std::string> names{"auto"};
   for (const auto& row : table) names.emplace_back(row.name);
@@ -104,6 +106,9 @@ po::options_description split_options(bool with_strategy) {
       ("partition", word(names_and_auto(partition_kinds()))->default_value("auto"),
        "which tokens each rank owns (see dattn list)")                                   //
       ("mesh", po::value<MeshSize>(), "extents of the mesh of ranks, e.g. 2x3 for usp")  //
+      ("prefetch", po::value<Positive>(),
+       "how many stages ahead keys may arrive, 1 or more; each takes the memory of one stage "
+       "[1, or 2 or 4 where the forecast of up to 16 ranks says that it pays]")  //
       ("memory", po::value<Positive>(),
        "bytes that a rank may use, e.g. 8G: a backward pass keeps what the forward pass of ulysses "
        "and usp redistributed if it fits, else has it sent again [run and benches: what the host "
@@ -147,9 +152,20 @@ Task make_task(const po::variables_map& values) {
   task.wish.partition = values["partition"].as<std::string>();
   if (values.count("mesh") != 0) task.wish.mesh = values["mesh"].as<MeshSize>().extents;
   if (values.count("memory") != 0) task.wish.memory = values["memory"].as<Positive>().value;
+  if (values.count("prefetch") != 0) {
+    task.wish.prefetch =
+        at_most("prefetch", values["prefetch"].as<Positive>().value, kMostStagesAhead);
+  }
   task.machine = values["machine"].as<std::string>();
   machine_of(task.machine, {});  // complain now rather than after the set-up
   return task;
+}
+
+int at_most(const char* name, Index value, Index most) {
+  if (value > most) {
+    throw Failure(Exit::usage, fmt::format("--{}: at most {}, not {}", name, most, value));
+  }
+  return static_cast<int>(value);
 }
 
 Exit print_help(const po::options_description& options) {

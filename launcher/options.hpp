@@ -41,6 +41,9 @@ Exit print_help(const boost::program_options::options_description& options);
 /// The file that an option names; empty if it was not given, Failure(usage) if its value is empty.
 std::string file_name(const boost::program_options::variables_map& values, const char* name);
 
+/// `value` of an option; Failure(usage) if it is more than `most`.
+int at_most(const char* name, Index value, Index most);
+
 /// Text outputs may be named without a file: "--json" alone means "--json -", standard output.
 std::vector<std::string> with_default_files(std::vector<std::string> arguments);
 

@@ -176,10 +176,10 @@ std::string plan_line(const Choice& choice, const Rehearsal& r, Pass pass) {
   const Index mean = r.pairs_total() / problem.ranks();
   const Index most = *std::max_element(r.pairs.begin(), r.pairs.end());
   return fmt::format(
-      "{}: {} over {} ranks (mesh {}), partition {}: {} messages, {} sent, memory at most {} a "
+      "{}: {} over {} ranks (mesh {}), partition {}{}: {} messages, {} sent, memory at most {} a "
       "rank, largest share of the work {:.3f} of the mean; proved",
       what, choice.strategy->name, problem.ranks(), problem.mesh().text(), problem.partition(),
-      r.messages, in_bytes(r.bytes_sent_total()),
+      problem.prefetch() > 1 ? fmt::format(", {} stages ahead", problem.prefetch()) : "", r.messages, in_bytes(r.bytes_sent_total()),
       in_bytes(*std::max_element(r.memory_bytes.begin(), r.memory_bytes.end())),
       mean == 0 ? 1.0 : static_cast<double>(most) / static_cast<double>(mean));
 }
@@ -221,6 +221,7 @@ json plan_json(const Task& task, const Choice& choice, const std::vector<Rehears
          {"partition", choice.problem->partition()},
          {"mesh", choice.problem->mesh().text()},
          {"ranks", choice.problem->ranks()},
+         {"prefetch", choice.problem->prefetch()},
          {"verdict", wrong != rehearsals.end() ? "fault" : "ok"}};
   if (wrong != rehearsals.end()) {
     j["fault"] = {{"pass", name_of(static_cast<Pass>(wrong - rehearsals.begin()))},

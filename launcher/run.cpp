@@ -55,18 +55,12 @@ RunOptions read_options(const po::variables_map& values) {
   options.task = make_task(values);
   constexpr Index kMostThreads = 1024;
   constexpr Index kMostRuns = 1000000;
-  const auto limited = [](const char* name, Index value, Index most) {
-    if (value > most) {
-      throw Failure(Exit::usage, fmt::format("--{}: at most {}, not {}", name, most, value));
-    }
-    return static_cast<int>(value);
-  };
   options.threads = values.count("threads") != 0
-                        ? limited("threads", values["threads"].as<Positive>().value, kMostThreads)
+                        ? at_most("threads", values["threads"].as<Positive>().value, kMostThreads)
                         : threads_from_environment();
-  options.repeat = limited("repeat", values["repeat"].as<Positive>().value, kMostRuns);
-  options.warmup = limited("warmup", values["warmup"].as<Count>().value, kMostRuns);
-  options.timeout = limited("timeout", values["timeout"].as<Positive>().value, 1000000);
+  options.repeat = at_most("repeat", values["repeat"].as<Positive>().value, kMostRuns);
+  options.warmup = at_most("warmup", values["warmup"].as<Count>().value, kMostRuns);
+  options.timeout = at_most("timeout", values["timeout"].as<Positive>().value, 1000000);
   options.check = values.count("check") != 0;
   const auto path = [&](const char* name) { return file_name(values, name); };
   options.out = path("out");

@@ -1,6 +1,8 @@
 #include "parallel/moves.hpp"
 
 #include <algorithm>
+#include <deque>
+#include <tuple>
 
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"
@@ -143,27 +145,29 @@ void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, Slo
   const int here = place_in(ring, me.rank());
   const int right = ring[static_cast<std::size_t>((here + 1) % members)];
   const int left = ring[static_cast<std::size_t>((here + members - 1) % members)];
-  // Two homes for K, two for V: one pair is in use while the other fills.
+  // Pairs of homes, one for K and one for V: one pair is in use while the others fill.
+  const int ahead = me.problem().prefetch();
+  std::deque<std::pair<SlotId, SlotId>> next;
+  const auto fetch = [&](int hop) {
+    const int owner = ring[static_cast<std::size_t>((here + members - hop) % members)];
+    const auto pair = static_cast<std::size_t>((hop - 1) % (ahead + 1));
+    while (homes.size() <= 2 * pair + 1) homes.push_back(me.home());
+    next.emplace_back(me.slot(held(Kind::K, owner), homes[2 * pair]),
+                      me.slot(held(Kind::V, owner), homes[2 * pair + 1]));
+    me.recv(next.back().first, me.block(next.back().first), left);
+    me.recv(next.back().second, me.block(next.back().second), left);
+  };
+  for (int hop = 1; hop < std::min(ahead, members); ++hop) fetch(hop);
   for (int hop = 0; hop < members; ++hop) {
-    SlotId next_k = k;
-    SlotId next_v = v;
+    if (hop + ahead < members) fetch(hop + ahead);
     if (hop + 1 < members) {
-      const int owner = ring[static_cast<std::size_t>((here + 2 * members - hop - 1) % members)];
-      const std::size_t side = hop % 2 == 0 ? 0 : 2;
-      if (homes.size() == side) {
-        homes.push_back(me.home());
-        homes.push_back(me.home());
-      }
-      next_k = me.slot(held(Kind::K, owner), homes[side]);
-      next_v = me.slot(held(Kind::V, owner), homes[side + 1]);
-      me.recv(next_k, me.block(next_k), left);
-      me.recv(next_v, me.block(next_v), left);
       me.send(k, me.block(k), right);
       me.send(v, me.block(v), right);
     }
     me.attend(q, k, v, out);
-    k = next_k;
-    v = next_v;
+    if (next.empty()) break;
+    std::tie(k, v) = next.front();
+    next.pop_front();
   }
 }
 
@@ -192,16 +196,19 @@ void pull(Writer& me, SlotId q, SlotId k, SlotId v, SlotId out) {
         kind == Kind::K ? shape.key_heads_of(groups[group]) : shape.value_heads_of(groups[group]);
     return Block{kind, heads, problem.keys().rows_at(owner, problem.keys_needed(reader, group))};
   };
-  // Two stages are alive at a time: one is attended to while the next one arrives. A stage is what
-  // one owner sends; a stage's slots reuse the homes of the stage before the last.
+  // One stage is attended to while the next ones arrive. A stage is what one owner sends; its slots
+  // lie in the homes of a stage that is over.
   struct Piece {
     SlotId q, k, v, out;
   };
-  std::vector<int> homes[2];
-  const auto post = [&](int distance, std::vector<Piece>& pieces) {
+  const int ahead = problem.prefetch();
+  std::vector<std::vector<int>> homes(static_cast<std::size_t>(ahead) + 1);
+  std::deque<std::vector<Piece>> stages{{{q, k, v, out}}};
+  const auto post = [&](int distance) {
     const int owner = (me.rank() + ranks - distance) % ranks;
     const int reader = (me.rank() + distance) % ranks;
-    auto& mine = homes[distance % 2];
+    std::vector<Piece>& pieces = stages.emplace_back();
+    auto& mine = homes[static_cast<std::size_t>(distance) % homes.size()];
     std::size_t used = 0;
     const auto place = [&](const Block& block) {
       if (used == mine.size()) mine.push_back(me.home());
@@ -223,12 +230,11 @@ void pull(Writer& me, SlotId q, SlotId k, SlotId v, SlotId out) {
       }
     }
   };
-  std::vector<Piece> now{{q, k, v, out}};
+  for (int distance = 1; distance < std::min(ahead, ranks); ++distance) post(distance);
   for (int distance = 0; distance < ranks; ++distance) {
-    std::vector<Piece> next;
-    if (distance + 1 < ranks) post(distance + 1, next);
-    for (const Piece& p : now) me.attend(p.q, p.k, p.v, p.out);
-    now = std::move(next);
+    if (distance + ahead < ranks) post(distance + ahead);
+    for (const Piece& p : stages.front()) me.attend(p.q, p.k, p.v, p.out);
+    stages.pop_front();
   }
 }
 

@@ -1,6 +1,7 @@
 // The backward passes of the moves: inputs move as they do forward, and sums of gradients follow.
 #include <algorithm>
 #include <array>
+#include <deque>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -256,8 +257,9 @@ void pull_backward(Writer& me, const AttendBackward& mine) {
     return Block{kind, heads_touched(kind, groups[group], problem.shape()),
                  problem.keys().rows_at(owner, problem.keys_needed(reader, group))};
   };
-  // As in pull(), two stages are alive at a time, each with homes for what it fetches and what it
-  // gives back; and one set of homes for what readers of this rank's keys give back to it.
+  // As in pull(), the inputs of the next stages arrive while one is computed. What a stage gives
+  // back travels during the next one; and one set of homes is for what readers of this rank's keys
+  // give back to it.
   class Homes {
    public:
     explicit Homes(Writer& me) : me_(me) {}
@@ -272,7 +274,8 @@ void pull_backward(Writer& me, const AttendBackward& mine) {
     std::vector<int> homes_;
     std::size_t used_ = 0;
   };
-  std::array<Homes, 2> fetched{Homes(me), Homes(me)};
+  const int ahead = problem.prefetch();
+  std::vector<Homes> fetched(static_cast<std::size_t>(ahead) + 1, Homes(me));
   std::array<Homes, 2> given{Homes(me), Homes(me)};
   Homes returned(me);
   const auto owner_at = [&](int distance) { return (me.rank() + ranks - distance) % ranks; };
@@ -294,9 +297,10 @@ void pull_backward(Writer& me, const AttendBackward& mine) {
     return back;
   };
   /// Asks for the keys of the stage at this distance and sends its reader what it asks for.
+  std::deque<std::vector<AttendBackward>> stages{{mine}};
   const auto fetch = [&](int distance) {
-    std::vector<AttendBackward> pieces;
-    Homes& homes = fetched[static_cast<std::size_t>(distance % 2)];
+    std::vector<AttendBackward>& pieces = stages.emplace_back();
+    Homes& homes = fetched[static_cast<std::size_t>(distance) % fetched.size()];
     homes.restart();
     for (std::size_t g = 0; g < groups.size(); ++g) {
       const Block key = wanted(Kind::K, g, me.rank(), owner_at(distance));
@@ -314,19 +318,17 @@ void pull_backward(Writer& me, const AttendBackward& mine) {
         me.send(mine.v, wanted(Kind::V, g, reader_at(distance), me.rank()), reader_at(distance));
       }
     }
-    return pieces;
   };
 
-  std::vector<AttendBackward> now{mine};
+  for (int distance = 1; distance < std::min(ahead, ranks); ++distance) fetch(distance);
   for (int distance = 0; distance < ranks; ++distance) {
     // What comes back of the stage before is posted first, for it was sent first.
     std::vector<Add> back;
     if (distance > 1) back = give_back(distance - 1);
-    std::vector<AttendBackward> next;
-    if (distance + 1 < ranks) next = fetch(distance + 1);
+    if (distance + ahead < ranks) fetch(distance + ahead);
     Homes& sums = given[static_cast<std::size_t>(distance % 2)];
     sums.restart();
-    for (AttendBackward& piece : now) {
+    for (AttendBackward& piece : stages.front()) {
       if (distance > 0) {
         const Block& key = me.block(piece.k);
         const Block& value = me.block(piece.v);
@@ -341,7 +343,7 @@ void pull_backward(Writer& me, const AttendBackward& mine) {
       me.send(piece.dv, me.block(piece.dv), owner_at(distance));
     }
     for (const Add& add : back) me.add(add.from, add.into);
-    now = std::move(next);
+    stages.pop_front();
   }
   if (ranks == 1) return;
   for (const Add& add : give_back(ranks - 1)) me.add(add.from, add.into);

@@ -12,6 +12,10 @@ namespace {
 /// Up to this many ranks every candidate is rehearsed; beyond, only the best by estimate().
 constexpr int kFewRanks = 16;
 constexpr std::size_t kFinalists = 2;
+/// How far ahead inputs are asked for where nobody says, one by default, and the part of the time
+/// that a larger one, which takes more memory, must leave of the time of a smaller one.
+constexpr int kDeeper[] = {2, 4};
+constexpr double kDeeperMustLeave = 0.99;
 
 Mesh mesh_of(const Strategy& strategy, const std::vector<int>& extents) {
   Mesh mesh;
@@ -134,7 +138,8 @@ std::vector<Choice> candidates(const Wish& wish, const Shape& shape, const MaskP
   std::vector<Problem> dealt;  // one a partition; dealing tokens out can be the longest part
   for (const PartitionKind& partition : partition_kinds()) {
     if (wish.partition != "auto" && wish.partition != partition.name) continue;
-    dealt.emplace_back(shape, mask, line(wish.ranks), partition.name, type, wish.wire);
+    const Problem problem(shape, mask, line(wish.ranks), partition.name, type, wish.wire);
+    dealt.push_back(problem.prefetching(wish.prefetch.value_or(1)));
   }
   std::vector<Choice> out;
   for (const Strategy& strategy : strategies()) {
@@ -216,6 +221,50 @@ class Fitting {
   std::vector<Choice> all_;
 };
 
+/// All passes of the choice, rehearsed. Nothing where a plan has a Fault; whoever runs the choice
+/// rehearses it too, and reports.
+std::optional<Cost> rehearsed(const Choice& choice, const std::vector<Pass>& passes,
+                              const Machine& machine) {
+  Cost sum;
+  for (const Planned& pass : plan_passes(*choice.strategy, *choice.problem, passes, machine)) {
+    if (pass.rehearsal.fault) return {};
+    sum += {pass.rehearsal.forecast_seconds(), pass.rehearsal.bytes_sent_total()};
+  }
+  return sum;
+}
+
+Cost estimate(const Choice& choice, const std::vector<Pass>& passes, const Machine& machine) {
+  Cost sum;
+  for (const Pass pass : passes) sum += estimate(choice, pass, machine);
+  return sum;
+}
+
+/// The choice, prefetching as far ahead as the forecast says that it pays.
+Choice prefetching(const Wish& wish, Choice choice, const Machine& machine) {
+  // Many small stages even out anyway, and an estimate, which looks at single ranks, sees nothing.
+  if (wish.prefetch || wish.ranks <= kDeeper[0] || wish.ranks > kFewRanks) return choice;
+  const std::vector<Pass> passes = wish.passes();
+  const std::optional<Cost> shallow = rehearsed(choice, passes, machine);
+  if (!shallow) return choice;
+  double seconds = shallow->seconds;
+  const Choice first = choice;
+  for (const int stages : kDeeper) {
+    Choice deeper = first;
+    deeper.problem = std::make_shared<const Problem>(first.problem->prefetching(stages));
+    const std::optional<Cost> cost = rehearsed(deeper, passes, machine);
+    if (!cost || cost->seconds > kDeeperMustLeave * seconds) continue;
+    if (!fit(wish, deeper, all_ranks(wish.ranks))) break;
+    if (deeper.problem->keeps() != first.problem->keeps()) break;  // keeping saves more
+    choice = deeper;
+    seconds = cost->seconds;
+  }
+  return choice;
+}
+
+/// choose() but for what prefetching() finds.
+Choice best(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type,
+            const Machine& machine);
+
 }  // namespace
 
 DoesNotFit::DoesNotFit(std::string_view strategy_in, Index needs_in, Index may_in)
@@ -232,6 +281,13 @@ std::vector<Pass> Wish::passes() const {
 
 Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type,
               const Machine& machine) {
+  return prefetching(wish, best(wish, shape, mask, type, machine), machine);
+}
+
+namespace {
+
+Choice best(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type,
+            const Machine& machine) {
   std::string refusals;
   std::vector<Choice> all = candidates(wish, shape, mask, type, refusals);
   if (all.empty()) throw std::invalid_argument(refusals);
@@ -248,10 +304,8 @@ Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type ty
   if (all.size() == 1 && few) return all.front();
   const std::vector<Pass> passes = wish.passes();
   if (!few) {
-    std::vector<Cost> costs(all.size());
-    for (std::size_t i = 0; i < all.size(); ++i) {
-      for (const Pass pass : passes) costs[i] += estimate(all[i], pass, machine);
-    }
+    std::vector<Cost> costs;
+    for (const Choice& choice : all) costs.push_back(estimate(choice, passes, machine));
     Fitting finalists(wish);
     while (finalists.size() < kFinalists && !all.empty()) {
       const auto best = static_cast<std::ptrdiff_t>(cheapest(costs));
@@ -264,17 +318,14 @@ Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type ty
   std::vector<Cost> costs;
   std::vector<const Choice*> proved;
   for (const Choice& choice : all) {
-    Cost sum;
-    bool right = true;
-    for (const Planned& pass : plan_passes(*choice.strategy, *choice.problem, passes, machine)) {
-      right = right && !pass.rehearsal.fault;
-      sum += {pass.rehearsal.forecast_seconds(), pass.rehearsal.bytes_sent_total()};
-    }
-    if (!right) continue;  // whoever runs the choice rehearses it too, and reports
-    costs.push_back(sum);
+    const std::optional<Cost> cost = rehearsed(choice, passes, machine);
+    if (!cost) continue;
+    costs.push_back(*cost);
     proved.push_back(&choice);
   }
   return proved.empty() ? all.front() : *proved[cheapest(costs)];
 }
+
+}  // namespace
 
 }  // namespace dattn

@@ -90,6 +90,13 @@ Problem Problem::keeping(bool keeps) const {
   return other;
 }
 
+Problem Problem::prefetching(int stages) const {
+  CHECK(stages > 0, stages);
+  Problem other = *this;
+  other.prefetch_ = stages;
+  return other;
+}
+
 const Ranges& Problem::keys_needed(int rank, std::size_t group) const {
   std::call_once(found_->needs_once, [&] {
     found_->needs.resize(static_cast<std::size_t>(ranks()));

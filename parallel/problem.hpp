@@ -32,6 +32,8 @@ class Problem {
   Problem on(Mesh mesh) const;
   /// The same problem with keeps() as given.
   Problem keeping(bool keeps) const;
+  /// The same problem with prefetch() as given. @pre it is positive
+  Problem prefetching(int stages) const;
 
   const Shape& shape() const { return shape_; }
   const Mask& mask() const { return *mask_; }
@@ -43,6 +45,9 @@ class Problem {
   /// Whether the backward pass starts with what the forward pass redistributed and has kept
   /// (Program::kept), rather than have it sent again.
   bool keeps() const { return keeps_; }
+  /// How many stages before it is computed the inputs of a stage may arrive: so many have slots
+  /// beside the one that is computed.
+  int prefetch() const { return prefetch_; }
   const std::string& partition() const { return partition_; }
   /// Who owns which rows of Q and O, and which of K and V. The same partition where there are as
   /// many queries as keys.
@@ -70,6 +75,7 @@ class Problem {
   Type type_;
   Wire wire_;
   bool keeps_ = false;
+  int prefetch_ = 1;
   std::string partition_;
   Partition queries_;
   Partition keys_;

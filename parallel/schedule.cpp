@@ -336,10 +336,7 @@ Schedule::Schedule(const Problem& problem, std::vector<Piece> pieces)
   for (std::size_t i = 0; i < pieces_.size(); ++i) {
     Piece& piece = pieces_[i];
     while (first_.size() <= static_cast<std::size_t>(piece.at)) first_.push_back(i);
-    if (i > first_.back()) {
-      piece.posted = pieces_[i - 1].begin;
-      piece.begin = pieces_[i - 1].end();
-    }
+    if (i > first_.back()) piece.begin = pieces_[i - 1].end();
     for (const int rank : {piece.queries, piece.keys}) {
       auto& list = elsewhere_[static_cast<std::size_t>(rank)];
       if (rank != piece.at && (list.empty() || list.back() != i)) list.push_back(i);
@@ -351,6 +348,11 @@ Schedule::Schedule(const Problem& problem, std::vector<Piece> pieces)
 std::span<const Piece> Schedule::at(int rank) const {
   const auto r = static_cast<std::size_t>(rank);
   return std::span(pieces_).subspan(first_[r], first_[r + 1] - first_[r]);
+}
+
+Index Schedule::posted(std::size_t number, int ahead) const {
+  const std::size_t first = first_[static_cast<std::size_t>(pieces_[number].at)];
+  return pieces_[number - std::min(number - first, static_cast<std::size_t>(ahead))].begin;
 }
 
 Index Schedule::total() const {

@@ -20,8 +20,7 @@ struct Piece {
   int keys = 0;
   Range heads;
   Range rows;
-  Index pairs = 0;   ///< allowed ones, more than 0
-  Index posted = 0;  ///< when its messages are posted: the begin of the piece before it
+  Index pairs = 0;  ///< allowed ones, more than 0
   Index begin = 0;
 
   Index end() const { return begin + pairs; }
@@ -47,6 +46,9 @@ class Schedule {
   const std::vector<std::size_t>& elsewhere(int rank) const {
     return elsewhere_[static_cast<std::size_t>(rank)];
   }
+  /// When the inputs of a piece (by number) are posted: the begin of the piece that its rank
+  /// computes `ahead` pieces before it, or of the rank's first.
+  Index posted(std::size_t number, int ahead) const;
   /// Pairs of all ranks, and of the rank that computes most.
   Index total() const;
   Index most() const;

@@ -20,9 +20,13 @@ struct Case {
   Mesh mesh;
   Type type = Type::f4;
   Wire wire = Wire::exact;
+  int prefetch = 1;
 
   int ranks() const { return mesh.ranks(); }
-  Problem problem() const { return {shape, parse_mask(mask, shape), mesh, partition, type, wire}; }
+  Problem problem() const {
+    return Problem(shape, parse_mask(mask, shape), mesh, partition, type, wire)
+        .prefetching(prefetch);
+  }
   const Strategy& how() const { return *find_strategy(strategy); }
 
   /// E.g. "ring zigzag causal, 2x3 ranks, 13x13 tokens, heads 6:2:2, dims 4:4".
@@ -32,7 +36,8 @@ struct Case {
            " ranks, " + s(shape.queries) + "x" + s(shape.keys) + " tokens, heads " +
            s(shape.query_heads) + ":" + s(shape.key_heads) + ":" + s(shape.value_heads) +
            ", dims " + s(shape.d_qk) + ":" + s(shape.d_v) +
-           (wire == Wire::bf16 ? ", wire bf16" : "");
+           (wire == Wire::bf16 ? ", wire bf16" : "") +
+           (prefetch > 1 ? ", " + s(prefetch) + " stages ahead" : "");
   }
 };
 
@@ -85,7 +90,7 @@ inline Shape shape_of(Lengths l, Heads h, Index d_qk = 4, Index d_v = 4) {
 
 /// All that this many ranks can run: every strategy x partition x mask, each with every
 /// `stride`-th of the shapes (lengths x heads), another one for each combination, so that every
-/// shape meets every strategy. `stride` 1 is the full product.
+/// shape meets every strategy. `stride` 1 is the full product. Types and stages ahead take turns.
 inline std::vector<Case> cases(int ranks, std::size_t stride) {
   std::vector<Shape> shapes;
   for (const Lengths l : lengths(ranks)) {
@@ -100,8 +105,10 @@ inline std::vector<Case> cases(int ranks, std::size_t stride) {
         for (std::size_t i = turn++ % stride; i < shapes.size(); i += stride) {
           const auto specs = masks(shapes[i]);
           const Type type = turn % 3 == 0 ? Type::f8 : turn % 3 == 1 ? Type::bf16 : Type::f4;
-          Case c{shapes[i],     specs[m % specs.size()],         partition.name,
-                 strategy.name, strategy.mesh(ranks, shapes[i]), type};
+          const int prefetch = turn % 5 == 0 ? 2 : turn % 5 == 1 ? 4 : 1;
+          Case c{shapes[i],    specs[m % specs.size()],         partition.name,
+                 strategy.name, strategy.mesh(ranks, shapes[i]), type,
+                 Wire::exact,   prefetch};
           if (!strategy.refuses(c.problem())) all.push_back(std::move(c));
         }
       }

@@ -54,7 +54,12 @@ std::array<Half, 2> halves(const Problem& problem, const Piece& piece, Pass pass
 class Part {
  public:
   Part(const Schedule& schedule, Pass pass, Writer& me, const Slots& own)
-      : me_(me), problem_(me.problem()), schedule_(schedule), pass_(pass), own_(own) {}
+      : me_(me),
+        problem_(me.problem()),
+        schedule_(schedule),
+        pass_(pass),
+        own_(own),
+        homes_(static_cast<std::size_t>(problem_.prefetch()) + 1) {}
 
   void write() {
     const auto mine = schedule_.at(me_.rank());
@@ -93,7 +98,7 @@ class Part {
     std::vector<Message> all;
     const auto add = [&](std::size_t number) {
       const Piece& p = schedule_.pieces()[number];
-      all.push_back({p.posted, false, number});
+      all.push_back({schedule_.posted(number, problem_.prefetch()), false, number});
       all.push_back({p.end(), true, number});
     };
     const auto first = static_cast<std::size_t>(mine.data() - schedule_.pieces().data());
@@ -108,8 +113,8 @@ class Part {
 
   void post_inputs(const Piece& p) {
     if (p.at == me_.rank()) {
-      // Two pieces have inputs at a time: one is computed while those of the next arrive.
-      auto& homes = homes_[posted_++ % 2];
+      // One piece is computed while the inputs of the next ones arrive.
+      auto& homes = homes_[posted_++ % homes_.size()];
       Slots slots = own_;
       for (const Half& half : halves(p)) {
         if (half.direct) continue;
@@ -196,7 +201,7 @@ class Part {
   const Schedule& schedule_;
   const Pass pass_;
   Slots own_;
-  std::map<Kind, int> homes_[2];  ///< of inputs, for every other piece
+  std::vector<std::map<Kind, int>> homes_;  ///< of inputs, for pieces in turn
   std::size_t posted_ = 0;
   std::deque<Slots> ready_;             ///< of the pieces whose inputs are posted
   std::map<Kind, int> begun_homes_[2];  ///< of sums begun here

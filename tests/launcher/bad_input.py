@@ -232,6 +232,9 @@ def cases():
         add(f"mesh {word}", f"{run}--mesh {word}", USAGE, "--mesh")
     for word in ("0", "-1", "1e9", "8GB", "''"):
         add(f"memory {word}", f"{run}--memory {word}", USAGE, "--memory")
+    for word in ("0", "-1", "1.5", "1025", "''"):
+        add(f"prefetch {word}", f"{run}--prefetch {word}", USAGE, "--prefetch")
+    add("prefetch beyond the ranks", run + "--prefetch 1024 --check --grad random", 0, "PASSED.*PASSED")
     add("mesh for other ranks", plan + "--strategy usp --mesh 2x3", USAGE, "--mesh.*6.*4")
     add("mesh of one axis for usp", plan + "--strategy usp --mesh 4", USAGE, "--mesh.*usp")
     add("mesh of two axes for ring", plan + "--strategy ring --mesh 2x2", USAGE, "--mesh.*ring")
@@ -344,6 +347,7 @@ def cases():
         ("--out", "O.npy", "P.npy"),
         ("--head-dim", "8", "16"),
         ("--memory", "1G", "2G"),
+        ("--prefetch", "1", "2"),
     ):
         common = "run --threads 1 " + ("" if field == "--tokens" else "--tokens 31 ")
         name = {"--tokens": "queries", "--head-dim": "head dim", "--scale": "scale", "--dtype": "dtype"}

@@ -97,6 +97,7 @@ class Case:
     wire: str = "exact"
     scale: float | None = None
     threads: int = 1
+    prefetch: int = 0  # 0: the forecast's choice
     twice: bool = False  # the second run must give the same bytes
     gradients: bool = True
     short: int | None = None  # bytes a rank lacks to keep what the forward pass redistributed
@@ -106,7 +107,7 @@ class Case:
         return (
             f"P={self.ranks} {self.strategy} {self.mesh} {self.partition} '{self.mask}' "
             f"queries {i.queries} keys {i.keys} heads {i.heads}:{i.key_heads}:{i.value_heads} "
-            f"{i.stored}->{self.dtype} wire {self.wire} scale {self.scale} threads {self.threads}"
+            f"{i.stored}->{self.dtype} wire {self.wire} scale {self.scale} threads {self.threads} prefetch {self.prefetch}"
             + ("" if self.short is None else f" memory short of {self.short}")
         )
 
@@ -206,6 +207,11 @@ def small_cases():
     for ranks in (2, 3, 7, 8):
         cases.append(Case("lightseq", ranks, "causal", "contiguous"))
         cases.append(Case("lightseq", ranks, "documents:9,61,498,39+causal", "contiguous"))
+    # Stages ahead, more of them than there are too.
+    for n, strategy in enumerate(("ring", "gather", "lightseq", "double_ring", "usp")):
+        for stages, ranks in ((1, 6), (2, 4), (9, 6)):
+            partition = PARTITIONS[(n + stages) % 4]
+            cases.append(Case(strategy, ranks, MASKS[(n + stages) % len(MASKS)], partition, prefetch=stages))
     # Memory to the byte: enough to keep Q, K, V by head for the backward pass, or one too few.
     for n, short in enumerate((0, 1)):
         for dtype in ("f4", "bf16"):
@@ -277,6 +283,7 @@ class Bench:
         words += ["--machine", "latency=1e-5,bandwidth=1e9,rate=1e10,overhead=1e-6"]
         words += ["--mesh", case.mesh] if case.mesh else []
         words += ["--scale", repr(case.scale)] if case.scale is not None else []
+        words += ["--prefetch", str(case.prefetch)] if case.prefetch else []
         return words
 
     def plan(self, words, case):
@@ -351,7 +358,10 @@ class Bench:
         require(len(sent) == case.ranks, f"bytes_sent has {len(sent)} entries")
         require(report["planned_bytes_sent"] == sent, f"sent {sent}, planned otherwise")
         plan = self.plan(self.words(case), case)
-        for field in ("bytes_sent", "strategy", "partition", "mesh", "pairs_total", "messages"):
+        if case.prefetch:
+            require(plan["prefetch"] == case.prefetch, f"{plan['prefetch']} stages ahead")
+        chosen = ("strategy", "partition", "mesh", "prefetch")
+        for field in (*chosen, "bytes_sent", "pairs_total", "messages", "memory_bytes"):
             require(plan[field] == report[field], f"{field}: {plan[field]} != {report[field]}")
         if case.gradients:
             back = report["backward"]

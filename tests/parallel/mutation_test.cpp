@@ -64,12 +64,13 @@ class Mutation : public testing::Test {
     std::string mask;
     Shape shape;
     bool keeps = false;
+    int prefetch = 1;
   };
   const Mesh square{{{"ring", 2}, {"heads", 2}}};
 
   void hold(const Base& base, Pass pass, Sample sample) {
     const Case c{base.shape, base.mask, base.partition, base.strategy, base.mesh};
-    const Problem problem = c.problem().keeping(base.keeps);
+    const Problem problem = c.problem().keeping(base.keeps).prefetching(base.prefetch);
     const std::string name = pass == Pass::forward ? c.text() : "backward " + c.text();
     hold(problem, make_plan(c.how(), problem, pass), name, sample);
   }
@@ -148,7 +149,10 @@ TEST_F(Mutation, OfStrategies) {
       Base{"gather", line(3), "zigzag", "causal", {7, 7, 2, 1, 2, 1, 1}},
       Base{"gather", line(4), "contiguous", "window:3,0", {9, 9, 1, 1, 1, 1, 1}},
       Base{"gather", line(3), "contiguous", "causal@0-0;window:1,0@1-1", {7, 7, 2, 2, 2, 1, 1}},
+      Base{"gather", line(4), "zigzag", "window:3,0", {9, 9, 1, 1, 1, 1, 1}, false, 2},
+      Base{"ring", line(4), "zigzag", "causal", {8, 8, 2, 1, 1, 1, 1}, false, 2},
       Base{"lightseq", line(2), "contiguous", "causal", {6, 6, 2, 2, 1, 1, 1}},
+      Base{"lightseq", line(4), "contiguous", "causal", {8, 8, 2, 1, 1, 1, 1}, false, 2},
       Base{"lightseq", line(3), "contiguous", "causal", {7, 7, 2, 1, 1, 1, 1}},
       Base{"lightseq", line(4), "contiguous", "causal", {8, 8, 2, 1, 2, 1, 1}},
       Base{"lightseq", line(5), "contiguous", "causal", {5, 5, 1, 1, 1, 1, 1}},
@@ -180,6 +184,7 @@ TEST_F(Mutation, OfBackwardPasses) {
       Base{"ring", line(3), "contiguous", "causal", {5, 5, 1, 1, 1, 6, 6}},
       Base{"gather", line(3), "contiguous", "causal@0-0;window:1,0@1-1", {7, 7, 2, 2, 2, 1, 1}},
       Base{"gather", line(4), "contiguous", "full", {5, 5, 1, 1, 1, 1, 1}},
+      Base{"gather", line(4), "contiguous", "full", {5, 5, 1, 1, 1, 1, 1}, false, 2},
       Base{"lightseq", line(3), "contiguous", "causal", {6, 6, 2, 1, 1, 1, 1}},
       Base{"lightseq", line(3), "contiguous", "documents:6,1,1+causal", {8, 8, 2, 2, 2, 6, 6}},
       Base{"lightseq", line(4), "contiguous", "causal", {4, 4, 2, 2, 1, 1, 1}},

@@ -113,6 +113,36 @@ TEST(Planner, ChoosesHelpForDocuments) {
   EXPECT_EQ(named.problem->mesh(), (Mesh{{{"outer", 2}, {"inner", 4}}}));
 }
 
+// Under a window, zigzag shards see little of some others, so stages differ: those in between are
+// over before the next ones that count have arrived.
+TEST(Planner, FetchesFurtherAheadWhereItPaysAndFits) {
+  const Shape shape{16384, 16384, 8, 2, 2, 128, 128};
+  Wish wish;
+  wish.ranks = 4;
+  wish.strategy = "gather";
+  wish.partition = "zigzag";
+  const auto chosen = [&](const char* mask) {
+    return choose(wish, shape, parse_mask(mask, shape), Type::f4, {});
+  };
+  const auto seconds = [](const Choice& c) {
+    return rehearse(*c.problem, make_plan(*c.strategy, *c.problem)).forecast_seconds();
+  };
+  wish.memory = Index{1} << 40;
+  const Choice far = chosen("window:3000,0");
+  EXPECT_EQ(far.problem->prefetch(), 2);
+  EXPECT_EQ(chosen("causal").problem->prefetch(), 1);
+  wish.memory = far.needs - 1;
+  const Choice near = chosen("window:3000,0");
+  EXPECT_EQ(near.problem->prefetch(), 1);
+  EXPECT_LT(near.needs, far.needs);
+  EXPECT_LT(seconds(far), 0.9 * seconds(near));
+  for (const int stages : {1, 3}) {
+    wish.memory = 0;
+    wish.prefetch = stages;
+    EXPECT_EQ(chosen("window:3000,0").problem->prefetch(), stages);
+  }
+}
+
 /// A causal problem of `rows` tokens a rank, dealt out contiguously.
 Problem causal(int ranks, Index rows) {
   const Shape shape = shape_of({rows * ranks, rows * ranks}, {2, 2, 2});
