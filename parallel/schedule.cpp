@@ -24,8 +24,8 @@ int distance(const Piece& piece, int ranks) {
 
 /// Adds `next` to `piece` if that costs no message more than it has.
 bool join(const Problem& problem, Piece& piece, const Piece& next) {
-  if (std::tie(piece.at, piece.queries, piece.keys, piece.rows, piece.heads.end) !=
-      std::tie(next.at, next.queries, next.keys, next.rows, next.heads.begin)) {
+  if (std::tie(piece.at, piece.last, piece.queries, piece.keys, piece.rows, piece.heads.end) !=
+      std::tie(next.at, next.last, next.queries, next.keys, next.rows, next.heads.begin)) {
     return false;
   }
   const Range both{piece.heads.begin, next.heads.end};
@@ -56,6 +56,7 @@ class Evening {
   std::vector<Piece> run() {
     give_to_other_owners();
     give_to_anyone();
+    if (sums_travel()) leave_half_for_the_end();
     return std::move(pieces_);
   }
 
@@ -197,6 +198,26 @@ class Evening {
       return true;
     }
     // Between heads each side reads its own heads of K and V, so that a cut costs no byte.
+    const Piece part = last_heads(whole, want);
+    Index given = 0;
+    if (part.pairs > 0) given += split(id, part, helper);
+    if (want - given <= slack_) return given > 0;
+    // The rest between rows of one unit. Later rows see more keys, under causal masks.
+    Piece unit = pieces_[id];
+    unit.heads.begin = unit.heads.end - unit_;
+    const Piece rows = last_rows(unit, want - given);
+    if (rows.pairs == 0) return given > 0;
+    if (unit.heads != pieces_[id].heads) {
+      unit.pairs = count(unit);
+      split(id, unit, unit.at);
+      id = pieces_.size() - 1;
+    }
+    given += split(id, rows, helper);
+    return true;
+  }
+
+  /// As many of the last heads as have about `want` pairs at most, never all.
+  Piece last_heads(const Piece& whole, Index want) {
     Piece part = whole;
     part.heads.begin = part.heads.end;
     part.pairs = 0;
@@ -208,29 +229,52 @@ class Evening {
       part.heads.begin -= unit_;
       part.pairs += pairs;
     }
-    Index given = 0;
-    if (part.pairs > 0) given += split(id, part, helper);
-    if (want - given <= slack_) return given > 0;
-    // The rest between rows of one unit. Later rows see more keys, under causal masks.
-    Piece unit = pieces_[id];
-    unit.heads.begin = unit.heads.end - unit_;
-    Range edge = unit.rows;  // the first row to give lies in here
+    return part;
+  }
+
+  /// Likewise of the last rows.
+  Piece last_rows(const Piece& whole, Index want) {
+    Range edge = whole.rows;  // the first row of them lies in here
+    Piece part = whole;
     while (edge.size() > 1) {
-      Piece rows = unit;
-      rows.rows.begin = edge.begin + edge.size() / 2;
-      (count(rows) > want - given + slack_ ? edge.begin : edge.end) = rows.rows.begin;
+      part.rows.begin = edge.begin + edge.size() / 2;
+      (count(part) > want + slack_ ? edge.begin : edge.end) = part.rows.begin;
     }
-    Piece rows = unit;
-    rows.rows.begin = edge.end;
-    rows.pairs = rows.rows.empty() ? 0 : count(rows);
-    if (rows.pairs == 0) return given > 0;
-    if (unit.heads != pieces_[id].heads) {
-      unit.pairs = count(unit);
-      split(id, unit, unit.at);
-      id = pieces_.size() - 1;
+    part.rows.begin = edge.end;
+    part.pairs = part.rows.empty() ? 0 : count(part);
+    return part;
+  }
+
+  bool sums_travel() const {
+    return std::any_of(pieces_.begin(), pieces_.end(), [&](const Piece& p) {
+      return p.at != p.queries || (pass_ == Pass::backward && p.at != p.keys);
+    });
+  }
+
+  /// Of what ranks compute for their own queries and keys, which needs no message, half is for when
+  /// there is nothing but it to hide the last sums behind that go home.
+  void leave_half_for_the_end() {
+    for (int rank = 0; rank < ranks_; ++rank) {
+      std::vector<Id> own;
+      Index want = 0;
+      for (const Id id : at_[static_cast<std::size_t>(rank)]) {
+        if (pieces_[id].queries != rank || pieces_[id].keys != rank) continue;
+        own.push_back(id);
+        want += pieces_[id].pairs;
+      }
+      want /= 2;
+      for (; !own.empty() && pieces_[own.back()].pairs <= want; own.pop_back()) {
+        pieces_[own.back()].last = true;
+        want -= pieces_[own.back()].pairs;
+      }
+      if (own.empty()) continue;
+      Piece part = last_heads(pieces_[own.back()], want);
+      const bool one_unit = pieces_[own.back()].heads.size() <= unit_;
+      if (one_unit) part = last_rows(pieces_[own.back()], want);
+      if (part.pairs == 0) continue;
+      part.last = true;
+      split(own.back(), part, rank);
     }
-    given += split(id, rows, helper);
-    return true;
   }
 
   /// Cuts `part`, the last heads or the last rows of piece `id`, off and has `rank` compute it.
@@ -325,7 +369,8 @@ Ranges keys_of(const Problem& problem, const Piece& piece) {
 Schedule::Schedule(const Problem& problem, std::vector<Piece> pieces)
     : elsewhere_(static_cast<std::size_t>(problem.ranks())) {
   const auto place = [&](const Piece& p) {
-    return std::tuple(p.at, distance(p, problem.ranks()), p.queries, p.keys, p.rows, p.heads);
+    return std::tuple(p.at, p.last, distance(p, problem.ranks()), p.queries, p.keys, p.rows,
+                      p.heads);
   };
   std::sort(pieces.begin(), pieces.end(),
             [&](const Piece& a, const Piece& b) { return place(a) < place(b); });

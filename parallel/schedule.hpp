@@ -20,7 +20,8 @@ struct Piece {
   int keys = 0;
   Range heads;
   Range rows;
-  Index pairs = 0;  ///< allowed ones, more than 0
+  Index pairs = 0;    ///< allowed ones, more than 0
+  bool last = false;  ///< after all others of its rank, while the sums of those come home
   Index begin = 0;
 
   Index end() const { return begin + pairs; }
@@ -33,8 +34,8 @@ Ranges keys_of(const Problem& problem, const Piece& piece);
 class Schedule {
  public:
   /// Puts `pieces` in order: each rank's own keys first, then the piece that it shares with the
-  /// nearest rank before it, and so on around; so that in every step all ranks exchange with
-  /// another one.
+  /// nearest rank before it, and so on around, so that in every step all ranks exchange with
+  /// another one; and those that are to be last.
   Schedule(const Problem& problem, std::vector<Piece> pieces);
 
   /// All pieces, those of rank 0 first, each rank's in the order that it computes them.
