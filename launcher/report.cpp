@@ -179,7 +179,8 @@ std::string plan_line(const Choice& choice, const Rehearsal& r, Pass pass) {
       "{}: {} over {} ranks (mesh {}), partition {}{}: {} messages, {} sent, memory at most {} a "
       "rank, largest share of the work {:.3f} of the mean; proved",
       what, choice.strategy->name, problem.ranks(), problem.mesh().text(), problem.partition(),
-      problem.prefetch() > 1 ? fmt::format(", {} stages ahead", problem.prefetch()) : "", r.messages, in_bytes(r.bytes_sent_total()),
+      problem.prefetch() > 1 ? fmt::format(", {} stages ahead", problem.prefetch()) : "",
+      r.messages, in_bytes(r.bytes_sent_total()),
       in_bytes(*std::max_element(r.memory_bytes.begin(), r.memory_bytes.end())),
       mean == 0 ? 1.0 : static_cast<double>(most) / static_cast<double>(mean));
 }

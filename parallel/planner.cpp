@@ -263,30 +263,6 @@ Choice prefetching(const Wish& wish, Choice choice, const Machine& machine) {
 
 /// choose() but for what prefetching() finds.
 Choice best(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type,
-            const Machine& machine);
-
-}  // namespace
-
-DoesNotFit::DoesNotFit(std::string_view strategy_in, Index needs_in, Index may_in)
-    : std::invalid_argument(std::string(strategy_in) + " needs " + std::to_string(needs_in) +
-                            " bytes on a rank, which may use " + std::to_string(may_in)),
-      strategy(strategy_in),
-      needs(needs_in),
-      may(may_in) {}
-
-std::vector<Pass> Wish::passes() const {
-  if (gradients) return {Pass::forward, Pass::backward};
-  return {Pass::forward};
-}
-
-Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type,
-              const Machine& machine) {
-  return prefetching(wish, best(wish, shape, mask, type, machine), machine);
-}
-
-namespace {
-
-Choice best(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type,
             const Machine& machine) {
   std::string refusals;
   std::vector<Choice> all = candidates(wish, shape, mask, type, refusals);
@@ -327,5 +303,22 @@ Choice best(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type
 }
 
 }  // namespace
+
+DoesNotFit::DoesNotFit(std::string_view strategy_in, Index needs_in, Index may_in)
+    : std::invalid_argument(std::string(strategy_in) + " needs " + std::to_string(needs_in) +
+                            " bytes on a rank, which may use " + std::to_string(may_in)),
+      strategy(strategy_in),
+      needs(needs_in),
+      may(may_in) {}
+
+std::vector<Pass> Wish::passes() const {
+  if (gradients) return {Pass::forward, Pass::backward};
+  return {Pass::forward};
+}
+
+Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type,
+              const Machine& machine) {
+  return prefetching(wish, best(wish, shape, mask, type, machine), machine);
+}
 
 }  // namespace dattn

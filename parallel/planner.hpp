@@ -22,8 +22,8 @@ struct Wish {
   /// Whether the backward pass starts with what the forward pass redistributed, where a strategy
   /// redistributes; nothing: if that fits into `memory`.
   std::optional<bool> keeps;
-  /// How many stages ahead inputs may arrive (Problem::prefetch); nothing: one, or at up to 16 ranks more
-  /// where the forecast says that it pays and they fit into the memory.
+  /// How many stages ahead inputs may arrive (Problem::prefetch); nothing: one, or at up to 16
+  /// ranks more where the forecast says that it pays and they fit into the memory.
   std::optional<int> prefetch;
 
   /// Forward, or forward and backward.

@@ -268,9 +268,8 @@ class Evening {
         want -= pieces_[own.back()].pairs;
       }
       if (own.empty()) continue;
-      Piece part = last_heads(pieces_[own.back()], want);
-      const bool one_unit = pieces_[own.back()].heads.size() <= unit_;
-      if (one_unit) part = last_rows(pieces_[own.back()], want);
+      const Piece& whole = pieces_[own.back()];
+      Piece part = whole.heads.size() > unit_ ? last_heads(whole, want) : last_rows(whole, want);
       if (part.pairs == 0) continue;
       part.last = true;
       split(own.back(), part, rank);

@@ -106,7 +106,7 @@ inline std::vector<Case> cases(int ranks, std::size_t stride) {
           const auto specs = masks(shapes[i]);
           const Type type = turn % 3 == 0 ? Type::f8 : turn % 3 == 1 ? Type::bf16 : Type::f4;
           const int prefetch = turn % 5 == 0 ? 2 : turn % 5 == 1 ? 4 : 1;
-          Case c{shapes[i],    specs[m % specs.size()],         partition.name,
+          Case c{shapes[i],     specs[m % specs.size()],         partition.name,
                  strategy.name, strategy.mesh(ranks, shapes[i]), type,
                  Wire::exact,   prefetch};
           if (!strategy.refuses(c.problem())) all.push_back(std::move(c));

@@ -107,7 +107,8 @@ class Case:
         return (
             f"P={self.ranks} {self.strategy} {self.mesh} {self.partition} '{self.mask}' "
             f"queries {i.queries} keys {i.keys} heads {i.heads}:{i.key_heads}:{i.value_heads} "
-            f"{i.stored}->{self.dtype} wire {self.wire} scale {self.scale} threads {self.threads} prefetch {self.prefetch}"
+            f"{i.stored}->{self.dtype} wire {self.wire} scale {self.scale} threads {self.threads} "
+            f"prefetch {self.prefetch}"
             + ("" if self.short is None else f" memory short of {self.short}")
         )
 
@@ -203,6 +204,11 @@ def small_cases():
     for strategy in ("usp_inner_ring", "double_ring"):
         for mesh in ("2x3", "3x2"):
             cases.append(Case(strategy, 6, "causal", "zigzag", mesh=mesh))
+    # Longer: several tiles a rank.
+    longer = dataclasses.replace(BASE, queries=1009, keys=1009)
+    for s, strategy in enumerate(STRATEGIES):
+        mask = ("causal", "window:100,7", "full", "documents:300,9,700+causal")[s % 4]
+        cases.append(Case(strategy, RANKS[s % 3], mask, PARTITIONS[s // 2 % 4], longer))
     # Help, at even and odd numbers of ranks, and where the work lies in one rank's document.
     for ranks in (2, 3, 7, 8):
         cases.append(Case("lightseq", ranks, "causal", "contiguous"))
@@ -211,7 +217,8 @@ def small_cases():
     for n, strategy in enumerate(("ring", "gather", "lightseq", "double_ring", "usp")):
         for stages, ranks in ((1, 6), (2, 4), (9, 6)):
             partition = PARTITIONS[(n + stages) % 4]
-            cases.append(Case(strategy, ranks, MASKS[(n + stages) % len(MASKS)], partition, prefetch=stages))
+            mask = MASKS[(n + stages) % len(MASKS)]
+            cases.append(Case(strategy, ranks, mask, partition, prefetch=stages))
     # Memory to the byte: enough to keep Q, K, V by head for the backward pass, or one too few.
     for n, short in enumerate((0, 1)):
         for dtype in ("f4", "bf16"):

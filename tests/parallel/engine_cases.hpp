@@ -306,11 +306,12 @@ std::string gradient_trouble(const Case& c, const Problem& problem, Transport& t
   std::string trouble;
   for (std::size_t n = 0; n < 3; ++n) {
     const double error = std::sqrt(sum(mine.error[n]));
-    // Gradients of a row that sees one key cancel to 0, so where all do the bound is for rows of
-    // length 1.
+    // Gradients of a row that sees one key cancel to 0. Where all rows do, a norm is nothing to be
+    // relative to, and the bound is that of as many rows of length 1.
+    constexpr double kCancelled = 1e-9;
     const double norm = std::sqrt(mine.reference[n]);
     const double rows = std::sqrt(static_cast<double>(c.shape.queries * c.shape.query_heads));
-    const double reference = norm < 1 ? std::max(1.0, rows) : norm;
+    const double reference = std::max(1.0, norm < kCancelled ? rows : norm);
     if (!(error <= bounds_of(c).gradient * reference)) {
       trouble += " " + std::string(name_of(result_kinds(Pass::backward)[n])) + " is off by " +
                  std::to_string(1e6 * error / reference) + "e-6";

@@ -42,7 +42,7 @@ void on_all_ranks(int ranks, const Mode& mode, std::uint64_t seed, const Body& b
 }
 
 /// Every so-manyth shape of the table for each strategy, partition and mask.
-constexpr std::size_t kEveryShape = kSanitized ? 157 : 89;
+constexpr std::size_t kEveryShape = kSanitized ? 157 : 53;
 
 class EngineOverLoopback : public ::testing::TestWithParam<Mode> {};
 
