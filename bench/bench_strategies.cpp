@@ -65,6 +65,8 @@ po::options_description described_options() {
       ("repeat", po::value<Positive>()->default_value({7}), "timed repeats")  //
       ("seconds", po::value<Positive>(),
        "for all repeats of one number of ranks: fewer are made if more do not fit, at least one")  //
+      ("ideal", word({"both", "busy"})->default_value("both"),
+       "busy: without the ideal of one rank alone, which takes as long as that of all at once")  //
       ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")     //
       ("csv", po::value<std::string>(), "write the rows as CSV [- for standard output]")  //
       ("json", po::value<std::string>(),
@@ -184,6 +186,7 @@ Options read_options(const po::options_description& described,
   };
   options.trial.repeats = limited("repeat", 1000000);
   if (values.count("seconds") != 0) options.trial.seconds = limited("seconds", 1000000);
+  options.trial.alone = values["ideal"].as<std::string>() == "both";
   options.trial.threads = limited("threads", 1024);
   options.trial.strategies = values["strategies"].as<std::vector<std::string>>();
   if (std::find(options.trial.strategies.begin(), options.trial.strategies.end(), "all") !=

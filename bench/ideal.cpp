@@ -127,15 +127,6 @@ Index ideal_keys_bytes(const Task& task, Index keys) {
   return once * (bytes_of(task.type) + (task.wish.gradients ? sum_bytes_of(task.type) : 0));
 }
 
-Index ideal_kernel_bytes(const Task& task, Pass pass, Index queries, Index keys, int threads) {
-  const Shape& s = task.shape;
-  if (task.type == Type::f8) return 0;
-  return pass == Pass::forward
-             ? attend_bytes(s, queries, s.query_heads, keys, threads, chosen_isa())
-             : attend_backward_bytes(s, queries, {0, s.query_heads}, keys, s.key_heads,
-                                     s.value_heads, threads, chosen_isa());
-}
-
 Index ideal_bytes(const Task& task, const Problem& problem, int rank, int threads) {
   const Shape& s = task.shape;
   const Index rows = problem.queries().rows(rank).size();
@@ -143,11 +134,16 @@ Index ideal_bytes(const Task& task, const Problem& problem, int rank, int thread
   // Q and records; backward dQ, dO, O and Stats too.
   const Index numbers =
       s.d_qk + record_length(s.d_v) + (task.wish.gradients ? s.d_qk + 2 * s.d_v + 3 : 0);
-  Index kernel = 0;
-  for (const Pass pass : task.passes()) {
-    kernel = std::max(kernel, ideal_kernel_bytes(task, pass, rows, size(seen), threads));
+  Index most = 0;  // that a kernel takes
+  if (task.type != Type::f8) {
+    const Kernel& kernel = task.type == Type::bf16 ? *chosen_isa().bf16 : *chosen_isa().f4;
+    most = attend_bytes(s, rows, s.query_heads, size(seen), threads, kernel);
+    if (task.wish.gradients) {
+      most = std::max(most, attend_backward_bytes(s, rows, {0, s.query_heads}, size(seen),
+                                                  s.key_heads, s.value_heads, threads, kernel));
+    }
   }
-  return rows * s.query_heads * numbers * sum_bytes_of(task.type) + kernel +
+  return rows * s.query_heads * numbers * sum_bytes_of(task.type) + most +
          (seen.size() > 1 ? ideal_keys_bytes(task, size(seen)) : 0);
 }
 

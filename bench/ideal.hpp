@@ -62,7 +62,5 @@ Runs all_keys(const Task& task);
 /// Bytes of IdealKeys of so many keys, and of one Ideal with what its kernel needs for itself.
 Index ideal_keys_bytes(const Task& task, Index keys);
 Index ideal_bytes(const Task& task, const Problem& problem, int rank, int threads);
-/// What the kernels of one pass take beside their arguments, at most.
-Index ideal_kernel_bytes(const Task& task, Pass pass, Index queries, Index keys, int threads);
 
 }  // namespace dattn

@@ -11,6 +11,7 @@
 #include "bench/ideal.hpp"
 #include "bench/rest.hpp"
 #include "launcher/calibrate.hpp"
+#include "launcher/memory.hpp"
 #include "launcher/report.hpp"
 
 namespace dattn {
@@ -69,11 +70,8 @@ void plan(const Task& task, const Machine& machine, int ranks, int threads, Entr
   }
   entry.partition = choice.problem->partition();
   entry.mesh = choice.problem->mesh().text();
-  Index rows = 0;
-  for (int r = 0; r < ranks; ++r) rows = std::max(rows, choice.problem->queries().rows(r).size());
   for (const auto& [proved, rehearsal] :
        plan_passes(*choice.strategy, *choice.problem, task.passes(), machine)) {
-    const Pass pass = proved.front().pass;
     if (rehearsal.fault) {
       entry.refused = "the plan is refused: " + rehearsal.fault->text();
       return;
@@ -82,8 +80,11 @@ void plan(const Task& task, const Machine& machine, int ranks, int threads, Entr
     entry.memory.push_back(*std::max_element(rehearsal.memory_bytes.begin(),  //
                                              rehearsal.memory_bytes.end()));
     entry.pairs = rehearsal.pairs_total();
-    entry.bytes += ideal_kernel_bytes(task, pass, rows, task.shape.keys, threads) +
-                   entry.memory.back() -
+    Index kernels = 0;
+    for (const Program& program : proved) {
+      kernels = std::max(kernels, kernel_bytes(*choice.problem, program, threads));
+    }
+    entry.bytes += kernels + entry.memory.back() -
                    *std::min_element(rehearsal.kept_bytes.begin(),  //
                                      rehearsal.kept_bytes.end());
   }
@@ -148,9 +149,11 @@ struct IdealTimes {
 template <class E>
 class Ideals {
  public:
-  Ideals(Communicator& ranks, const Task& task, const Problem& problem, int threads,
-         IdealKeys<E>& keys)
-      : ranks_(ranks), mine_(task, problem, ranks.rank(), threads, keys) {
+  Ideals(Communicator& ranks, const Task& task, const Problem& problem,
+         const TrialOptions& options, IdealKeys<E>& keys)
+      : ranks_(ranks),
+        alone_(options.alone),
+        mine_(task, problem, ranks.rank(), options.threads, keys) {
     std::array<Index, 1> total{mine_.area()};
     std::array<Index, 1> most = total;
     ranks_.all_reduce_sum(total);
@@ -171,10 +174,8 @@ class Ideals {
     // Over the mean area, since all areas together are the whole.
     times.busy.push_back(seconds[0] / ranks_.size());
     times.slowest.push_back(slowest[0]);
-    if (ranks_.size() == 1) {
-      times.alone.push_back(times.busy.back());
-      return;
-    }
+    if (ranks_.size() == 1) times.alone.push_back(times.busy.back());
+    if (ranks_.size() == 1 || !alone_) return;
     rest_until_all(ranks_);
     std::array<double, 1> alone{0};
     if (ranks_.rank() == fullest_ && mine_.area() > 0) {
@@ -187,6 +188,7 @@ class Ideals {
 
  private:
   Communicator& ranks_;
+  bool alone_;  ///< also one rank alone
   Ideal<E> mine_;
   int fullest_ = 0;   ///< the rank with the largest area
   double share_ = 0;  ///< the mean area
@@ -219,7 +221,7 @@ void run_passes(Communicator& ranks, Contender<E>& contender, const std::vector<
     if (ideal != nullptr) {
       sample.ideal_busy = ideal->busy[i];
       sample.ideal_slowest = ideal->slowest[i];
-      sample.ideal_alone = ideal->alone[i];
+      if (!ideal->alone.empty()) sample.ideal_alone = ideal->alone[i];
     }
     samples[i].push_back(sample);
     sum.bytes_sent += mine.bytes_sent;
@@ -252,7 +254,7 @@ void measure(Communicator& ranks, const Task& task, const TrialOptions& options,
     contenders.push_back(std::make_unique<Contender<E>>(task, choice, ranks, options.threads));
     if (keys == nullptr || ideals.contains(entry.partition)) continue;
     ideals[entry.partition] =
-        std::make_unique<Ideals<E>>(ranks, task, *choice.problem, options.threads, *keys);
+        std::make_unique<Ideals<E>>(ranks, task, *choice.problem, options, *keys);
   }
   const std::vector<Pass> passes = task.passes();
   using Clock = std::chrono::steady_clock;
@@ -260,7 +262,7 @@ void measure(Communicator& ranks, const Task& task, const TrialOptions& options,
   std::array<double, 1> spent{0};  // as the slowest rank has it
   double last = 0;
   for (int repeat = -1; repeat < options.repeats; ++repeat) {
-    if (seconds > 0 && repeat > 0 && spent[0] + last > seconds) break;
+    if (seconds > 0 && repeat >= 0 && spent[0] + last > seconds) break;
     std::map<std::string, IdealTimes> times;
     for (const auto& [partition, ideal] : ideals) {
       for (const Pass pass : passes) ideal->run(pass, times[partition]);
@@ -270,13 +272,17 @@ void measure(Communicator& ranks, const Task& task, const TrialOptions& options,
       const IdealTimes* ideal =
           keys == nullptr ? nullptr : &times.at(agenda.entries[group[c]].partition);
       run_passes(ranks, *contenders[c], passes, ideal, mine);
-      if (repeat >= 0) continue;
-      for (auto& pass : mine) pass.clear();  // the first one has warmed up
     }
     const double before = spent[0];
     spent[0] = std::chrono::duration<double>(Clock::now() - begin).count();
     ranks.all_reduce_max(spent);
     last = spent[0] - before;
+    // The first one warms up, and counts only where there is no time for another.
+    const bool only = seconds > 0 && spent[0] + last > seconds;
+    for (const std::size_t i : group) {
+      if (repeat >= 0 || only) break;
+      for (auto& pass : samples[i]) pass.clear();
+    }
     if (repeat < 0 && ranks.rank() == 0 && last > kWorthSaying) {
       fmt::print(stderr, "{} ranks, {} strategies: about {:.0f} s a repeat\n", ranks.size(),
                  group.size(), last);

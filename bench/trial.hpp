@@ -14,6 +14,7 @@ struct TrialOptions {
   std::vector<std::string> strategies;
   int threads = 1;
   int repeats = 7;
+  bool alone = true;   ///< the ideal also of one rank alone
   double seconds = 0;  ///< no repeat begins that would end later, but for the first; 0: no limit
   Index bytes_a_rank = 0;  ///< memory that a rank may use; 0: unknown
 };

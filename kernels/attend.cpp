@@ -405,8 +405,7 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
 }  // namespace
 
 Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index keys, int threads,
-                   const Isa& isa) {
-  const Kernel& kernel = *isa.f4;
+                   const Kernel& kernel) {
   const auto d_qk = static_cast<int>(shape.d_qk);
   const auto d_v = static_cast<int>(shape.d_v);
   const Index tile_bytes = aligned(kernel.k_size(d_qk)) + aligned(kernel.v_size(d_v));

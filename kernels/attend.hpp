@@ -51,10 +51,10 @@ void attend(View<const float> q, View<const float> k, View<const float> v, View<
 void attend(View<const BFloat16> q, View<const BFloat16> k, View<const BFloat16> v, View<float> out,
             const Where& where, const Mask& mask, const Work& work);
 
-/// Memory in bytes that attend in float takes beside its arguments, at most, for a block of
+/// Memory in bytes that attend takes with this kernel beside its arguments, at most, for a block of
 /// `queries` rows of `query_heads` heads and `keys` rows.
 Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index keys, int threads,
-                   const Isa& isa);
+                   const Kernel& kernel);
 
 /// The same in double, by the reference loops: exact to double rounding, and slow.
 void attend(View<const double> q, View<const double> k, View<const double> v, View<double> out,

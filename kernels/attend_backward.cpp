@@ -472,8 +472,8 @@ void attend_backward(View<const BFloat16> q, View<const BFloat16> k, View<const 
 }
 
 Index attend_backward_bytes(const Shape& shape, Index queries, Range query_heads, Index keys,
-                            Index key_heads, Index value_heads, int threads, const Isa& isa) {
-  const Kernel& kernel = *isa.f4;
+                            Index key_heads, Index value_heads, int threads,
+                            const Kernel& kernel) {
   const auto d_qk = static_cast<int>(shape.d_qk);
   const auto d_v = static_cast<int>(shape.d_v);
   const Index tiles = (keys + kernel.backward_tile - 1) / kernel.backward_tile;

@@ -45,11 +45,15 @@ Shape block_like(const Shape& like, int ranks, int threads, double flops_per_pai
   return shape;
 }
 
-/// FLOP/s of the kernel of a pass on such a block, all of whose pairs count.
+/// How fast a kernel is seen to be.
+struct Rate {
+  double flops = 0;    ///< a second
+  double seconds = 0;  ///< of one call
+};
+
+/// The kernel of a pass on such a block, all of whose pairs count.
 template <class T>
-double kernel_rate(const Shape& like, int ranks, Pass pass, int threads) {
-  const bool fast = sizeof(T) < 8;
-  const double flops = fast ? 2e9 : 1e6;
+Rate rate_of_block(const Shape& like, int ranks, Pass pass, int threads, double flops) {
   const double flops_per_pair =
       pass == Pass::forward ? like.flops_per_pair() : like.backward_flops_per_pair();
   Range heads;
@@ -106,8 +110,20 @@ double kernel_rate(const Shape& like, int ranks, Pass pass, int threads) {
   const auto middle = seconds.begin() + std::ssize(seconds) / 2;
   std::nth_element(seconds.begin(), middle, seconds.end());
   const Shape& s = shape;
-  return static_cast<double>(s.queries * s.keys * heads.size()) *
-         (backward ? s.backward_flops_per_pair() : s.flops_per_pair()) / *middle;
+  return {static_cast<double>(s.queries * s.keys * heads.size()) *
+              (backward ? s.backward_flops_per_pair() : s.flops_per_pair()) / *middle,
+          *middle};
+}
+
+/// FLOP/s of a thread's share of a pass. A block that takes less than kEnough says too little of
+/// larger ones: kernels do work for each row, too, and a core has slow moments.
+template <class T>
+double kernel_rate(const Shape& like, int ranks, Pass pass, int threads) {
+  constexpr double kEnough = 0.03;
+  const double flops = sizeof(T) < 8 ? 2e9 : 1e6;
+  const Rate rate = rate_of_block<T>(like, ranks, pass, threads, flops);
+  if (rate.seconds >= kEnough) return rate.flops;
+  return rate_of_block<T>(like, ranks, pass, threads, rate.flops / threads * kEnough).flops;
 }
 
 /// Seconds of `times` exchanges of `bytes` with both neighbours of the ring of ranks.

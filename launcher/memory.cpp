@@ -10,6 +10,7 @@ namespace dattn {
 Index kernel_bytes(const Problem& problem, const Program& program, int threads) {
   Index most = 0;
   if (problem.type() == Type::f8) return most;
+  const Kernel& kernel = problem.type() == Type::bf16 ? *chosen_isa().bf16 : *chosen_isa().f4;
   const auto block = [&](SlotId id) -> const Block& {
     return program.slots[static_cast<std::size_t>(id)].block;
   };
@@ -17,13 +18,13 @@ Index kernel_bytes(const Problem& problem, const Program& program, int threads) 
     if (const auto* attend = std::get_if<Attend>(&step)) {
       most = std::max(most, attend_bytes(problem.shape(), block(attend->q).row_count(),
                                          heads_served(program, *attend, problem.shape()).size(),
-                                         block(attend->k).row_count(), threads, chosen_isa()));
+                                         block(attend->k).row_count(), threads, kernel));
     } else if (const auto* back = std::get_if<AttendBackward>(&step)) {
       most = std::max(most,
                       attend_backward_bytes(problem.shape(), block(back->q).row_count(),
                                             heads_served(program, *back, problem.shape()),
                                             block(back->k).row_count(), block(back->k).heads.size(),
-                                            block(back->v).heads.size(), threads, chosen_isa()));
+                                            block(back->v).heads.size(), threads, kernel));
     }
   }
   return most;

@@ -222,19 +222,23 @@ TEST_P(Backward, TakesNoMoreMemoryThanItSays) {
   const ShapeMask large[] = {{{300, 2000, 2, 1, 1, 16, 16}, "causal"},  // keys in parts
                              {{300, 2000, 8, 8, 8, 64, 64}, "causal"},  // packs are most of it
                              {{100, 900, 6, 3, 2, 48, 80}, "full"}};
-  for (const ShapeMask& c : large) {
+  const auto check = [&]<class T>(const ShapeMask& c, const Kernel& kernel, T) {
     SCOPED_TRACE(name_of(c));
-    const auto problem = random_problem<float>(c.shape, c.mask);
-    const auto d_o = random_cotangent<float>(c.shape);
+    const auto problem = random_problem<T>(c.shape, c.mask);
+    const auto d_o = random_cotangent<T>(c.shape);
     Workspace workspace;
     Work how = work();
-    const Saved<float> saved(problem, d_o, how);
+    const Saved<T> saved(problem, d_o, how);
     how.workspace = &workspace;
     backward_whole(problem, d_o, saved, how);
-    EXPECT_LE(
-        workspace.bytes(),
-        attend_backward_bytes(c.shape, c.shape.queries, {0, c.shape.query_heads}, c.shape.keys,
-                              c.shape.key_heads, c.shape.value_heads, 1, *GetParam()));
+    EXPECT_LE(workspace.bytes(),
+              attend_backward_bytes(c.shape, c.shape.queries, {0, c.shape.query_heads},
+                                    c.shape.keys, c.shape.key_heads, c.shape.value_heads, 1,
+                                    kernel));
+  };
+  for (const ShapeMask& c : large) {
+    check(c, *GetParam()->f4, float{});
+    check(c, *GetParam()->bf16, BFloat16{});
   }
 }
 

@@ -129,14 +129,18 @@ TEST_P(Attend, TakesNoMoreMemoryThanItSays) {
   all.push_back({{1, 3000, 32, 8, 8, 16, 16}, "causal"});   // decode, in parts
   all.push_back({{300, 2000, 2, 1, 1, 16, 16}, "causal"});  // few tiles of queries, many of keys
   all.push_back({{300, 2000, 8, 8, 8, 64, 64}, "causal"});  // packs are most of it
-  for (const ShapeMask& c : all) {
+  const auto check = [&]<class T>(const ShapeMask& c, const Kernel& kernel, T) {
     SCOPED_TRACE(name_of(c));
     Workspace workspace;
     Work how = work();
     how.workspace = &workspace;
-    attend_whole(random_problem<float>(c.shape, c.mask), how);
+    attend_whole(random_problem<T>(c.shape, c.mask), how);
     EXPECT_LE(workspace.bytes(), attend_bytes(c.shape, c.shape.queries, c.shape.query_heads,
-                                              c.shape.keys, 1, *GetParam()));
+                                              c.shape.keys, 1, kernel));
+  };
+  for (const ShapeMask& c : all) {
+    check(c, *GetParam()->f4, float{});
+    check(c, *GetParam()->bf16, BFloat16{});
   }
 }
 
