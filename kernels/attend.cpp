@@ -58,6 +58,7 @@ class Worker {
         row_of_(m_.size()),
         head_of_(m_.size()),
         bounds_(static_cast<std::size_t>(most_panels_)),
+        begun_(bounds_.size()),
         masks_(kernel_.lanes, kernel_.tile),
         rules_(static_cast<std::size_t>(most_panels_),
                PanelRules(block.rules, kernel_.lanes, kernel_.tile)) {}
@@ -122,7 +123,7 @@ class Worker {
 
   void start(const HeadGroup& group, Range lanes, View<float> out) {
     panels_ = (lanes.size() + lanes_ - 1) / lanes_;
-    std::fill_n(o_.get(), panels_ * lanes_ * block_.v.dim, 0.0f);
+    std::fill(begun_.begin(), begun_.end(), false);
     std::fill(m_.begin(), m_.end(), -std::numeric_limits<float>::infinity());
     std::fill(l_.begin(), l_.end(), 0.0);
     std::vector<const void*> row(static_cast<std::size_t>(lanes_));
@@ -165,7 +166,9 @@ class Worker {
                   .scratch = scratch_.get(),
                   .m = m_.data() + first,
                   .l = l_.data() + first,
-                  .o = o_.get() + p * lanes_ * block_.v.dim};
+                  .o = o_.get() + p * lanes_ * block_.v.dim,
+                  .first = !begun_[static_cast<std::size_t>(p)]};
+    begun_[static_cast<std::size_t>(p)] = true;
     if (strange) {
       strange_step(s, group, p, live, tile);
     } else {
@@ -258,6 +261,7 @@ class Worker {
   std::vector<double> l_;
   std::vector<Index> row_of_, head_of_;  ///< of each lane; -1 where there is none
   std::vector<Range> bounds_;            ///< of what each panel sees
+  std::vector<bool> begun_;              ///< the panels that have something in o_
   LaneMasks masks_;
   std::vector<PanelRules> rules_;
   std::vector<Piece> pieces_;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 
 #include "kernels/check.hpp"
 
@@ -79,7 +78,12 @@ LiveRows::LiveRows(const Where& where, const Mask& mask, Index head, Range rows)
 
 Range LiveRows::bounds(Range rows) const {
   Range out{0, 0};
-  for (Index row = rows.begin; row < rows.end; ++row) {
+  for (Index row = rows.begin; row < rows.end && single_; ++row) {
+    const Range seen = one_[static_cast<std::size_t>(row - rows_.begin)];
+    if (seen.empty()) continue;
+    out = out.empty() ? seen : Range{std::min(out.begin, seen.begin), std::max(out.end, seen.end)};
+  }
+  for (Index row = rows.begin; row < rows.end && !single_; ++row) {
     const std::span<const Range> spans = of(row);
     if (spans.empty()) continue;
     const Range seen{spans.front().begin, spans.back().end};
@@ -129,10 +133,12 @@ void LiveRows::pieces(Range rows, Range tile, int granule, std::vector<Piece>& o
   std::array<int, kMost + 1> whole{};
   const int granules = (count + granule - 1) / granule;
   CHECK(granules <= kMost, granules);
-  // A shift where there is one: a division costs as much as the rest.
-  const bool power = (granule & (granule - 1)) == 0;
-  const int shift = std::countr_zero(static_cast<unsigned>(granule));
-  const auto granule_of = [&](int key) { return power ? key >> shift : key / granule; };
+  // A division costs as much as the rest. This is exact: the factor is too large by less than
+  // granule / 2^20.
+  constexpr int kShift = 20;
+  CHECK(kMost * granule * granule < 1 << kShift, granule);
+  const int factor = ((1 << kShift) + granule - 1) / granule;
+  const auto granule_of = [&](int key) { return (key * factor) >> kShift; };
   for (Index row = rows.begin; row < rows.end; ++row) {
     for (const Range span : from(row, tile.begin)) {
       if (span.begin >= tile.end) break;
@@ -167,6 +173,11 @@ void LiveRows::pieces(Range rows, Range tile, int granule, std::vector<Piece>& o
 }
 
 bool LiveRows::interval(Index row, Range tile, Range& out) const {
+  if (single_) {
+    const Range part = intersect(one_[static_cast<std::size_t>(row - rows_.begin)], tile);
+    out = part.empty() ? Range{0, 0} : Range{part.begin - tile.begin, part.end - tile.begin};
+    return true;
+  }
   const std::span<const Range> spans = from(row, tile.begin);
   if (spans.empty() || spans.front().begin >= tile.end) {
     out = {0, 0};

@@ -88,13 +88,15 @@ struct Forward {
   long v_at[kTileChunks];  // of the values of a chunk within v
   int count = 0;
   int done = 0;  // chunks whose products with V are in o
+  bool empty;    // nothing is in o
   Vec m[2];
   Vec total[2] = {};
 
   explicit Forward(const ForwardStep& s)
       : step(s),
         p((char*)s.scratch + 2 * kStage),
-        spare((float*)((char*)s.scratch + 2 * kStage + kTileChunks * kPairs)) {
+        spare((float*)((char*)s.scratch + 2 * kStage + kTileChunks * kPairs)),
+        empty(s.first) {
     for (int i = 0; i < step.piece_count; ++i) {
       const Piece& piece = step.pieces[i];
       for (int at = 0; at < piece.count; at += kChunk) {
@@ -111,8 +113,10 @@ struct Forward {
     for (int i = 0; i < end; ++i) p_at[i] = i * kPairs;
     if (done < end) {
       const Operand a{(const char*)step.v, kTileChunks * kReg, v_at + done};
-      accumulate_rows(step.o, step.d_v, spare, a, 2 * kTileChunks * kReg, {p, kReg, p_at + done},
-                      end - done);
+      const Operand b{p, kReg, p_at + done};
+      const auto add = empty ? accumulate_rows<true> : accumulate_rows<false>;
+      add(step.o, step.d_v, spare, a, 2 * kTileChunks * kReg, b, end - done);
+      empty = false;
     }
     done = end;
   }
@@ -130,7 +134,7 @@ struct Forward {
       total[n] = total[n] * scale[n];
       for (int i = 0; i < kW; ++i) step.l[n * kW + i] *= (double)scale[n][i];
     }
-    for (int i = 0; i < 2 * step.d_v; ++i) {
+    for (int i = 0; !empty && i < 2 * step.d_v; ++i) {
       store(step.o + i * kW, load(step.o + i * kW) * scale[i % 2]);
     }
   }

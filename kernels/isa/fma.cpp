@@ -145,12 +145,12 @@ inline void scores(const float* pack, int d, const float* panel, const Piece& pi
   }
 }
 
-/// o[M][kPanel] = o * decay + sum over the keys of the pieces of slab[key][M] p[key][kPanel]. Rows
-/// of p are `Stride` apart; Packed: they follow on from piece to piece, else they stand at their
-/// key.
+/// o[M][kPanel] = o * decay + sum over the keys of the pieces of slab[key][M] p[key][kPanel]; where
+/// `first`, o had nothing. Rows of p are `Stride` apart; Packed: they follow on from piece to
+/// piece, else they stand at their key.
 template <int M, int Stride, bool Packed>
 void by_slab(const Piece* pieces, int count, const float* slab, const float* p, const Vec* decay,
-             float* o) {
+             bool first, float* o) {
   Vec acc[M][kN];
   clear(acc);
   const float* b = p;
@@ -165,7 +165,8 @@ void by_slab(const Piece* pieces, int count, const float* slab, const float* p, 
 #pragma GCC unroll 16
     for (int n = 0; n < kN; ++n) {
       float* to = o + (m * kN + n) * kW;
-      store(to, decay != nullptr ? load(to) * decay[n] + acc[m][n] : load(to) + acc[m][n]);
+      if (!first) acc[m][n] += decay != nullptr ? load(to) * decay[n] : load(to);
+      store(to, acc[m][n]);
     }
   }
 }
@@ -173,16 +174,16 @@ void by_slab(const Piece* pieces, int count, const float* slab, const float* p, 
 /// o[d][kPanel] = o * decay + (pack by slab)^T p: see by_slab.
 template <int Stride, bool Packed>
 void values(const Piece* pieces, int count, const float* pack, int d, int tile, const float* p,
-            const Vec* decay, float* o) {
+            const Vec* decay, bool first, float* o) {
   const Slabs slabs(d);
   for (int s = 0; s < slabs.count; ++s) {
     const int begin = slabs.begin(s);
     const float* slab = pack + static_cast<long>(tile) * begin;
     float* to = o + begin * kPanel;
     switch (slabs.begin(s + 1) - begin) {
-#define DATTN_CASE(M)                                              \
-  case M:                                                          \
-    by_slab<M, Stride, Packed>(pieces, count, slab, p, decay, to); \
+#define DATTN_CASE(M)                                                     \
+  case M:                                                                 \
+    by_slab<M, Stride, Packed>(pieces, count, slab, p, decay, first, to); \
     break;
       DATTN_CASE(1)
       DATTN_CASE(2)
@@ -272,7 +273,7 @@ void forward(const ForwardStep& s) {
     }
   }
   values<kPanel, true>(s.pieces, s.piece_count, static_cast<const float*>(s.v), s.d_v, kTile, p,
-                       decay, s.o);
+                       decay, s.first, s.o);
 }
 
 // --- Backward
@@ -414,9 +415,10 @@ void backward(const BackwardStep& s) {
           dst + piece.first * kBackwardLanes + p * kPanel);
     }
     clear(p, filled, kBackwardTile);
-    values<kBackwardLanes, false>(
-        s.pieces[p], s.piece_counts[p], k + static_cast<long>(kBackwardTile) * s.d_qk, s.d_qk,
-        kBackwardTile, dst + p * kPanel, nullptr, s.dq + static_cast<long>(p) * s.d_qk * kPanel);
+    values<kBackwardLanes, false>(s.pieces[p], s.piece_counts[p],
+                                  k + static_cast<long>(kBackwardTile) * s.d_qk, s.d_qk,
+                                  kBackwardTile, dst + p * kPanel, nullptr, false,
+                                  s.dq + static_cast<long>(p) * s.d_qk * kPanel);
   }
 
   const int width_q = up(s.d_qk, kPanel);

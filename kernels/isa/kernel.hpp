@@ -65,7 +65,7 @@ struct ForwardStep {
   int d_qk;
   int d_v;
   const Piece* pieces;
-  int piece_count;
+  int piece_count;  ///< 1 or more
   Lanes allowed;
   ScoreRules rules;
   Normalizer normalizer;
@@ -73,6 +73,7 @@ struct ForwardStep {
   float* m;       ///< [lanes] running maximum, or any number near it; -inf before the first key
   double* l;      ///< [lanes] running sum of exp(score - m)
   float* o;       ///< [d_v][lanes] running sum of exp(score - m) * v
+  bool first;     ///< o holds nothing yet, not even zeros
 };
 
 /// A tile of queries (`panels` panels) against live pieces of one tile of keys.

@@ -525,13 +525,15 @@ void KernelTable::check_forward(const Case& c) {
   table.pack_q(p.rows(p.q).data(), GetParam().element, c.d_qk, static_cast<float>(p.factor),
                q.get());
   const Floats m(lanes, softmax ? -kInfF : 0);
-  const Floats o(static_cast<long>(c.d_v) * lanes, 0);
+  const Floats o(static_cast<long>(c.d_v) * lanes, std::numeric_limits<float>::quiet_NaN());
   std::vector<double> l(at(lanes));
+  bool begun = false;
   for (int first = 0; first < c.keys; first += table.tile) {
     const int count = std::min(table.tile, c.keys - first);
     table.pack_k(p.k.rows(first, count), k.get());
     table.pack_v(p.v.rows(first, count), v.get());
     const View view(p, 0, first, count);
+    if (view.pieces.empty()) continue;
     table.forward({.q = q.get(),
                    .k = k.get(),
                    .v = v.get(),
@@ -545,8 +547,11 @@ void KernelTable::check_forward(const Case& c) {
                    .scratch = scratch.get(),
                    .m = m.get(),
                    .l = l.data(),
-                   .o = o.get()});
+                   .o = o.get(),
+                   .first = !begun});
+    begun = true;
   }
+  if (!begun) std::fill_n(o.get(), static_cast<long>(c.d_v) * lanes, 0.0f);
 
   std::vector<double> want, found;
   double largest = 0;  // score: a float of that size is off by that much, and weights are 2^score
@@ -927,7 +932,8 @@ TEST_P(KernelTable, NanStaysInTheLanesThatSeeIt) {
                      .scratch = scratch.get(),
                      .m = m.get(),
                      .l = l.data(),
-                     .o = o.get()});
+                     .o = o.get(),
+                     .first = false});
     }
     for (int i = 0; i < lanes; ++i) {
       SCOPED_TRACE("keys " + std::to_string(keys) + " lane " + std::to_string(i));
