@@ -259,6 +259,54 @@ Ranges keys_seen(const Mask& mask, Index head, const Runs& queries, Index keys) 
   return out;
 }
 
+namespace {
+
+void join(std::vector<Range>& out, Range next) {
+  if (!out.empty() && out.back().end == next.begin) {
+    out.back().end = next.end;
+  } else {
+    out.push_back(next);
+  }
+}
+
+/// Adds the positions of `queries` that see a key of the run `keys`.
+void add_seeing(const Mask& mask, Index head, Range queries, const Run& keys,
+                std::vector<Range>& out, std::vector<Range>& scratch) {
+  if (queries.empty() || keys.count == 0) return;
+  const auto cover = [&](Range of) { return mask.cover(head, queries, of); };
+  const auto single = [](Index key) { return Range{key, key + 1}; };
+  const Cover all = cover(keys.bounds());
+  if (all == Cover::None) return;
+  if (all == Cover::All || cover(single(keys.first)) == Cover::All ||
+      cover(single(keys.at(keys.count - 1))) == Cover::All) {
+    join(out, queries);
+    return;
+  }
+  if (queries.size() > kFewRows) {
+    const Index middle = (queries.begin + queries.end) / 2;
+    add_seeing(mask, head, {queries.begin, middle}, keys, out, scratch);
+    add_seeing(mask, head, {middle, queries.end}, keys, out, scratch);
+    return;
+  }
+  for (Index query = queries.begin; query < queries.end; ++query) {
+    scratch.clear();
+    mask.spans(head, query, keys.bounds(), scratch);
+    if (std::any_of(scratch.begin(), scratch.end(),
+                    [&](Range span) { return !keys.inside(span).empty(); })) {
+      join(out, {query, query + 1});
+    }
+  }
+}
+
+}  // namespace
+
+Ranges queries_seeing(const Mask& mask, Index head, Range queries, const Runs& keys) {
+  std::vector<Range> found;
+  std::vector<Range> scratch;
+  for (const Run& run : keys) add_seeing(mask, head, queries, run, found, scratch);
+  return union_of(std::move(found));
+}
+
 std::vector<std::pair<Index, Index>> variants(const Mask& mask, Range heads) {
   std::vector<std::pair<Index, Index>> out;
   std::vector<Index> seen;

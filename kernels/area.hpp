@@ -46,6 +46,9 @@ std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queri
 /// The keys of [0, keys) that at least one of the rows at `queries` sees, as ascending Ranges.
 Ranges keys_seen(const Mask& mask, Index head, const Runs& queries, Index keys);
 
+/// The positions `queries` that see at least one of those at `keys`, as ascending Ranges.
+Ranges queries_seeing(const Mask& mask, Index head, Range queries, const Runs& keys);
+
 /// The heads of `heads` by what they see: one head of each variant, and how many heads it stands
 /// for.
 std::vector<std::pair<Index, Index>> variants(const Mask& mask, Range heads);

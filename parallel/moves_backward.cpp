@@ -17,6 +17,17 @@ bool sums_go_straight(const Side& side, const Problem& problem) {
   return is_rounded(side.sums.front(), problem);
 }
 
+/// For people: which side moves, since the other would be more bytes.
+std::string chosen(const std::string& how, Index by_keys, Index by_queries,
+                   const std::string& whose) {
+  const std::string keys = "K, V, dK, dV";
+  const std::string queries = "Q, dO, Stats, dQ";
+  const bool fewer = by_queries < by_keys;
+  return (fewer ? queries : keys) + " " + how + ", " +
+         std::to_string(std::min(by_keys, by_queries)) + " bytes " + whose + "; " +
+         (fewer ? keys : queries) + " would be " + std::to_string(std::max(by_keys, by_queries));
+}
+
 }  // namespace
 
 Side lighter_side(Writer& me, const std::vector<int>& ranks,
@@ -37,12 +48,8 @@ Side lighter_side(Writer& me, const std::vector<int>& ranks,
   const Side queries = query_side(Pass::backward);
   const Index by_keys = bytes(keys);
   const Index by_queries = bytes(queries);
-  const bool fewer = by_queries < by_keys;
-  std::string why = fewer ? "Q, dO, Stats, dQ" : "K, V, dK, dV";
-  why += " go around, " + std::to_string(std::min(by_keys, by_queries)) + " bytes a hop of all; " +
-         (fewer ? "K, V, dK, dV" : "Q, dO, Stats, dQ") + " would be " +
-         std::to_string(std::max(by_keys, by_queries));
-  const Side side = fewer ? queries : keys;
+  std::string why = chosen("go around", by_keys, by_queries, "a hop of all");
+  const Side side = by_queries < by_keys ? queries : keys;
   if (sums_go_straight(side, problem)) why += "; rounded sums go straight to their owners";
   me.note(why);
   return side;
@@ -249,16 +256,21 @@ void collect(Writer& me, const std::vector<int>& group, const std::vector<Block>
   }
 }
 
-void pull_backward(Writer& me, const AttendBackward& mine) {
+void pull_backward(Writer& me, AttendBackward mine) {
   const Problem& problem = me.problem();
   const int ranks = problem.ranks();
   const auto& groups = problem.head_groups();
+  const auto [by_keys, by_queries] = problem.backward_fetched();
+  const Side side = by_queries < by_keys ? query_side(Pass::backward) : key_side(Pass::backward);
+  if (ranks > 1) me.note(chosen("are fetched", by_keys, by_queries, "of all"));
   const auto wanted = [&](Kind kind, std::size_t group, int reader, int owner) {
-    return Block{kind, heads_touched(kind, groups[group], problem.shape()),
-                 problem.keys().rows_at(owner, problem.keys_needed(reader, group))};
+    const Ranges rows =
+        of_queries(kind) ? problem.queries().rows_at(owner, problem.queries_needed(reader, group))
+                         : problem.keys().rows_at(owner, problem.keys_needed(reader, group));
+    return Block{kind, heads_touched(kind, groups[group], problem.shape()), rows};
   };
   // As in pull(), the inputs of the next stages arrive while one is computed. What a stage gives
-  // back travels during the next one; and one set of homes is for what readers of this rank's keys
+  // back travels during the next one; and one set of homes is for what readers of this rank's rows
   // give back to it.
   class Homes {
    public:
@@ -286,36 +298,38 @@ void pull_backward(Writer& me, const AttendBackward& mine) {
     std::vector<Add> back;
     returned.restart();
     for (std::size_t g = 0; g < groups.size(); ++g) {
-      for (const auto& [kind, into] :
-           {std::pair{Kind::dK, mine.dk}, std::pair{Kind::dV, mine.dv}}) {
+      for (const Kind kind : side.sums) {
         const Block block = wanted(kind, g, reader_at(distance), me.rank());
         if (block.empty()) continue;
-        back.push_back({me.slot(block, returned.next()), into});
+        back.push_back({me.slot(block, returned.next()), operand(mine, kind)});
         me.recv(back.back().from, block, reader_at(distance));
       }
     }
     return back;
   };
-  /// Asks for the keys of the stage at this distance and sends its reader what it asks for.
-  std::deque<std::vector<AttendBackward>> stages{{mine}};
+  /// Asks for the inputs of the stage at this distance and sends its reader what it asks for.
+  struct Piece {
+    std::size_t group;
+    AttendBackward step;
+  };
+  std::deque<std::vector<Piece>> stages{{{0, mine}}};
   const auto fetch = [&](int distance) {
-    std::vector<AttendBackward>& pieces = stages.emplace_back();
+    std::vector<Piece>& pieces = stages.emplace_back();
     Homes& homes = fetched[static_cast<std::size_t>(distance) % fetched.size()];
     homes.restart();
     for (std::size_t g = 0; g < groups.size(); ++g) {
-      const Block key = wanted(Kind::K, g, me.rank(), owner_at(distance));
-      if (!key.empty()) {
-        AttendBackward piece = mine;
-        piece.k = me.slot(key, homes.next());
-        piece.v = me.slot(wanted(Kind::V, g, me.rank(), owner_at(distance)), homes.next());
-        me.recv(piece.k, me.block(piece.k), owner_at(distance));
-        me.recv(piece.v, me.block(piece.v), owner_at(distance));
+      if (!wanted(side.inputs.front(), g, me.rank(), owner_at(distance)).empty()) {
+        Piece piece{g, mine};
+        for (const Kind kind : side.inputs) {
+          const Block block = wanted(kind, g, me.rank(), owner_at(distance));
+          operand(piece.step, kind) = me.slot(block, homes.next());
+          me.recv(operand(piece.step, kind), block, owner_at(distance));
+        }
         pieces.push_back(piece);
       }
-      const Block sent = wanted(Kind::K, g, reader_at(distance), me.rank());
-      if (!sent.empty()) {
-        me.send(mine.k, sent, reader_at(distance));
-        me.send(mine.v, wanted(Kind::V, g, reader_at(distance), me.rank()), reader_at(distance));
+      for (const Kind kind : side.inputs) {
+        me.send(operand(mine, kind), wanted(kind, g, reader_at(distance), me.rank()),
+                reader_at(distance));
       }
     }
   };
@@ -328,19 +342,19 @@ void pull_backward(Writer& me, const AttendBackward& mine) {
     if (distance + ahead < ranks) fetch(distance + ahead);
     Homes& sums = given[static_cast<std::size_t>(distance % 2)];
     sums.restart();
-    for (AttendBackward& piece : stages.front()) {
-      if (distance > 0) {
-        const Block& key = me.block(piece.k);
-        const Block& value = me.block(piece.v);
-        const Block dk{Kind::dK, key.heads, key.rows};
-        const Block dv{Kind::dV, value.heads, value.rows};
-        piece.dk = me.fresh(dk, sums.next());
-        piece.dv = me.fresh(dv, sums.next());
+    for (auto& [group, step] : stages.front()) {
+      if (distance == 0) {
+        me.attend_backward(step);
+        continue;
       }
-      me.attend_backward(piece);
-      if (distance == 0) continue;
-      me.send(piece.dk, me.block(piece.dk), owner_at(distance));
-      me.send(piece.dv, me.block(piece.dv), owner_at(distance));
+      for (const Kind kind : side.sums) {
+        const Block block = wanted(kind, group, me.rank(), owner_at(distance));
+        operand(step, kind) = me.fresh(block, sums.next());
+      }
+      me.attend_backward(step);
+      for (const Kind kind : side.sums) {
+        me.send(operand(step, kind), me.block(operand(step, kind)), owner_at(distance));
+      }
     }
     for (const Add& add : back) me.add(add.from, add.into);
     stages.pop_front();

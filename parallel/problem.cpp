@@ -6,6 +6,7 @@
 
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"
+#include "parallel/plan.hpp"
 #include "parallel/schedule.hpp"
 
 namespace dattn {
@@ -58,6 +59,10 @@ std::vector<Range> group_heads(const Shape& shape, const Mask& mask) {
 struct Problem::Found {
   std::once_flag needs_once;
   std::vector<std::vector<Ranges>> needs;  ///< [rank][group] positions
+  std::once_flag seers_once;
+  std::vector<std::vector<Ranges>> seers;  ///< likewise, of queries
+  std::once_flag fetched_once;
+  Fetched fetched;
   std::once_flag schedule_once[2];
   std::optional<const Schedule> schedule[2];  ///< of each pass
 };
@@ -113,6 +118,53 @@ const Ranges& Problem::keys_needed(int rank, std::size_t group) const {
     }
   });
   return found_->needs[static_cast<std::size_t>(rank)][group];
+}
+
+const Ranges& Problem::queries_needed(int rank, std::size_t group) const {
+  std::call_once(found_->seers_once, [&] {
+    found_->seers.resize(static_cast<std::size_t>(ranks()));
+    const Range queries{shape_.first_query(), shape_.first_query() + shape_.queries};
+    for (int r = 0; r < ranks(); ++r) {
+      const Runs keys = keys_.positions({keys_.rows(r)});
+      for (const Range heads : head_groups_) {
+        std::vector<Range> all;
+        for (const auto& [head, count] : variants(*mask_, heads)) {
+          const Ranges seers = queries_seeing(*mask_, head, queries, keys);
+          all.insert(all.end(), seers.begin(), seers.end());
+        }
+        found_->seers[static_cast<std::size_t>(r)].push_back(union_of(std::move(all)));
+      }
+    }
+  });
+  return found_->seers[static_cast<std::size_t>(rank)][group];
+}
+
+Problem::Fetched Problem::backward_fetched() const {
+  std::call_once(found_->fetched_once, [&] {
+    const auto bytes_of_row = [&](const Side& side, Range heads) {
+      Index bytes = 0;
+      for (const auto kinds : {side.inputs, side.sums}) {
+        for (const Kind kind : kinds) {
+          bytes += wire_bytes({kind, heads_touched(kind, heads, shape_), {{0, 1}}}, *this);
+        }
+      }
+      return bytes;
+    };
+    for (std::size_t g = 0; g < head_groups_.size(); ++g) {
+      Fetched rows;
+      for (int reader = 0; reader < ranks(); ++reader) {
+        for (int owner = 0; owner < ranks(); ++owner) {
+          if (owner == reader) continue;
+          rows.keys += size(keys_.rows_at(owner, keys_needed(reader, g)));
+          rows.queries += size(queries_.rows_at(owner, queries_needed(reader, g)));
+        }
+      }
+      Fetched& sum = found_->fetched;
+      sum.keys += rows.keys * bytes_of_row(key_side(Pass::backward), head_groups_[g]);
+      sum.queries += rows.queries * bytes_of_row(query_side(Pass::backward), head_groups_[g]);
+    }
+  });
+  return found_->fetched;
 }
 
 const Schedule& Problem::schedule(Pass pass) const {

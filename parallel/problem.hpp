@@ -58,6 +58,18 @@ class Problem {
   /// the head group `group` of head_groups(). Found once for all ranks.
   const Ranges& keys_needed(int rank, std::size_t group) const;
 
+  /// Query positions that see any key of `rank`, likewise.
+  const Ranges& queries_needed(int rank, std::size_t group) const;
+
+  /// Bytes that all ranks together send in a backward pass where each fetches just what it needs of
+  /// the others: keys_needed() and values, their gradients going back; or queries_needed(), dO and
+  /// Stats, dQ going back. Found once for all ranks.
+  struct Fetched {
+    Index keys = 0;
+    Index queries = 0;
+  };
+  Fetched backward_fetched() const;
+
   /// Who computes which pairs where work is evened out between ranks; even_schedule(), found once
   /// for all ranks and each pass.
   const Schedule& schedule(Pass pass) const;

@@ -73,6 +73,16 @@ TEST_P(EveryMask, AgreesWithCountingPairs) {
         EXPECT_TRUE(mask->allows(head, pair->query, pair->key));
         EXPECT_TRUE(holds(q, pair->query) && holds(k, pair->key));
       }
+      if (q.size() == 1 && q.front().step == 1) {
+        const Range all = q.front().bounds();
+        for (const Runs& k : holdings()) {
+          Ranges expected;
+          for (Index i = all.begin; i < all.end; ++i) {
+            if (brute(*mask, head, {{i, 1, 1}}, k).area > 0) append(expected, {i, i + 1});
+          }
+          EXPECT_EQ(queries_seeing(*mask, head, all, k), expected);
+        }
+      }
       for (const Index keys : {Index{0}, Index{1}, Index{20}, kKeys}) {
         Ranges expected;
         for (const Index k : brute(*mask, head, q, {{0, keys, 1}}).keys) {
@@ -111,6 +121,15 @@ TEST(Area, OfAMillionTokensUnderAWindowIsItsBand) {
   EXPECT_EQ(area(*window, 0, {{0, n, 1}}, {{0, n, 1}}), 1024 * n - 1024 * 1023 / 2);
   EXPECT_THAT(keys_seen(*window, 0, {{n / 2, n / 4, 1}}, n),
               ElementsAre(Range{n / 2 - 1023, n / 2 + n / 4}));
+}
+
+TEST(Area, OfQueriesThatSeeSomeKeys) {
+  constexpr Index n = Index{1} << 20;
+  const MaskPtr window = parse_mask("window:1023,0", {.queries = n, .keys = n});
+  EXPECT_THAT(queries_seeing(*window, 0, {0, n}, {{n / 2, n / 4, 1}}),
+              ElementsAre(Range{n / 2, 3 * n / 4 + 1023}));
+  const MaskPtr causal = parse_mask("causal", {.queries = n, .keys = n});
+  EXPECT_THAT(queries_seeing(*causal, 0, {0, n}, {{5, n / 16, 16}}), ElementsAre(Range{5, n}));
 }
 
 TEST(Variants, CountTheHeadsOfEachRowOfATable) {

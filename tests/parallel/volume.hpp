@@ -110,6 +110,41 @@ inline Needed needed_bytes(const Problem& problem) {
   return sent;
 }
 
+/// The same of queries in a backward pass, by the ranks whose keys they see: Q, dO and Stats by the
+/// rank that owns them, dQ by the one that needs them.
+inline Needed needed_query_bytes(const Problem& problem) {
+  const Shape& s = problem.shape();
+  const Index unit = std::lcm(s.query_heads / s.key_heads, s.query_heads / s.value_heads);
+  const Index type = bytes_of(problem.type());
+  const Index sum = problem.type() == Type::f8 ? 8 : 4;
+  const Index sent_sum = problem.wire() == Wire::bf16 ? 2 : sum;
+  const auto ranks = static_cast<std::size_t>(problem.ranks());
+  Needed sent{std::vector<Index>(ranks, 0), std::vector<Index>(ranks, 0)};
+  for (Index h = 0; h < s.query_heads; h += unit) {
+    for (int owner = 0; owner < problem.ranks(); ++owner) {
+      for (const Run& run : problem.queries().positions({problem.queries().rows(owner)})) {
+        for (Index i = 0; i < run.count; ++i) {
+          std::vector<bool> readers(ranks, false);
+          for (Index row = 0; row < s.keys; ++row) {
+            const Index key = problem.keys().positions({{row, row + 1}}).front().first;
+            for (Index head = h; head < h + unit; ++head) {
+              if (!problem.mask().allows(head, run.at(i), key)) continue;
+              readers[static_cast<std::size_t>(problem.keys().owner(row))] = true;
+            }
+          }
+          for (int reader = 0; reader < problem.ranks(); ++reader) {
+            if (reader == owner || !readers[static_cast<std::size_t>(reader)]) continue;
+            sent.by_owner[static_cast<std::size_t>(owner)] +=
+                unit * ((s.d_qk + s.d_v) * type + 2 * sum);
+            sent.by_reader[static_cast<std::size_t>(reader)] += unit * s.d_qk * sent_sum;
+          }
+        }
+      }
+    }
+  }
+  return sent;
+}
+
 /// Blocks of K and V, and of queries and their Partials, that lightseq moves under a causal mask,
 /// in eighths (backward those of the lighter side, and of the other): all pairs of ranks but one's
 /// own, of which helpers have P^2 / 8, the pair at half way in halves.
