@@ -84,6 +84,7 @@ ordered_json fields(const Row& row) {
   const auto add = [&](const char* name, const ordered_json& value) {
     j[name] = ran ? value : ordered_json();
   };
+  add("prefetch", row.prefetch);
   add("seconds", row.seconds);
   add("seconds_min", row.seconds_min);
   add("seconds_max", row.seconds_max);

@@ -30,6 +30,7 @@ struct Row {
   std::string mask;
   std::string refused;  ///< why; the figures below are of rows without
 
+  int prefetch = 0;  ///< stages ahead, as planned
   double seconds = 0, seconds_min = 0, seconds_max = 0;
   double ideal_busy = 0, ideal_slowest = 0, ideal_alone = 0;           ///< seconds; 0: not measured
   double of_ideal_busy = 0, of_ideal_slowest = 0, of_ideal_alone = 0;  ///< 1: as good

@@ -35,6 +35,7 @@ struct Entry {
   std::vector<Index> memory = {};
   Index pairs = 0;
   std::string mesh = {};
+  int prefetch = 0;
 };
 
 /// What all ranks have to know before they measure.
@@ -70,6 +71,7 @@ void plan(const Task& task, const Machine& machine, int ranks, int threads, Entr
   }
   entry.partition = choice.problem->partition();
   entry.mesh = choice.problem->mesh().text();
+  entry.prefetch = choice.problem->prefetch();
   for (const auto& [proved, rehearsal] :
        plan_passes(*choice.strategy, *choice.problem, task.passes(), machine)) {
     if (rehearsal.fault) {
@@ -317,6 +319,7 @@ void add_rows(const Task& task, int ranks, int threads, const Entry& entry, cons
   row.strategy = entry.strategy;
   row.partition = entry.partition.empty() ? task.wish.partition : entry.partition;
   row.mesh = entry.mesh;
+  row.prefetch = entry.prefetch;
   row.ranks = ranks;
   row.threads = threads;
   row.shape = task.shape;

@@ -206,7 +206,6 @@ void pull(Writer& me, SlotId q, SlotId k, SlotId v, SlotId out) {
   std::deque<std::vector<Piece>> stages{{{q, k, v, out}}};
   const auto post = [&](int distance) {
     const int owner = (me.rank() + ranks - distance) % ranks;
-    const int reader = (me.rank() + distance) % ranks;
     std::vector<Piece>& pieces = stages.emplace_back();
     auto& mine = homes[static_cast<std::size_t>(distance) % homes.size()];
     std::size_t used = 0;
@@ -223,13 +222,17 @@ void pull(Writer& me, SlotId q, SlotId k, SlotId v, SlotId out) {
         me.recv(next_v, me.block(next_v), owner);
         pieces.push_back({q, next_k, next_v, out});
       }
-      const Block sent = wanted(Kind::K, g, reader, me.rank());
-      if (!sent.empty()) {
-        me.send(k, sent, reader);
-        me.send(v, wanted(Kind::V, g, reader, me.rank()), reader);
-      }
     }
   };
+  // What others fetch is there from the start, and they say when they have room for it: no reader
+  // waits until this rank gets to some stage of its own.
+  for (int distance = 1; distance < ranks; ++distance) {
+    const int reader = (me.rank() + distance) % ranks;
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      me.send(k, wanted(Kind::K, g, reader, me.rank()), reader);
+      me.send(v, wanted(Kind::V, g, reader, me.rank()), reader);
+    }
+  }
   for (int distance = 1; distance < std::min(ahead, ranks); ++distance) post(distance);
   for (int distance = 0; distance < ranks; ++distance) {
     if (distance + ahead < ranks) post(distance + ahead);

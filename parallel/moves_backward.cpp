@@ -307,7 +307,7 @@ void pull_backward(Writer& me, AttendBackward mine) {
     }
     return back;
   };
-  /// Asks for the inputs of the stage at this distance and sends its reader what it asks for.
+  /// Asks for the inputs of the stage at this distance.
   struct Piece {
     std::size_t group;
     AttendBackward step;
@@ -327,6 +327,10 @@ void pull_backward(Writer& me, AttendBackward mine) {
         }
         pieces.push_back(piece);
       }
+    }
+  };
+  const auto send_inputs = [&](int distance) {
+    for (std::size_t g = 0; g < groups.size(); ++g) {
       for (const Kind kind : side.inputs) {
         me.send(operand(mine, kind), wanted(kind, g, reader_at(distance), me.rank()),
                 reader_at(distance));
@@ -334,12 +338,20 @@ void pull_backward(Writer& me, AttendBackward mine) {
     }
   };
 
-  for (int distance = 1; distance < std::min(ahead, ranks); ++distance) fetch(distance);
+  // As in pull(), inputs are sent at once; but messages of two ranks meet in order, and behind the
+  // half way a rank gives back to its reader before the reader fetches from it.
+  const int early = ranks / 2;
+  for (int distance = 1; distance <= early; ++distance) send_inputs(distance);
+  const auto next_stage = [&](int distance) {
+    fetch(distance);
+    if (distance > early) send_inputs(distance);
+  };
+  for (int distance = 1; distance < std::min(ahead, ranks); ++distance) next_stage(distance);
   for (int distance = 0; distance < ranks; ++distance) {
     // What comes back of the stage before is posted first, for it was sent first.
     std::vector<Add> back;
     if (distance > 1) back = give_back(distance - 1);
-    if (distance + ahead < ranks) fetch(distance + ahead);
+    if (distance + ahead < ranks) next_stage(distance + ahead);
     Homes& sums = given[static_cast<std::size_t>(distance % 2)];
     sums.restart();
     for (auto& [group, step] : stages.front()) {

@@ -10,6 +10,7 @@
 #include <array>
 #include <deque>
 #include <map>
+#include <set>
 #include <tuple>
 
 #include "parallel/moves.hpp"
@@ -64,6 +65,7 @@ class Part {
   void write() {
     const auto mine = schedule_.at(me_.rank());
     const std::vector<Message> messages = messages_in_order();
+    send_early(messages);
     auto next = messages.begin();
     for (std::size_t i = 0; i < mine.size(); ++i) {
       if (i > 0) join_results(mine[i - 1].begin);  // one piece after they were due
@@ -111,6 +113,31 @@ class Part {
 
   void post(const Message& m) { m.is_result ? post_result(piece(m)) : post_inputs(piece(m)); }
 
+  /// Sends at once what is there from the start, up to the first result for the same peer, since
+  /// messages of two ranks meet in order: no peer waits until this rank gets to some piece of its
+  /// own. It takes no memory but the receiver's, who says when there is room.
+  void send_early(const std::vector<Message>& messages) {
+    std::set<int> later;  // peers that have got a result before
+    for (const Message& m : messages) {
+      const Piece& p = piece(m);
+      if (m.is_result) {
+        for (const Half& half : halves(p)) {
+          if (p.at == me_.rank()) later.insert(half.owner);
+        }
+      } else if (!later.contains(p.at)) {
+        send_inputs(p);
+        early_.insert(&p);
+      }
+    }
+  }
+
+  void send_inputs(const Piece& p) {
+    for (const Half& half : halves(p)) {
+      if (half.direct || half.owner != me_.rank()) continue;
+      for (const Kind kind : half.side.inputs) me_.send(own_[kind], block(kind, half), p.at);
+    }
+  }
+
   void post_inputs(const Piece& p) {
     if (p.at == me_.rank()) {
       // One piece is computed while the inputs of the next ones arrive.
@@ -125,10 +152,7 @@ class Part {
       }
       ready_.push_back(slots);
     }
-    for (const Half& half : halves(p)) {
-      if (half.direct || half.owner != me_.rank()) continue;
-      for (const Kind kind : half.side.inputs) me_.send(own_[kind], block(kind, half), p.at);
-    }
+    if (!early_.contains(&p)) send_inputs(p);
   }
 
   void compute(const Piece& p) {
@@ -206,6 +230,7 @@ class Part {
   std::deque<Slots> ready_;             ///< of the pieces whose inputs are posted
   std::map<Kind, int> begun_homes_[2];  ///< of sums begun here
   std::map<Kind, std::size_t> begun_;
+  std::set<const Piece*> early_;  ///< whose inputs were sent at the start
   std::map<const Piece*, Slots> computed_;
   std::map<Kind, std::vector<int>> free_;  ///< homes of sums that others have sent
   std::deque<Result> due_;                 ///< those that are not joined yet
