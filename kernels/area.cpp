@@ -131,6 +131,7 @@ RowSpans::RowSpans(const Mask& mask, Index head, const Runs& queries, Range keys
   for (const Run& run : queries) {
     for (Index i = 0; i < run.count; ++i) {
       row.clear();
+      first_.push_back(std::ssize(begins_));
       mask.spans(head, run.at(i), keys, row);
       for (const Range span : row) {
         begins_.push_back({span.begin / step, span.begin % step});
@@ -138,6 +139,32 @@ RowSpans::RowSpans(const Mask& mask, Index head, const Runs& queries, Range keys
       }
     }
   }
+  first_.push_back(std::ssize(begins_));
+}
+
+Index RowSpans::seeing(const Runs& keys) const {
+  const std::vector<Band> bands = bands_of(keys);
+  // Members of a band below a position.
+  const auto below = [&](const Band& band, const Edge& e) {
+    const Index y = e.quotient * step_ + e.rest - band.first;
+    if (y <= 0) return Index{0};
+    if (band.rounds == 1) return std::min(y, band.width);
+    const Index i = y / band.step;
+    return i >= band.rounds ? band.rounds * band.width
+                            : i * band.width + std::min(y % band.step, band.width);
+  };
+  Index rows = 0;
+  for (std::size_t row = 0; row + 1 < first_.size(); ++row) {
+    bool sees = false;
+    for (auto i = static_cast<std::size_t>(first_[row]);
+         i < static_cast<std::size_t>(first_[row + 1]) && !sees; ++i) {
+      sees = std::any_of(bands.begin(), bands.end(), [&](const Band& band) {
+        return below(band, ends_[i]) > below(band, begins_[i]);
+      });
+    }
+    rows += sees ? 1 : 0;
+  }
+  return rows;
 }
 
 Index RowSpans::area(const Runs& keys) const {
@@ -269,42 +296,66 @@ void join(std::vector<Range>& out, Range next) {
   }
 }
 
-/// Adds the positions of `queries` that see a key of the run `keys`.
-void add_seeing(const Mask& mask, Index head, Range queries, const Run& keys,
+/// Adds the members `part` of `queries`, counted from its first, that see a key of the run `keys`.
+void add_seeing(const Mask& mask, Index head, const Run& queries, Range part, const Run& keys,
                 std::vector<Range>& out, std::vector<Range>& scratch) {
-  if (queries.empty() || keys.count == 0) return;
-  const auto cover = [&](Range of) { return mask.cover(head, queries, of); };
-  const auto single = [](Index key) { return Range{key, key + 1}; };
-  const Cover all = cover(keys.bounds());
+  if (part.empty() || keys.count == 0) return;
+  const Range bounds = queries.part(part).bounds();
+  const auto sees_all = [&](Index key) {
+    return mask.cover(head, bounds, {key, key + 1}) == Cover::All;
+  };
+  const Cover all = mask.cover(head, bounds, keys.bounds());
   if (all == Cover::None) return;
-  if (all == Cover::All || cover(single(keys.first)) == Cover::All ||
-      cover(single(keys.at(keys.count - 1))) == Cover::All) {
-    join(out, queries);
+  if (all == Cover::All || sees_all(keys.first) || sees_all(keys.at(keys.count - 1))) {
+    join(out, part);
     return;
   }
-  if (queries.size() > kFewRows) {
-    const Index middle = (queries.begin + queries.end) / 2;
-    add_seeing(mask, head, {queries.begin, middle}, keys, out, scratch);
-    add_seeing(mask, head, {middle, queries.end}, keys, out, scratch);
+  if (part.size() > kFewRows) {
+    const Index middle = (part.begin + part.end) / 2;
+    add_seeing(mask, head, queries, {part.begin, middle}, keys, out, scratch);
+    add_seeing(mask, head, queries, {middle, part.end}, keys, out, scratch);
     return;
   }
-  for (Index query = queries.begin; query < queries.end; ++query) {
+  for (Index i = part.begin; i < part.end; ++i) {
     scratch.clear();
-    mask.spans(head, query, keys.bounds(), scratch);
+    mask.spans(head, queries.at(i), keys.bounds(), scratch);
     if (std::any_of(scratch.begin(), scratch.end(),
                     [&](Range span) { return !keys.inside(span).empty(); })) {
-      join(out, {query, query + 1});
+      join(out, {i, i + 1});
     }
   }
+}
+
+/// The members of `queries` that see a key, counted from its first.
+Ranges members_seeing(const Mask& mask, Index head, const Run& queries, const Runs& keys) {
+  std::vector<Range> found;
+  std::vector<Range> scratch;
+  for (const Run& run : keys) {
+    add_seeing(mask, head, queries, {0, queries.count}, run, found, scratch);
+  }
+  return union_of(std::move(found));
 }
 
 }  // namespace
 
 Ranges queries_seeing(const Mask& mask, Index head, Range queries, const Runs& keys) {
-  std::vector<Range> found;
-  std::vector<Range> scratch;
-  for (const Run& run : keys) add_seeing(mask, head, queries, run, found, scratch);
-  return union_of(std::move(found));
+  Ranges seeing = members_seeing(mask, head, {queries.begin, queries.size(), 1}, keys);
+  for (Range& range : seeing) range = {queries.begin + range.begin, queries.begin + range.end};
+  return seeing;
+}
+
+Index rows_seeing(const Mask& mask, Index head, const Runs& queries, const Runs& keys) {
+  if (!dense(keys)) {
+    Range bounds{keys.front().first, keys.front().first};
+    for (const Run& run : keys) {
+      if (run.count == 0) continue;
+      bounds = {std::min(bounds.begin, run.bounds().begin), std::max(bounds.end, run.bounds().end)};
+    }
+    return RowSpans(mask, head, queries, bounds, bands_of(keys).back().step).seeing(keys);
+  }
+  Index rows = 0;
+  for (const Run& run : queries) rows += size(members_seeing(mask, head, run, keys));
+  return rows;
 }
 
 std::vector<std::pair<Index, Index>> variants(const Mask& mask, Range heads) {

@@ -24,6 +24,8 @@ class RowSpans {
   RowSpans(const Mask& mask, Index head, const Runs& queries, Range keys, Index step);
 
   Index area(const Runs& keys) const;
+  /// How many of the rows see one of `keys`.
+  Index seeing(const Runs& keys) const;
 
  private:
   /// A position as `step` sees it: quotient * step + rest.
@@ -34,6 +36,7 @@ class RowSpans {
   Index step_;
   std::vector<Edge> begins_;
   std::vector<Edge> ends_;
+  std::vector<Index> first_;  ///< of each row's spans, and behind the last row's
 };
 
 /// Whether every run has step 1, or the runs fill each other's gaps so that they may as well.
@@ -48,6 +51,9 @@ Ranges keys_seen(const Mask& mask, Index head, const Runs& queries, Index keys);
 
 /// The positions `queries` that see at least one of those at `keys`, as ascending Ranges.
 Ranges queries_seeing(const Mask& mask, Index head, Range queries, const Runs& keys);
+
+/// How many of the rows at `queries` see at least one of those at `keys`.
+Index rows_seeing(const Mask& mask, Index head, const Runs& queries, const Runs& keys);
 
 /// The heads of `heads` by what they see: one head of each variant, and how many heads it stands
 /// for.

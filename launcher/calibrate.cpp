@@ -53,11 +53,7 @@ struct Rate {
 
 /// The kernel of a pass on such a block, all of whose pairs count.
 template <class T>
-Rate rate_of_block(const Shape& like, int ranks, Pass pass, int threads, double flops) {
-  const double flops_per_pair =
-      pass == Pass::forward ? like.flops_per_pair() : like.backward_flops_per_pair();
-  Range heads;
-  const Shape shape = block_like(like, ranks, threads, flops_per_pair, flops, heads);
+Rate rate_of(const Shape& shape, Range heads, Pass pass, int threads) {
   using Sum = SumOf<T>;
   const auto sized = [](Index n) { return std::vector<T>(static_cast<std::size_t>(n), T{0.01F}); };
   const auto sums = [](Index n) { return std::vector<Sum>(static_cast<std::size_t>(n)); };
@@ -115,6 +111,35 @@ Rate rate_of_block(const Shape& like, int ranks, Pass pass, int threads, double 
           *middle};
 }
 
+template <class T>
+Rate rate_of_block(const Shape& like, int ranks, Pass pass, int threads, double flops) {
+  const double flops_per_pair =
+      pass == Pass::forward ? like.flops_per_pair() : like.backward_flops_per_pair();
+  Range heads;
+  const Shape shape = block_like(like, ranks, threads, flops_per_pair, flops, heads);
+  return rate_of<T>(shape, heads, pass, threads);
+}
+
+/// Bytes a second of query rows and their records, from a block of many of them that see few keys;
+/// 0 if its time is that of its pairs. @pre `rate` is that of large blocks, forward
+template <class T>
+double row_rate(const Shape& like, int ranks, int threads, double rate) {
+  constexpr Index kRecords = Index{32} << 20;  // bytes, a thread
+  constexpr Index kKeys = 64;
+  Range heads;
+  Shape shape = block_like(like, ranks, threads, like.flops_per_pair(), 2e9, heads);
+  const Index record = record_length(shape.d_v) * static_cast<Index>(sizeof(SumOf<T>));
+  shape.keys = kKeys;
+  shape.queries = std::max<Index>(1, kRecords * threads / (record * heads.size()));
+  const Rate seen = rate_of<T>(shape, heads, Pass::forward, threads);
+  const auto records = static_cast<double>(shape.queries * heads.size());
+  const double of_pairs = records * kKeys * shape.flops_per_pair() / rate;
+  const double of_rows = seen.seconds - of_pairs;
+  if (of_rows < 0.1 * seen.seconds) return 0;
+  return records * static_cast<double>(shape.d_qk * static_cast<Index>(sizeof(T)) + 2 * record) /
+         of_rows;
+}
+
 /// FLOP/s of a thread's share of a pass. A block that takes less than kEnough says too little of
 /// larger ones: kernels do work for each row, too, and a core has slow moments.
 template <class T>
@@ -160,6 +185,15 @@ Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int 
     return rate[0];
   };
   machine.rate = slowest_rate(Pass::forward);
+  if (type != Type::f8) {
+    world.barrier();
+    const auto row_seconds = [](double bytes) { return bytes > 0 ? 1 / bytes : 0; };
+    std::array<double, 1> slowest{row_seconds(
+        type == Type::bf16 ? row_rate<BFloat16>(shape, world.size(), threads, machine.rate)
+                           : row_rate<float>(shape, world.size(), threads, machine.rate))};
+    world.all_reduce_max(slowest);
+    machine.rows = row_seconds(slowest[0]);
+  }
   if (backward) machine.backward_rate = slowest_rate(Pass::backward);
   if (world.size() > 1) {
     constexpr std::size_t kLarge = std::size_t{1} << 20;

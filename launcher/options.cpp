@@ -114,8 +114,9 @@ po::options_description split_options(bool with_strategy) {
        "and usp redistributed if it fits, else has it sent again [run and benches: what the host "
        "has, in equal shares; plan: any number]")  //
       ("machine", po::value<std::string>()->default_value(""),
-       "what the forecast assumes: latency=S,bandwidth=B,rate=F,overhead=S,backward_rate=F [rate]; "
-       "run measures what is left out of the first three and, if anything, the backward rate");
+       "what the forecast assumes: latency=S,bandwidth=B,rate=F,overhead=S,backward_rate=F [rate],"
+       "rows=B [free]; run measures what is left out of the first three and, if anything, the "
+       "backward rate and rows");
   return options;
 }
 

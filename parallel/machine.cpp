@@ -18,14 +18,20 @@ std::string Machine::text() const {
     std::snprintf(line.data(), line.size(), ",backward_rate=%.3g", backward_rate);
     words += line.data();
   }
+  if (rows > 0) {
+    std::snprintf(line.data(), line.size(), ",rows=%.3g", rows);
+    words += line.data();
+  }
   return words;
 }
 
 Machine parse_machine(std::string_view text, Machine base) {
   const std::array fields{std::pair{"latency", &base.latency},
-                          std::pair{"bandwidth", &base.bandwidth}, std::pair{"rate", &base.rate},
+                          std::pair{"bandwidth", &base.bandwidth},
+                          std::pair{"rate", &base.rate},
                           std::pair{"overhead", &base.overhead},
-                          std::pair{"backward_rate", &base.backward_rate}};
+                          std::pair{"backward_rate", &base.backward_rate},
+                          std::pair{"rows", &base.rows}};
   while (!text.empty()) {
     const std::string_view part = text.substr(0, text.find(','));
     text.remove_prefix(part.size() + (part.size() < text.size() ? 1 : 0));
@@ -43,8 +49,8 @@ Machine parse_machine(std::string_view text, Machine base) {
         (value == 0 && !zero_is_fine)) {
       throw std::invalid_argument(
           "'" + std::string(part.substr(0, 40)) +
-          "' is none of latency=S, bandwidth=B, rate=F, overhead=S, backward_rate=F with a "
-          "positive number");
+          "' is none of latency=S, bandwidth=B, rate=F, overhead=S, backward_rate=F, rows=B "
+          "with a positive number");
     }
     *field = value;
   }

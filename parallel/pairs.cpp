@@ -17,20 +17,58 @@ Index PairCounter::count(Range heads, const Ranges& query_rows, const Ranges& ke
 }
 
 Index PairCounter::count(Index head, const Ranges& query_rows, const Ranges& key_rows) {
-  const Mask& mask = problem_.mask();
   const Runs keys = problem_.keys().positions(key_rows);
-  if (dense(keys)) return area(mask, head, problem_.queries().positions(query_rows), keys);
-  const std::tuple key(mask.variant(head), query_rows);
+  return dense(keys) ? area(problem_.mask(), head, problem_.queries().positions(query_rows), keys)
+                     : spans(head, query_rows, keys).area(keys);
+}
+
+Index PairCounter::seeing(Index head, const Ranges& query_rows, const Ranges& key_rows) {
+  const Runs keys = problem_.keys().positions(key_rows);
+  return dense(keys)
+             ? rows_seeing(problem_.mask(), head, problem_.queries().positions(query_rows), keys)
+             : spans(head, query_rows, keys).seeing(keys);
+}
+
+const RowSpans& PairCounter::spans(Index head, const Ranges& query_rows, const Runs& keys) {
+  const std::tuple key(problem_.mask().variant(head), query_rows);
   auto found = rows_.find(key);
   if (found == rows_.end()) {
     const Index step = std::max_element(keys.begin(), keys.end(), [](const Run& a, const Run& b) {
                          return a.step < b.step;
                        })->step;
-    const RowSpans rows(mask, head, problem_.queries().positions(query_rows),
+    const RowSpans rows(problem_.mask(), head, problem_.queries().positions(query_rows),
                         {0, problem_.shape().keys}, step);
     found = rows_.emplace(key, rows).first;
   }
-  return found->second.area(keys);
+  return found->second;
+}
+
+Index PairCounter::row_bytes(Pass pass, Range heads, const Ranges& query_rows,
+                             const Ranges& key_rows) {
+  const Shape& shape = problem_.shape();
+  const auto per_row = [&](std::span<const Kind> kinds) {
+    Index bytes = 0;
+    for (const Kind kind : kinds) bytes += record_bytes(kind, shape, problem_.type());
+    return bytes;
+  };
+  Index rows = 0;  // that see a key, of all heads
+  for (const auto& [head, times] : variants(problem_.mask(), heads)) {
+    LastRows& last = last_rows_[problem_.mask().variant(head)];
+    if (last.query_rows != query_rows || last.key_rows != key_rows) {
+      last = {query_rows, key_rows, seeing(head, query_rows, key_rows)};
+    }
+    rows += times * last.seeing;
+  }
+  const Side queries = query_side(pass);
+  Index bytes = rows * (per_row(queries.inputs) + 2 * per_row(queries.sums));
+  const Side keys = key_side(pass);
+  for (const auto& [kinds, times] : {std::pair{keys.inputs, 1}, std::pair{keys.sums, 2}}) {
+    for (const Kind kind : kinds) {
+      bytes += times * size(key_rows) * heads_touched(kind, heads, shape).size() *
+               record_bytes(kind, shape, problem_.type());
+    }
+  }
+  return bytes;
 }
 
 Range heads_served(const Program& program, SlotId q, SlotId k, SlotId v, const Shape& shape) {

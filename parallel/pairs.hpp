@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "kernels/area.hpp"
+#include "parallel/machine.hpp"
 #include "parallel/plan.hpp"
 
 namespace dattn {
@@ -27,6 +28,27 @@ class PairCounter {
   /// Allowed pairs, summed over the query heads `heads`, between query rows and key rows.
   Index count(Range heads, const Ranges& query_rows, const Ranges& key_rows);
 
+  /// Bytes of rows that such a step reads and writes, whatever pairs they make: of query rows that
+  /// see a key the inputs once and the sums twice, of all key rows likewise.
+  template <class Work>
+  Index row_bytes(const Program& program, const Work& work) {
+    return row_bytes(program.pass, heads_served(program, work, problem_.shape()),
+                     rows(program, work.q), rows(program, work.k));
+  }
+
+  /// Seconds of such a step, if it computes `pairs`.
+  template <class Work>
+  double seconds(const Program& program, const Work& work, Index pairs, const Machine& machine) {
+    if (pairs == 0) return 0;
+    const Shape& shape = problem_.shape();
+    const double at_rows =
+        machine.rows > 0 ? static_cast<double>(row_bytes(program, work)) / machine.rows : 0;
+    const double of_pairs = program.pass == Pass::forward
+                                ? shape.flops_per_pair() / machine.rate
+                                : shape.backward_flops_per_pair() / machine.backward();
+    return static_cast<double>(pairs) * of_pairs + at_rows;
+  }
+
   /// Allowed pairs that an Attend or an AttendBackward of `program` computes.
   template <class Work>
   Index count(const Program& program, const Work& work) {
@@ -40,14 +62,24 @@ class PairCounter {
   }
   /// Allowed pairs of one head.
   Index count(Index head, const Ranges& query_rows, const Ranges& key_rows);
+  /// Rows that see a key, with one head.
+  Index seeing(Index head, const Ranges& query_rows, const Ranges& key_rows);
+  /// Their spans, for keys that lie apart.
+  const RowSpans& spans(Index head, const Ranges& query_rows, const Runs& keys);
+  Index row_bytes(Pass pass, Range heads, const Ranges& query_rows, const Ranges& key_rows);
 
   /// The last answer: ranks that differ in their heads only ask for it one after the other.
   struct Last {
     Ranges query_rows, key_rows;
     Index pairs = 0;
   };
+  struct LastRows {
+    Ranges query_rows, key_rows;
+    Index seeing = 0;
+  };
   const Problem& problem_;
   std::map<Index, Last> last_;                          ///< by variant of the mask
+  std::map<Index, LastRows> last_rows_;                 ///< likewise
   std::map<std::tuple<Index, Ranges>, RowSpans> rows_;  ///< by (variant, query rows)
 };
 

@@ -72,14 +72,12 @@ Cost walk(const Problem& problem, const Program& program, PairCounter& pairs,
   for (const Step& step : program.steps) {
     if (const auto* attend = std::get_if<Attend>(&step)) {
       clock = std::max({clock, arrival(attend->q), arrival(attend->k), arrival(attend->v)});
-      clock += static_cast<double>(pairs.count(program, *attend)) *
-               problem.shape().flops_per_pair() / machine.rate;
+      clock += pairs.seconds(program, *attend, pairs.count(program, *attend), machine);
     } else if (const auto* back = std::get_if<AttendBackward>(&step)) {
       for (const SlotId s : {back->q, back->k, back->v, back->d_o, back->stats}) {
         clock = std::max(clock, arrival(s));
       }
-      clock += static_cast<double>(pairs.count(program, *back)) *
-               problem.shape().backward_flops_per_pair() / machine.backward();
+      clock += pairs.seconds(program, *back, pairs.count(program, *back), machine);
     } else if (const auto* add = std::get_if<Add>(&step)) {
       clock = std::max(clock, arrival(add->from));
     } else if (const auto* send = std::get_if<Send>(&step)) {

@@ -261,7 +261,7 @@ class Stage {
         !changeable(r, rank, step.out)) {
       return false;
     }
-    contribute(r, rank, step, problem_.shape().flops_per_pair() / machine_.rate, {step.out});
+    contribute(r, rank, step, {step.out});
     return true;
   }
 
@@ -272,8 +272,7 @@ class Stage {
     for (const SlotId s : {step.dq, step.dk, step.dv}) {
       if (!changeable(r, rank, s)) return false;
     }
-    contribute(r, rank, step, problem_.shape().backward_flops_per_pair() / machine_.backward(),
-               {step.dq, step.dk, step.dv});
+    contribute(r, rank, step, {step.dq, step.dk, step.dv});
     return true;
   }
 
@@ -284,11 +283,10 @@ class Stage {
 
   /// An Attend or AttendBackward adds to `sums`.
   template <class Work>
-  void contribute(int r, Rank& rank, const Work& work, double seconds_per_pair,
-                  std::initializer_list<SlotId> sums) {
+  void contribute(int r, Rank& rank, const Work& work, std::initializer_list<SlotId> sums) {
     const Range heads = heads_served(*rank.program, work, problem_.shape());
     const Index pairs = pairs_.count(*rank.program, work);
-    const double seconds = static_cast<double>(pairs) * seconds_per_pair;
+    const double seconds = pairs_.seconds(*rank.program, work, pairs, machine_);
     rank.clock += seconds + machine_.overhead;
     result_.compute_seconds[static_cast<std::size_t>(r)] += seconds;
     result_.pairs[static_cast<std::size_t>(r)] += pairs;

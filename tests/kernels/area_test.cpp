@@ -67,6 +67,13 @@ TEST_P(EveryMask, AgreesWithCountingPairs) {
       for (const Runs& k : holdings()) {
         const Brute expected = brute(*mask, head, q, k);
         EXPECT_EQ(area(*mask, head, q, k), expected.area);
+        Index seeing = 0;
+        for (const dattn::Run& run : q) {
+          for (Index i = 0; i < run.count; ++i) {
+            if (brute(*mask, head, {{run.at(i), 1, 1}}, k).area > 0) ++seeing;
+          }
+        }
+        EXPECT_EQ(rows_seeing(*mask, head, q, k), seeing);
         const std::optional<dattn::Pair> pair = allowed_pair(*mask, head, q, k);
         ASSERT_EQ(pair.has_value(), expected.area > 0);
         if (!pair) continue;

@@ -36,6 +36,24 @@ TEST(Forecast, OfOneRankBackwardIsFiveProductsAPair) {
   EXPECT_DOUBLE_EQ(rehearse(problem, plan, slower).forecast_seconds(), flops / 4e10 + 1e-6);
 }
 
+// A row that sees a single key of a block still has its record read and written.
+TEST(Forecast, CountsRowsThatKernelsReadAndWrite) {
+  const Shape shape{4096, 4096, 8, 2, 2, 64, 64};
+  const Problem problem(shape, parse_mask("window:0,0/sink:1", shape), line(2), "contiguous");
+  const Plan plan = make_plan(*find_strategy("ring"), problem);
+  const Machine free{.latency = 0, .bandwidth = 1e15, .rate = 1e15, .overhead = 0};
+  const Machine costly = parse_machine("rows=1e9", free);
+  // Rank 1: own keys, then, for each of its queries, the one key that all see.
+  const double q = 2048.0 * 8 * (64 + 2 * 66) * 4;
+  const double kv = 2048.0 * 2 * (64 + 64) * 4;
+  const Rehearsal found = rehearse(problem, plan, costly);
+  EXPECT_NEAR(found.compute_seconds[1], 2 * (q + kv) / 1e9, 1e-6);
+  // Rank 0's queries see no key of rank 1.
+  EXPECT_NEAR(found.compute_seconds[0], (q + kv) / 1e9, 1e-6);
+  EXPECT_LT(rehearse(problem, plan, free).compute_seconds[1], 1e-6);
+  EXPECT_EQ(parse_machine(costly.text()).rows, 1e9);
+}
+
 TEST(Forecast, OfARingBackwardHidesTheWayHomeToo) {
   const Case one{kShape, "full", "contiguous", "local", line(1)};
   const Case two{kShape, "full", "contiguous", "ring", line(2)};
