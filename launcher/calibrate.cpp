@@ -49,6 +49,7 @@ Shape block_like(const Shape& like, int ranks, int threads, double flops_per_pai
 struct Rate {
   double flops = 0;    ///< a second
   double seconds = 0;  ///< of one call
+  double work = 0;     ///< floating-point operations of one call
 };
 
 /// The kernel of a pass on such a block, all of whose pairs count.
@@ -106,9 +107,9 @@ Rate rate_of(const Shape& shape, Range heads, Pass pass, int threads) {
   const auto middle = seconds.begin() + std::ssize(seconds) / 2;
   std::nth_element(seconds.begin(), middle, seconds.end());
   const Shape& s = shape;
-  return {static_cast<double>(s.queries * s.keys * heads.size()) *
-              (backward ? s.backward_flops_per_pair() : s.flops_per_pair()) / *middle,
-          *middle};
+  const double flops = static_cast<double>(s.queries * s.keys * heads.size()) *
+                       (backward ? s.backward_flops_per_pair() : s.flops_per_pair());
+  return {flops / *middle, *middle, flops};
 }
 
 template <class T>
@@ -130,7 +131,9 @@ double row_rate(const Shape& like, int ranks, int threads, double rate) {
   Shape shape = block_like(like, ranks, threads, like.flops_per_pair(), 2e9, heads);
   const Index record = record_length(shape.d_v) * static_cast<Index>(sizeof(SumOf<T>));
   shape.keys = kKeys;
-  shape.queries = std::max<Index>(1, kRecords * threads / (record * heads.size()));
+  const Index rows = (like.queries + ranks - 1) / ranks;  // no more than there are
+  shape.queries =
+      std::clamp<Index>(kRecords * threads / (record * heads.size()), 1, std::max<Index>(1, rows));
   const Rate seen = rate_of<T>(shape, heads, Pass::forward, threads);
   const auto records = static_cast<double>(shape.queries * heads.size());
   const double of_pairs = records * kKeys * shape.flops_per_pair() / rate;
@@ -141,13 +144,14 @@ double row_rate(const Shape& like, int ranks, int threads, double rate) {
 }
 
 /// FLOP/s of a thread's share of a pass. A block that takes less than kEnough says too little of
-/// larger ones: kernels do work for each row, too, and a core has slow moments.
+/// larger ones, if there are larger ones: kernels do work for each row, too, and a core has slow
+/// moments.
 template <class T>
 double kernel_rate(const Shape& like, int ranks, Pass pass, int threads) {
   constexpr double kEnough = 0.03;
   const double flops = sizeof(T) < 8 ? 2e9 : 1e6;
   const Rate rate = rate_of_block<T>(like, ranks, pass, threads, flops);
-  if (rate.seconds >= kEnough) return rate.flops;
+  if (rate.seconds >= kEnough || rate.work < 0.9 * flops * threads) return rate.flops;
   return rate_of_block<T>(like, ranks, pass, threads, rate.flops / threads * kEnough).flops;
 }
 
