@@ -52,6 +52,13 @@ struct Band {
   Index rounds;
 
   Range bounds() const { return {first, first + (rounds - 1) * step + width}; }
+  /// How many members lie below a position.
+  Index below(Index at) const {
+    const Index y = at - first;
+    if (y <= 0) return 0;
+    const Index i = y / step;
+    return i >= rounds ? rounds * width : i * width + std::min(y % step, width);
+  }
 };
 
 /// The same positions in the fewest bands; their order is lost.
@@ -144,22 +151,13 @@ RowSpans::RowSpans(const Mask& mask, Index head, const Runs& queries, Range keys
 
 Index RowSpans::seeing(const Runs& keys) const {
   const std::vector<Band> bands = bands_of(keys);
-  // Members of a band below a position.
-  const auto below = [&](const Band& band, const Edge& e) {
-    const Index y = e.quotient * step_ + e.rest - band.first;
-    if (y <= 0) return Index{0};
-    if (band.rounds == 1) return std::min(y, band.width);
-    const Index i = y / band.step;
-    return i >= band.rounds ? band.rounds * band.width
-                            : i * band.width + std::min(y % band.step, band.width);
-  };
   Index rows = 0;
   for (std::size_t row = 0; row + 1 < first_.size(); ++row) {
     bool sees = false;
     for (auto i = static_cast<std::size_t>(first_[row]);
          i < static_cast<std::size_t>(first_[row + 1]) && !sees; ++i) {
       sees = std::any_of(bands.begin(), bands.end(), [&](const Band& band) {
-        return below(band, ends_[i]) > below(band, begins_[i]);
+        return band.below(position(ends_[i])) > band.below(position(begins_[i]));
       });
     }
     rows += sees ? 1 : 0;
@@ -172,15 +170,8 @@ Index RowSpans::area(const Runs& keys) const {
   for (const Band& band : bands_of(keys)) {
     // Members of the band below a position, summed over all ends less all begins.
     if (band.rounds == 1 || band.step != step_) {
-      const auto below = [&](const Edge& e) {
-        const Index y = e.quotient * step_ + e.rest - band.first;
-        if (y <= 0) return Index{0};
-        const Index i = y / band.step;
-        return i >= band.rounds ? band.rounds * band.width
-                                : i * band.width + std::min(y % band.step, band.width);
-      };
-      for (const Edge& e : ends_) sum += below(e);
-      for (const Edge& e : begins_) sum -= below(e);
+      for (const Edge& e : ends_) sum += band.below(position(e));
+      for (const Edge& e : begins_) sum -= band.below(position(e));
       continue;
     }
     const Index quotient = band.first / step_;
@@ -197,17 +188,25 @@ Index RowSpans::area(const Runs& keys) const {
   return sum;
 }
 
+namespace {
+
+/// Of the rows at `queries`, for keys that lie apart.
+RowSpans spans_for(const Mask& mask, Index head, const Runs& queries,
+                   const std::vector<Band>& keys) {
+  Range bounds = keys.front().bounds();
+  for (const Band& b : keys) {
+    bounds.begin = std::min(bounds.begin, b.bounds().begin);
+    bounds.end = std::max(bounds.end, b.bounds().end);
+  }
+  return RowSpans(mask, head, queries, bounds, keys.back().step);
+}
+
+}  // namespace
+
 Index area(const Mask& mask, Index head, const Runs& queries, const Runs& keys) {
   const std::vector<Band> q_bands = bands_of(queries);
   const std::vector<Band> k_bands = bands_of(keys);
-  if (!dense(k_bands)) {
-    Range bounds = k_bands.front().bounds();
-    for (const Band& b : k_bands) {
-      bounds.begin = std::min(bounds.begin, b.bounds().begin);
-      bounds.end = std::max(bounds.end, b.bounds().end);
-    }
-    return RowSpans(mask, head, queries, bounds, k_bands.back().step).area(keys);
-  }
+  if (!dense(k_bands)) return spans_for(mask, head, queries, k_bands).area(keys);
   Index sum = 0;
   std::vector<Range> scratch;
   const auto all = [&](Run q, Run k) {
@@ -345,14 +344,8 @@ Ranges queries_seeing(const Mask& mask, Index head, Range queries, const Runs& k
 }
 
 Index rows_seeing(const Mask& mask, Index head, const Runs& queries, const Runs& keys) {
-  if (!dense(keys)) {
-    Range bounds{keys.front().first, keys.front().first};
-    for (const Run& run : keys) {
-      if (run.count == 0) continue;
-      bounds = {std::min(bounds.begin, run.bounds().begin), std::max(bounds.end, run.bounds().end)};
-    }
-    return RowSpans(mask, head, queries, bounds, bands_of(keys).back().step).seeing(keys);
-  }
+  const std::vector<Band> bands = bands_of(keys);
+  if (!dense(bands)) return spans_for(mask, head, queries, bands).seeing(keys);
   Index rows = 0;
   for (const Run& run : queries) rows += size(members_seeing(mask, head, run, keys));
   return rows;

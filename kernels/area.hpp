@@ -33,6 +33,8 @@ class RowSpans {
     Index quotient;
     Index rest;
   };
+  Index position(const Edge& e) const { return e.quotient * step_ + e.rest; }
+
   Index step_;
   std::vector<Edge> begins_;
   std::vector<Edge> ends_;
