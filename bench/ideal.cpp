@@ -6,6 +6,7 @@
 #include "kernels/area.hpp"
 #include "kernels/attend_backward.hpp"
 #include "kernels/partial.hpp"
+#include "launcher/memory.hpp"
 #include "parallel/pairs.hpp"
 #include "parallel/stats.hpp"
 
@@ -136,7 +137,7 @@ Index ideal_bytes(const Task& task, const Problem& problem, int rank, int thread
       s.d_qk + record_length(s.d_v) + (task.wish.gradients ? s.d_qk + 2 * s.d_v + 3 : 0);
   Index most = 0;  // that a kernel takes
   if (task.type != Type::f8) {
-    const Kernel& kernel = task.type == Type::bf16 ? *chosen_isa().bf16 : *chosen_isa().f4;
+    const Kernel& kernel = chosen_kernel(task.type);
     most = attend_bytes(s, rows, s.query_heads, size(seen), threads, kernel);
     if (task.wish.gradients) {
       most = std::max(most, attend_backward_bytes(s, rows, {0, s.query_heads}, size(seen),

@@ -52,7 +52,7 @@ struct Rate {
   double work = 0;     ///< floating-point operations of one call
 };
 
-/// The kernel of a pass on such a block, all of whose pairs count.
+/// The kernel of a pass on the query heads `heads` of a block, all of whose pairs count.
 template <class T>
 Rate rate_of(const Shape& shape, Range heads, Pass pass, int threads) {
   using Sum = SumOf<T>;
@@ -112,6 +112,7 @@ Rate rate_of(const Shape& shape, Range heads, Pass pass, int threads) {
   return {flops / *middle, *middle, flops};
 }
 
+/// The same on a block like those to come, see block_like().
 template <class T>
 Rate rate_of_block(const Shape& like, int ranks, Pass pass, int threads, double flops) {
   const double flops_per_pair =

@@ -7,10 +7,14 @@
 
 namespace dattn {
 
+const Kernel& chosen_kernel(Type type) {
+  return type == Type::bf16 ? *chosen_isa().bf16 : *chosen_isa().f4;
+}
+
 Index kernel_bytes(const Problem& problem, const Program& program, int threads) {
   Index most = 0;
   if (problem.type() == Type::f8) return most;
-  const Kernel& kernel = problem.type() == Type::bf16 ? *chosen_isa().bf16 : *chosen_isa().f4;
+  const Kernel& kernel = chosen_kernel(problem.type());
   const auto block = [&](SlotId id) -> const Block& {
     return program.slots[static_cast<std::size_t>(id)].block;
   };

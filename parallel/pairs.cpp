@@ -4,16 +4,23 @@
 
 namespace dattn {
 
-Index PairCounter::count(Range heads, const Ranges& query_rows, const Ranges& key_rows) {
+template <class Count>
+Index PairCounter::over_heads(std::map<Index, Last>& known, Range heads, const Ranges& query_rows,
+                              const Ranges& key_rows, const Count& count) {
   Index sum = 0;
   for (const auto& [head, times] : variants(problem_.mask(), heads)) {
-    Last& last = last_[problem_.mask().variant(head)];
+    Last& last = known[problem_.mask().variant(head)];
     if (last.query_rows != query_rows || last.key_rows != key_rows) {
-      last = {query_rows, key_rows, count(head, query_rows, key_rows)};
+      last = {query_rows, key_rows, count(head)};
     }
-    sum += times * last.pairs;
+    sum += times * last.count;
   }
   return sum;
+}
+
+Index PairCounter::count(Range heads, const Ranges& query_rows, const Ranges& key_rows) {
+  return over_heads(last_, heads, query_rows, key_rows,
+                    [&](Index head) { return count(head, query_rows, key_rows); });
 }
 
 Index PairCounter::count(Index head, const Ranges& query_rows, const Ranges& key_rows) {
@@ -51,14 +58,9 @@ Index PairCounter::row_bytes(Pass pass, Range heads, const Ranges& query_rows,
     for (const Kind kind : kinds) bytes += record_bytes(kind, shape, problem_.type());
     return bytes;
   };
-  Index rows = 0;  // that see a key, of all heads
-  for (const auto& [head, times] : variants(problem_.mask(), heads)) {
-    LastRows& last = last_rows_[problem_.mask().variant(head)];
-    if (last.query_rows != query_rows || last.key_rows != key_rows) {
-      last = {query_rows, key_rows, seeing(head, query_rows, key_rows)};
-    }
-    rows += times * last.seeing;
-  }
+  const Index rows =  // that see a key, of all heads
+      over_heads(last_rows_, heads, query_rows, key_rows,
+                 [&](Index head) { return seeing(head, query_rows, key_rows); });
   const Side queries = query_side(pass);
   Index bytes = rows * (per_row(queries.inputs) + 2 * per_row(queries.sums));
   const Side keys = key_side(pass);

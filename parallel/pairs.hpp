@@ -28,8 +28,8 @@ class PairCounter {
   /// Allowed pairs, summed over the query heads `heads`, between query rows and key rows.
   Index count(Range heads, const Ranges& query_rows, const Ranges& key_rows);
 
-  /// Bytes of rows that such a step reads and writes, whatever pairs they make: of query rows that
-  /// see a key the inputs once and the sums twice, of all key rows likewise.
+  /// Bytes of rows that an Attend or an AttendBackward reads and writes, whatever pairs they make:
+  /// of query rows that see a key the inputs once and the sums twice, of all key rows likewise.
   template <class Work>
   Index row_bytes(const Program& program, const Work& work) {
     return row_bytes(program.pass, heads_served(program, work, problem_.shape()),
@@ -71,15 +71,15 @@ class PairCounter {
   /// The last answer: ranks that differ in their heads only ask for it one after the other.
   struct Last {
     Ranges query_rows, key_rows;
-    Index pairs = 0;
+    Index count = 0;
   };
-  struct LastRows {
-    Ranges query_rows, key_rows;
-    Index seeing = 0;
-  };
+  template <class Count>
+  Index over_heads(std::map<Index, Last>& known, Range heads, const Ranges& query_rows,
+                   const Ranges& key_rows, const Count& count);
+
   const Problem& problem_;
-  std::map<Index, Last> last_;                          ///< by variant of the mask
-  std::map<Index, LastRows> last_rows_;                 ///< likewise
+  std::map<Index, Last> last_;                          ///< pairs, by variant of the mask
+  std::map<Index, Last> last_rows_;                     ///< rows that see a key, likewise
   std::map<std::tuple<Index, Ranges>, RowSpans> rows_;  ///< by (variant, query rows)
 };
 

@@ -102,39 +102,37 @@ Problem Problem::prefetching(int stages) const {
   return other;
 }
 
+template <class See>
+std::vector<std::vector<Ranges>> Problem::by_rank_and_group(const See& see) const {
+  std::vector<std::vector<Ranges>> found(static_cast<std::size_t>(ranks()));
+  for (int r = 0; r < ranks(); ++r) {
+    for (const Range heads : head_groups_) {
+      std::vector<Range> all;
+      for (const auto& [head, count] : variants(*mask_, heads)) {
+        const Ranges seen = see(r, head);
+        all.insert(all.end(), seen.begin(), seen.end());
+      }
+      found[static_cast<std::size_t>(r)].push_back(union_of(std::move(all)));
+    }
+  }
+  return found;
+}
+
 const Ranges& Problem::keys_needed(int rank, std::size_t group) const {
   std::call_once(found_->needs_once, [&] {
-    found_->needs.resize(static_cast<std::size_t>(ranks()));
-    for (int r = 0; r < ranks(); ++r) {
-      const Runs queries = queries_.positions({queries_.rows(r)});
-      for (const Range heads : head_groups_) {
-        std::vector<Range> all;
-        for (const auto& [head, count] : variants(*mask_, heads)) {
-          const Ranges seen = keys_seen(*mask_, head, queries, shape_.keys);
-          all.insert(all.end(), seen.begin(), seen.end());
-        }
-        found_->needs[static_cast<std::size_t>(r)].push_back(union_of(std::move(all)));
-      }
-    }
+    found_->needs = by_rank_and_group([&](int r, Index head) {
+      return keys_seen(*mask_, head, queries_.positions({queries_.rows(r)}), shape_.keys);
+    });
   });
   return found_->needs[static_cast<std::size_t>(rank)][group];
 }
 
 const Ranges& Problem::queries_needed(int rank, std::size_t group) const {
   std::call_once(found_->seers_once, [&] {
-    found_->seers.resize(static_cast<std::size_t>(ranks()));
     const Range queries{shape_.first_query(), shape_.first_query() + shape_.queries};
-    for (int r = 0; r < ranks(); ++r) {
-      const Runs keys = keys_.positions({keys_.rows(r)});
-      for (const Range heads : head_groups_) {
-        std::vector<Range> all;
-        for (const auto& [head, count] : variants(*mask_, heads)) {
-          const Ranges seers = queries_seeing(*mask_, head, queries, keys);
-          all.insert(all.end(), seers.begin(), seers.end());
-        }
-        found_->seers[static_cast<std::size_t>(r)].push_back(union_of(std::move(all)));
-      }
-    }
+    found_->seers = by_rank_and_group([&](int r, Index head) {
+      return queries_seeing(*mask_, head, queries, keys_.positions({keys_.rows(r)}));
+    });
   });
   return found_->seers[static_cast<std::size_t>(rank)][group];
 }

@@ -81,6 +81,10 @@ class Problem {
  private:
   struct Found;
 
+  /// For each rank and head group the union of what `see(rank, head)` finds for its heads.
+  template <class See>
+  std::vector<std::vector<Ranges>> by_rank_and_group(const See& see) const;
+
   Shape shape_;
   MaskPtr mask_;
   Mesh mesh_;

@@ -65,7 +65,7 @@ struct ForwardStep {
   int d_qk;
   int d_v;
   const Piece* pieces;
-  int piece_count;  ///< 1 or more
+  int piece_count;
   Lanes allowed;
   ScoreRules rules;
   Normalizer normalizer;

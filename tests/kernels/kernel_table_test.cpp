@@ -533,7 +533,6 @@ void KernelTable::check_forward(const Case& c) {
     table.pack_k(p.k.rows(first, count), k.get());
     table.pack_v(p.v.rows(first, count), v.get());
     const View view(p, 0, first, count);
-    if (view.pieces.empty()) continue;
     table.forward({.q = q.get(),
                    .k = k.get(),
                    .v = v.get(),
@@ -549,7 +548,7 @@ void KernelTable::check_forward(const Case& c) {
                    .l = l.data(),
                    .o = o.get(),
                    .first = !begun});
-    begun = true;
+    begun = begun || !view.pieces.empty();
   }
   if (!begun) std::fill_n(o.get(), static_cast<long>(c.d_v) * lanes, 0.0f);
 

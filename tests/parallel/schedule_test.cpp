@@ -131,12 +131,13 @@ TEST(Planner, FetchesFurtherAheadWhereItPaysAndFits) {
   wish.memory = Index{1} << 40;
   const Choice far = chosen(documents);
   EXPECT_EQ(far.problem->prefetch(), 2);
-  EXPECT_EQ(chosen("full").problem->prefetch(), 1);
+  for (const char* mask : {"full", "causal"})
+    EXPECT_EQ(chosen(mask).problem->prefetch(), 1) << mask;
   wish.memory = far.needs - 1;
   const Choice near = chosen(documents);
   EXPECT_EQ(near.problem->prefetch(), 1);
   EXPECT_LT(near.needs, far.needs);
-  EXPECT_LT(seconds(far), 0.98 * seconds(near));
+  EXPECT_LT(seconds(far), 0.9 * seconds(near));
   for (const int stages : {1, 3}) {
     wish.memory = 0;
     wish.prefetch = stages;
