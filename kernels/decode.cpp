@@ -27,14 +27,21 @@ struct Batch {
         lanes(lanes_in),
         masks(static_cast<int>(lanes.size()), static_cast<int>(kBlock)),
         rules(block_rules, static_cast<int>(lanes.size()), static_cast<int>(kBlock)),
-        m(static_cast<std::size_t>(lanes.size()), -std::numeric_limits<float>::infinity()),
-        l(static_cast<std::size_t>(lanes.size()), 0.0),
-        o(static_cast<std::size_t>(lanes.size() * d_v), 0.0f) {
+        m(static_cast<std::size_t>(lanes.size())),
+        l(m.size()),
+        o(static_cast<std::size_t>(lanes.size() * d_v)) {
     for (Index lane = lanes.begin; lane < lanes.end; ++lane) {
       row_of.push_back(group->row(lane));
       head_of.push_back(group->head(lane));
     }
     rules.lanes(row_of, head_of);
+  }
+
+  /// Nothing found yet.
+  void start() {
+    std::fill(m.begin(), m.end(), -std::numeric_limits<float>::infinity());
+    std::fill(l.begin(), l.end(), 0.0);
+    std::fill(o.begin(), o.end(), 0.0f);
   }
 
   const HeadGroup* group;
@@ -90,17 +97,19 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
     const Entered entered(kernel);
     Poller poller(work.poll, caught, omp_get_thread_num() == 0);
     std::vector<DecodeStep> steps;
+    std::vector<Batch> batches;
+    for (const HeadGroup& group : groups) {
+      const Index lanes = q.rows * group.heads.size();
+      for (Index first = 0; first < lanes; first += step_lanes) {
+        batches.emplace_back(group, Range{first, std::min(first + step_lanes, lanes)}, rules,
+                             v.dim);
+      }
+    }
 #pragma omp for schedule(dynamic)
     for (Index part = 0; part < parts; ++part) {
-      std::vector<Batch> batches;
-      for (const HeadGroup& group : groups) {
-        const Index lanes = q.rows * group.heads.size();
-        for (Index first = 0; first < lanes; first += step_lanes) {
-          batches.emplace_back(group, Range{first, std::min(first + step_lanes, lanes)}, rules,
-                               v.dim);
-        }
-      }
+      for (Batch& batch : batches) batch.start();
       const Range mine = even_part(k.rows, parts, part);
+      const Index coming = work.threads == 1 ? k.rows : mine.end;  // what this thread reads next
       for (Index from = mine.begin; from < mine.end; from += kBlock) {
         const Range keys{from, std::min(from + kBlock, mine.end)};
         steps.clear();
@@ -117,6 +126,7 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
                            .lanes = static_cast<int>(batch.lanes.size()),
                            .k = rows_of(k, batch.group->key_head, keys),
                            .v = rows_of(v, batch.group->value_head, keys),
+                           .following = static_cast<int>(std::min(coming - keys.end, kBlock)),
                            .pieces = batch.pieces.data(),
                            .piece_count = static_cast<int>(batch.pieces.size()),
                            .begin = seen.begin,

@@ -104,6 +104,7 @@ struct DecodeStep {
   int lanes;       ///< 1 .. Kernel::decode_lanes
   Rows k;          ///< any number of keys
   Rows v;
+  int following;   ///< rows behind them in memory that the next call reads: worth asking for
   const Piece* pieces;  ///< `first` is any key here
   int piece_count;
   const int* begin;  ///< [lanes] as in Lanes, counted from the first key of k

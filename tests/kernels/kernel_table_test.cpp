@@ -750,6 +750,7 @@ void run_decode(const Kernel& kernel, const DecodeProblem& p, Range keys, Decode
                      .lanes = c.lanes,
                      .k = k,
                      .v = v,
+                     .following = static_cast<int>(c.keys - keys.end),
                      .pieces = view.pieces.data(),
                      .piece_count = static_cast<int>(view.pieces.size()),
                      .begin = view.intervals ? view.begin.data() : nullptr,
@@ -1040,6 +1041,41 @@ TEST_P(KernelTable, DecodeKeepsNanInTheLanesThatSeeIt) {
             } else {
               EXPECT_EQ(o, tame.o[at(lane * d + x)]);
             }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(KernelTable, DecodeKeepsNanInTheColumnThatHasIt) {
+  constexpr int kKeys = 192;
+  for (const int lanes : {3, kernel().decode_lanes}) {
+    for (const double wild : {std::numeric_limits<double>::quiet_NaN(), kInf, -kInf}) {
+      SCOPED_TRACE(std::to_string(lanes) + " lanes, " + std::to_string(wild));
+      DecodeProblem p(GetParam().element,
+                      {.d_qk = 64, .d_v = 64, .keys = kKeys, .lanes = lanes});
+      const auto run = [&](Decoded& found) {
+        for (const int begin : {0, 96}) run_decode(kernel(), p, {begin, begin + 96}, found);
+      };
+      Decoded tame(2L * lanes, 64, Normalizer::softmax);
+      run(tame);
+      // Neighbours in a row, in blocks in the middle and at the end.
+      for (const auto& [key, column] : {std::pair{70, 6}, {70, 63}, {kKeys - 1, 17}}) {
+        p.v.set(key, column, wild);
+      }
+      Decoded found(2L * lanes, 64, Normalizer::softmax);
+      run(found);
+      for (int lane = 0; lane < 2 * lanes; ++lane) {  // the first half is of the first head
+        for (int x = 0; x < 64; ++x) {
+          const float o = found.o[at(lane * 64 + x)];
+          if (lane >= lanes) {
+            EXPECT_EQ(o, tame.o[at(lane * 64 + x)]) << "lane " << lane << " column " << x;
+          } else if (x == 6 || x == 63 || x == 17) {
+            EXPECT_EQ(testing::PrintToString(std::fabs(o)),
+                      testing::PrintToString(std::fabs(static_cast<float>(wild))));
+          } else {
+            EXPECT_EQ(o, tame.o[at(lane * 64 + x)]) << "lane " << lane << " column " << x;
           }
         }
       }
