@@ -15,7 +15,6 @@
 #include <algorithm>
 #include <boost/program_options/options_description.hpp>
 #include <boost/program_options/variables_map.hpp>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <ctime>
@@ -28,6 +27,7 @@
 #include <optional>
 
 #include "bench/ceilings.hpp"
+#include "bench/measure.hpp"
 #include "bench/subject.hpp"
 #include "launcher/failure.hpp"
 #include "launcher/values.hpp"
@@ -45,16 +45,6 @@ constexpr const char* kToSgemm = "sgemm";
 constexpr const char* kToAmx = "amx";
 constexpr const char* kToRead = "read";
 constexpr const char* kToFull = "full";
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
 
 /// The ceilings of this machine, prepared when first asked for.
 class Machine {
@@ -418,18 +408,7 @@ std::vector<Row> target_suite(int threads, const Isa* isa) {
 }
 
 std::vector<Index> counts(const po::variables_map& values, const char* option) {
-  std::vector<Index> out;
-  std::string_view rest = values[option].as<std::string>();
-  while (true) {
-    const std::size_t comma = std::min(rest.find(','), rest.size());
-    try {
-      out.push_back(parse_count(rest.substr(0, comma), 1));
-    } catch (const BadValue& bad) {
-      throw Failure(Exit::usage, fmt::format("--{}: {}", option, bad.complaint));
-    }
-    if (comma == rest.size()) return out;
-    rest.remove_prefix(comma + 1);
-  }
+  return parse_counts_of(option, values[option].as<std::string>());
 }
 
 const Isa& isa_named(const std::string& name) {

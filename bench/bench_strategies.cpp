@@ -67,8 +67,8 @@ po::options_description described_options() {
        "for all repeats of one number of ranks: fewer are made if more do not fit, at least one")  //
       ("ideal", word({"both", "busy"})->default_value("both"),
        "busy: without the ideal of one rank alone, which takes as long as that of all at once")  //
-      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")     //
-      ("csv", po::value<std::string>(), "write the rows as CSV [- for standard output]")  //
+      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")            //
+      ("csv", po::value<std::string>(), "write the rows as CSV [- for standard output]")         //
       ("json", po::value<std::string>(),
        "write settings and rows as JSON [- for standard output]")  //
       ("help", "this text");
@@ -150,7 +150,9 @@ Task task_for(const po::options_description& described, const std::vector<std::s
     tokens = values["tokens"].as<Positive>().value;
   }
   if (values.count("packed") != 0) {
-    if (!values["mask"].defaulted()) refuse("--packed and --mask: leave one of them out");
+    if (!values["mask"].defaulted() || values.count("head-masks") != 0) {
+      refuse("--packed and --mask or --head-masks: leave one of them out");
+    }
     if (tokens == 0) refuse("--packed wants --tokens or --tokens-per-rank");
     const Index mean = values["packed"].as<Positive>().value;
     constexpr Index kMost = 100000;

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -15,6 +14,7 @@
 #include <new>
 #include <numeric>
 
+#include "bench/measure.hpp"
 #include "kernels/bfloat.hpp"
 
 #if defined(__x86_64__) && defined(__linux__)
@@ -30,10 +30,6 @@ namespace dattn {
 namespace {
 
 constexpr std::size_t kAlignment = 4096;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 /// Sum over `threads` threads of the rate that `rate(thread)` returns; all start together.
 template <class Rate>

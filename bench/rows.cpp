@@ -31,12 +31,6 @@ std::string csv_text(const std::string& text) {
 
 }  // namespace
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t n = values.size();
-  return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
-
 std::string shown(double value, int digits) {
   return std::isfinite(value) && value > 0 ? fmt::format("{:.{}f}", value, digits) : "-";
 }

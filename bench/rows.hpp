@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/measure.hpp"
 #include "kernels/shape.hpp"
 
 namespace dattn {
@@ -51,8 +52,6 @@ struct Row {
 nlohmann::ordered_json fields(const Row& row);
 /// A header line and a line a row; the rows have the same columns.
 std::string to_csv(const std::vector<nlohmann::ordered_json>& rows);
-/// `values` may be in any order. @pre not empty
-double median(std::vector<double> values);
 /// Text for people: a figure, or a dash where there is none.
 std::string shown(double value, int digits);
 /// The rows of one number of ranks, for people.

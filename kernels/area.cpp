@@ -251,8 +251,8 @@ std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queri
 Ranges keys_seen(const Mask& mask, Index head, const Runs& queries, Index keys) {
   std::vector<Range> seen;
   std::vector<Range> row;
-  // Rows of one run see much the same keys: joining each row to what the last ones left keeps
-  // `seen` short for every mask whose rows are a few spans.
+  // Rows of one run see much the same keys: what the joined ones, which ascend, hold already is
+  // left out, and the others are joined before they are many.
   const auto join = [&] {
     std::sort(seen.begin(), seen.end());
     std::size_t last = 0;
@@ -266,12 +266,19 @@ Ranges keys_seen(const Mask& mask, Index head, const Runs& queries, Index keys) 
     if (!seen.empty()) seen.resize(last + 1);
   };
   std::size_t joined = 0;
+  const auto held = [&](Range r) {
+    if (!seen.empty() && seen.back().contains(r)) return true;
+    const auto end = seen.begin() + static_cast<std::ptrdiff_t>(joined);
+    const auto next = std::upper_bound(seen.begin(), end, r.begin,
+                                       [](Index at, const Range& x) { return at < x.begin; });
+    return next != seen.begin() && (next - 1)->contains(r);
+  };
   for (const Run& run : queries) {
     for (Index i = 0; i < run.count; ++i) {
       row.clear();
       mask.spans(head, run.at(i), {0, keys}, row);
       for (const Range r : row) {
-        if (seen.empty() || !seen.back().contains(r)) seen.push_back(r);
+        if (!held(r)) seen.push_back(r);
       }
       if (seen.size() > 2 * joined + 64) {
         join();

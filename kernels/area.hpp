@@ -26,6 +26,8 @@ class RowSpans {
   Index area(const Runs& keys) const;
   /// How many of the rows see one of `keys`.
   Index seeing(const Runs& keys) const;
+  /// What it takes, about.
+  Index bytes() const { return 2 * std::ssize(begins_) * static_cast<Index>(sizeof(Edge)); }
 
  private:
   /// A position as `step` sees it: quotient * step + rest.

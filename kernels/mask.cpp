@@ -6,10 +6,15 @@
 
 #include "kernels/check.hpp"
 #include "kernels/masks/causal.hpp"
+#include "kernels/masks/dilated.hpp"
 #include "kernels/masks/documents.hpp"
 #include "kernels/masks/full.hpp"
+#include "kernels/masks/neighbor.hpp"
 #include "kernels/masks/prefix.hpp"
+#include "kernels/masks/s2.hpp"
 #include "kernels/masks/sink.hpp"
+#include "kernels/masks/span.hpp"
+#include "kernels/masks/stream.hpp"
 #include "kernels/masks/window.hpp"
 
 namespace dattn {
@@ -43,9 +48,12 @@ Cover Mask::cover(Index head, Range queries, Range keys) const {
 
 Index Mask::variant(Index) const { return 0; }
 
+Index Mask::heads() const { return 1; }
+
 std::span<const MaskKind> mask_kinds() {
-  static const std::array kinds{full_kind(),      causal_kind(), window_kind(),
-                                documents_kind(), prefix_kind(), sink_kind()};
+  static const std::array kinds{full_kind(),   causal_kind(),  window_kind(),  documents_kind(),
+                                prefix_kind(), sink_kind(),    stream_kind(),  span_kind(),
+                                s2_kind(),     dilated_kind(), neighbor_kind()};
   return kinds;
 }
 

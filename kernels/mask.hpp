@@ -32,6 +32,8 @@ class Mask {
 
   /// Heads with equal variants see the same pairs.
   virtual Index variant(Index head) const;
+  /// How many heads may differ; 1: all heads see the same.
+  virtual Index heads() const;
 
   /// The words from which parse_mask makes this mask again.
   virtual std::string spec() const = 0;

@@ -1,5 +1,6 @@
 // Masks made of masks, and the words that say them.
 #include <charconv>
+#include <map>
 #include <stdexcept>
 
 #include "kernels/check.hpp"
@@ -8,10 +9,29 @@
 namespace dattn {
 namespace {
 
+/// Of each of so many heads the first head with equal parts.
+template <class Parts>
+std::vector<Index> variants_of(Index heads, const Parts& parts) {
+  std::map<decltype(parts(0)), Index> first;
+  std::vector<Index> variants;
+  for (Index h = 0; h < heads; ++h)
+    variants.push_back(first.try_emplace(parts(h), h).first->second);
+  return variants;
+}
+std::vector<Index> variants_of(const Mask& a, const Mask& b) {
+  return variants_of(std::max(a.heads(), b.heads()),
+                     [&](Index h) { return std::pair(a.variant(h), b.variant(h)); });
+}
+/// The variant of a head among all that may differ.
+Index at_head(const std::vector<Index>& variants, Index head) {
+  return variants.size() == 1 ? 0 : variants[static_cast<std::size_t>(head)];
+}
+
 /// Either and Both ask their two parts first: only where that leaves it open do the rows decide.
 class Either final : public Mask {
  public:
-  Either(MaskPtr a, MaskPtr b) : a_(std::move(a)), b_(std::move(b)) {}
+  Either(MaskPtr a, MaskPtr b)
+      : a_(std::move(a)), b_(std::move(b)), variants_(variants_of(*a_, *b_)) {}
 
   bool allows(Index head, Index query, Index key) const override {
     return a_->allows(head, query, key) || b_->allows(head, query, key);
@@ -37,16 +57,20 @@ class Either final : public Mask {
     if (a == Cover::None || b == Cover::All) return b;
     return b == Cover::None ? a : Mask::cover(head, queries, keys);
   }
+  Index variant(Index head) const override { return at_head(variants_, head); }
+  Index heads() const override { return std::ssize(variants_); }
   std::string spec() const override { return a_->spec() + "/" + b_->spec(); }
 
  private:
   MaskPtr a_;
   MaskPtr b_;
+  std::vector<Index> variants_;
 };
 
 class Both final : public Mask {
  public:
-  Both(MaskPtr a, MaskPtr b) : a_(std::move(a)), b_(std::move(b)) {}
+  Both(MaskPtr a, MaskPtr b)
+      : a_(std::move(a)), b_(std::move(b)), variants_(variants_of(*a_, *b_)) {}
 
   bool allows(Index head, Index query, Index key) const override {
     return a_->allows(head, query, key) && b_->allows(head, query, key);
@@ -69,6 +93,8 @@ class Both final : public Mask {
     if (a == Cover::All || b == Cover::None) return b;
     return b == Cover::All ? a : Mask::cover(head, queries, keys);
   }
+  Index variant(Index head) const override { return at_head(variants_, head); }
+  Index heads() const override { return std::ssize(variants_); }
   std::string spec() const override { return grouped(*a_) + "+" + grouped(*b_); }
 
  private:
@@ -80,11 +106,15 @@ class Both final : public Mask {
 
   MaskPtr a_;
   MaskPtr b_;
+  std::vector<Index> variants_;
 };
 
 class PerHead final : public Mask {
  public:
-  explicit PerHead(std::vector<std::pair<Range, MaskPtr>> table) : table_(std::move(table)) {}
+  explicit PerHead(std::vector<std::pair<Range, MaskPtr>> table)
+      : table_(std::move(table)), variants_(variants_of(table_.back().first.end, [&](Index h) {
+          return std::pair(row_of(h), of(h).variant(h));
+        })) {}
 
   bool allows(Index head, Index query, Index key) const override {
     return of(head).allows(head, query, key);
@@ -95,7 +125,11 @@ class PerHead final : public Mask {
   Cover cover(Index head, Range queries, Range keys) const override {
     return of(head).cover(head, queries, keys);
   }
-  Index variant(Index head) const override { return row_of(head); }
+  Index variant(Index head) const override {
+    CHECK(head >= 0 && head < heads(), "no mask for head", head);
+    return variants_[static_cast<std::size_t>(head)];
+  }
+  Index heads() const override { return std::ssize(variants_); }
   std::string spec() const override {
     std::string out;
     for (const auto& [heads, mask] : table_) {
@@ -118,6 +152,7 @@ class PerHead final : public Mask {
   }
 
   std::vector<std::pair<Range, MaskPtr>> table_;
+  std::vector<Index> variants_;
 };
 
 /// Recursive descent over: table = or@a-b ; ...   or = and / ...   and = atom + ...
@@ -194,9 +229,9 @@ class Words {
       if (kind.name == name) {
         return kind.make(colon == std::string_view::npos ? "" : word.substr(colon + 1), shape_);
       }
-      known += (known.empty() ? "" : ", ") + std::string(kind.form);
+      known += (known.empty() ? "" : ", ") + std::string(kind.name);
     }
-    fail("no mask is called " + shown(name) + "; there are " + known);
+    fail("no mask is called " + shown(name) + "; there are " + known + " (see dattn list)");
   }
 
   Range head_range() {

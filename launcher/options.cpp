@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 
 #include "launcher/failure.hpp"
+#include "launcher/head_masks.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/report.hpp"
 #include "launcher/values.hpp"
@@ -88,6 +90,9 @@ po::options_description problem_options() {
        "all sums stay float32); or in float64 by the reference path [f8 for f8 files]")  //
       ("mask", po::value<std::string>()->default_value("full"),
        "which pairs count, e.g. causal or window:512,0+causal (see dattn list)")  //
+      ("head-masks", po::value<std::string>(),
+       "instead of --mask: JSON file that gives heads masks of their own (see README)")  //
+      ("layer", po::value<Count>(), "which layer of --head-masks, if it has layers")     //
       ("scale", po::value<Finite>(), "scores are scale * q.k [1 / sqrt(dim)]");
   return options;
 }
@@ -120,6 +125,32 @@ po::options_description split_options(bool with_strategy) {
   return options;
 }
 
+namespace {
+
+void set_mask(const po::variables_map& values, Task& task) {
+  const std::string file = file_name(values, "head-masks");
+  std::optional<Index> layer;
+  if (values.count("layer") != 0) layer = values["layer"].as<Count>().value;
+  if (!file.empty() && !values["mask"].defaulted()) {
+    throw Failure(Exit::usage, "--mask and --head-masks: give one of the two");
+  }
+  if (file.empty() && layer) {
+    throw Failure(Exit::usage, "--layer: picks from --head-masks, which is not there");
+  }
+  task.mask_words =
+      file.empty() ? values["mask"].as<std::string>() : read_head_masks(file, layer, task.shape);
+  try {
+    task.mask = parse_mask(task.mask_words, task.shape);
+  } catch (const std::invalid_argument& e) {
+    if (file.empty()) {
+      throw Failure(Exit::usage, "--mask " + in_quotes(task.mask_words) + ": " + e.what());
+    }
+    throw Failure(Exit::input, "--head-masks " + quoted_path(file) + ": " + e.what());
+  }
+}
+
+}  // namespace
+
 Task make_task(const po::variables_map& values) {
   Task task;
   task.source = source_of(values);
@@ -141,12 +172,7 @@ Task make_task(const po::variables_map& values) {
     throw Failure(Exit::usage,
                   "--wire bf16: float64 sums travel exactly; leave it out, or take --dtype f4");
   }
-  task.mask_words = values["mask"].as<std::string>();
-  try {
-    task.mask = parse_mask(task.mask_words, task.shape);
-  } catch (const std::invalid_argument& e) {
-    throw Failure(Exit::usage, "--mask " + in_quotes(task.mask_words) + ": " + e.what());
-  }
+  set_mask(values, task);
   task.scale = values.count("scale") != 0 ? values["scale"].as<Finite>().value
                                           : 1 / std::sqrt(static_cast<double>(task.shape.d_qk));
   if (values.count("strategy") != 0) task.wish.strategy = values["strategy"].as<std::string>();

@@ -4,6 +4,13 @@
 
 namespace dattn {
 
+namespace {
+
+/// Spans are kept until they take this much: masks of many spans a row would fill the memory.
+constexpr Index kMostRowsBytes = Index{512} << 20;
+
+}  // namespace
+
 template <class Count>
 Index PairCounter::over_heads(std::map<Index, Last>& known, Range heads, const Ranges& query_rows,
                               const Ranges& key_rows, const Count& count) {
@@ -43,9 +50,15 @@ const RowSpans& PairCounter::spans(Index head, const Ranges& query_rows, const R
     const Index step = std::max_element(keys.begin(), keys.end(), [](const Run& a, const Run& b) {
                          return a.step < b.step;
                        })->step;
-    const RowSpans rows(problem_.mask(), head, problem_.queries().positions(query_rows),
-                        {0, problem_.shape().keys}, step);
-    found = rows_.emplace(key, rows).first;
+    if (rows_bytes_ > kMostRowsBytes) {
+      rows_.clear();
+      rows_bytes_ = 0;
+    }
+    found = rows_
+                .try_emplace(key, problem_.mask(), head, problem_.queries().positions(query_rows),
+                             Range{0, problem_.shape().keys}, step)
+                .first;
+    rows_bytes_ += found->second.bytes();
   }
   return found->second;
 }

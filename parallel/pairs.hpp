@@ -81,6 +81,7 @@ class PairCounter {
   std::map<Index, Last> last_;                          ///< pairs, by variant of the mask
   std::map<Index, Last> last_rows_;                     ///< rows that see a key, likewise
   std::map<std::tuple<Index, Ranges>, RowSpans> rows_;  ///< by (variant, query rows)
+  Index rows_bytes_ = 0;
 };
 
 }  // namespace dattn

@@ -178,7 +178,8 @@ std::span<const PartitionKind> partition_kinds() {
       PartitionKind{"contiguous", "rank r owns the r-th of P equal pieces", contiguous},
       PartitionKind{"zigzag", "rank r owns pieces r and 2P-1-r of 2P: even for a causal mask",
                     zigzag},
-      PartitionKind{"striped", "token i belongs to rank i mod P: even for a causal mask", striped},
+      PartitionKind{"striped", "token i belongs to rank i mod P: even for a causal mask", striped,
+                    false, true},
       PartitionKind{"balanced", "blocks of rows dealt out by allowed area: even for any mask",
                     balanced, true},
   };

@@ -44,6 +44,8 @@ struct PartitionKind {
   std::vector<Runs> (*deal)(Index tokens, int ranks, const Shape& shape, const Mask& mask);
   /// Whether `deal` looks at the mask; such kinds deal queries, and keys follow them.
   bool by_area = false;
+  /// Whether neighbouring tokens go to different ranks.
+  bool strided = false;
 };
 
 /// The table of partitions. A new one is one function and one line here.

@@ -4,6 +4,7 @@
 #include <limits>
 #include <numeric>
 
+#include "kernels/area.hpp"
 #include "parallel/pairs.hpp"
 
 namespace dattn {
@@ -131,11 +132,29 @@ Cost estimate(const Choice& choice, Pass pass, const Machine& machine) {
   return whole;
 }
 
+/// Whether rows see many spans of keys. Dealt out token by token, no tile of such a mask is allowed
+/// whole, and even counting its pairs goes row by row.
+bool scattered(const Mask& mask, const Shape& shape) {
+  constexpr Index kRows = 8;  // looked at, of each kind of head
+  constexpr std::size_t kManySpans = 8;
+  std::vector<Range> spans;
+  for (const auto& [head, times] : variants(mask, {0, shape.query_heads})) {
+    for (Index i = 0; i < kRows; ++i) {
+      spans.clear();
+      const Index query = shape.first_query() + even_part(shape.queries, kRows, i).end - 1;
+      mask.spans(head, query, {0, shape.keys}, spans);
+      if (spans.size() > kManySpans) return true;
+    }
+  }
+  return false;
+}
+
 std::vector<Choice> candidates(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type,
                                std::string& refusals) {
   std::vector<Problem> dealt;  // one a partition; dealing tokens out can be the longest part
   for (const PartitionKind& partition : partition_kinds()) {
     if (wish.partition != "auto" && wish.partition != partition.name) continue;
+    if (wish.partition == "auto" && partition.strided && scattered(*mask, shape)) continue;
     const Problem problem(shape, mask, line(wish.ranks), partition.name, type, wish.wire);
     dealt.push_back(problem.prefetching(wish.prefetch.value_or(1)));
   }

@@ -72,9 +72,19 @@ inline std::vector<std::string> masks(const Shape& shape) {
   const std::string documents =  // uneven; the last one may be of length 0
       "documents:" + s(n / 2) + "," + s(n / 2 == n ? 0 : 1) + "," +
       s(n - n / 2 - (n / 2 == n ? 0 : 1));
-  std::vector<std::string> all{
-      "full",     "causal", "window:3,0",        "window:2,2", documents, documents + "+causal",
-      "prefix:3", "sink:2", "window:3,0/sink:1", "window:0,0"};
+  std::vector<std::string> all{"full",
+                               "causal",
+                               "window:3,0",
+                               "window:2,2",
+                               documents,
+                               documents + "+causal",
+                               "prefix:3",
+                               "sink:2",
+                               "window:3,0/sink:1",
+                               "window:0,0",
+                               "s2:block=3,local=1,stride=3,step=1",
+                               "neighbor:dims=" + s(n) + ",window=" + s(std::min<Index>(n, 3)),
+                               "dilated:3,1,2"};
   const Index heads = shape.query_heads;
   if (heads > 1) {
     const std::string rest = "@" + s(heads / 2) + "-" + s(heads - 1);
@@ -106,9 +116,14 @@ inline std::vector<Case> cases(int ranks, std::size_t stride) {
           const auto specs = masks(shapes[i]);
           const Type type = turn % 3 == 0 ? Type::f8 : turn % 3 == 1 ? Type::bf16 : Type::f4;
           const int prefetch = turn % 5 == 0 ? 2 : turn % 5 == 1 ? 4 : 1;
-          Case c{shapes[i],     specs[m % specs.size()],         partition.name,
-                 strategy.name, strategy.mesh(ranks, shapes[i]), type,
-                 Wire::exact,   prefetch};
+          Case c{shapes[i],
+                 specs[m % specs.size()],
+                 partition.name,
+                 strategy.name,
+                 strategy.mesh(ranks, shapes[i]),
+                 type,
+                 Wire::exact,
+                 prefetch};
           if (!strategy.refuses(c.problem())) all.push_back(std::move(c));
         }
       }

@@ -4,6 +4,8 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
+#include <cmath>
 #include <functional>
 
 namespace dattn {
@@ -41,6 +43,113 @@ Allowed documents(const std::string& lengths) {
     return owner[static_cast<std::size_t>(q)] == owner[static_cast<std::size_t>(k)];
   };
 }
+Allowed stream(Index sink, Index recent) {
+  return [=](Index, Index q, Index k) { return q - k >= 0 && (k < sink || k > q - recent); };
+}
+Allowed dilated(Index left, Index right, Index step) {
+  return [=](Index, Index q, Index k) {
+    for (Index j = -left; j <= right; ++j) {
+      if (q + j * step == k) return true;
+    }
+    return false;
+  };
+}
+struct Sharded {
+  Index block, local, stride, offset = 0, step = 1, dense = 0;
+};
+/// Of three key heads; query heads read one each, or two.
+Allowed s2(Sharded s, Index heads_of_key = 1, Index key_heads = 3) {
+  return [=](Index h, Index q, Index k) {
+    if (k > q) return false;
+    const Index head = h / heads_of_key;
+    if (head >= key_heads - s.dense) return true;
+    return q / s.block - k / s.block < s.local ||
+           (k / s.block + head * s.step + s.offset) % s.stride == 0;
+  };
+}
+Allowed s2_relative(Index block, Index left, Index right, Index stride, Index dense = 0) {
+  return [=](Index h, Index q, Index k) {
+    if (h >= 3 - dense) return true;
+    // From the query's block towards the key's: the local ones, then one in `stride`.
+    const double at = std::floor(static_cast<double>(q) / static_cast<double>(block));
+    const Index apart = k / block - static_cast<Index>(at);
+    const Index local = apart < 0 ? left : right;
+    const Index away = std::abs(apart);
+    return away < local || (away - local + 1) % stride == 0;
+  };
+}
+
+struct Grid {
+  std::vector<Index> dims, window;
+  std::vector<Index> stride{1, 1, 1}, dilation{1, 1, 1}, causal{0, 0, 0}, tile{99, 99, 99};
+};
+/// The coordinates of all tokens, in order: tile by tile.
+std::vector<std::vector<Index>> tokens(const Grid& g) {
+  std::vector<std::vector<Index>> all;
+  std::vector<std::vector<Index>> tiles{{}};
+  for (std::size_t i = 0; i < g.dims.size(); ++i) {
+    std::vector<std::vector<Index>> next;
+    for (const auto& tile : tiles) {
+      for (Index begin = 0; begin < g.dims[i]; begin += g.tile[i]) {
+        next.push_back(tile);
+        next.back().push_back(begin);
+      }
+    }
+    tiles = next;
+  }
+  for (const auto& tile : tiles) {
+    std::vector<std::vector<Index>> inside{{}};
+    for (std::size_t i = 0; i < g.dims.size(); ++i) {
+      std::vector<std::vector<Index>> next;
+      for (const auto& point : inside) {
+        for (Index x = tile[i]; x < std::min(tile[i] + g.tile[i], g.dims[i]); ++x) {
+          next.push_back(point);
+          next.back().push_back(x);
+        }
+      }
+      inside = next;
+    }
+    all.insert(all.end(), inside.begin(), inside.end());
+  }
+  return all;
+}
+Allowed neighbor(const Grid& g) {
+  const auto along = [g](std::size_t d, Index x, Index y) {
+    std::vector<Index> group;  // the coordinates that x may see
+    for (Index z = x % g.dilation[d]; z < g.dims[d]; z += g.dilation[d]) group.push_back(z);
+    const auto count = static_cast<Index>(group.size());
+    const auto i = std::find(group.begin(), group.end(), x) - group.begin();
+    const Index w = g.window[d];
+    std::vector<Index> stride;  // those that share x's leader
+    for (Index z = 0; z < g.stride[d]; ++z) stride.push_back(i / g.stride[d] * g.stride[d] + z);
+    Index begin = 0;
+    Index end = 0;
+    if (g.causal[d] != 0) {
+      end = std::min(stride.back(), count - 1) + 1;
+      begin = end - w;
+    } else {
+      begin = std::min(stride[stride.size() / 2], count - 1) - w / 2;
+      end = begin + w;
+      for (; begin < 0; ++begin) ++end;
+      for (; end > count; --end) --begin;
+    }
+    for (Index z = std::max<Index>(begin, 0); z < end; ++z) {
+      if (g.causal[d] != 0 && z > i) break;
+      if (group[static_cast<std::size_t>(z)] == y) return true;
+    }
+    return false;
+  };
+  const auto points = tokens(g);
+  return [=](Index, Index q, Index k) {
+    if (q < 0) return false;
+    const auto& a = points[static_cast<std::size_t>(q)];
+    const auto& b = points[static_cast<std::size_t>(k)];
+    for (std::size_t d = 0; d < a.size(); ++d) {
+      if (!along(d, a[d], b[d])) return false;
+    }
+    return true;
+  };
+}
 Allowed operator+(Allowed a, Allowed b) {
   return [=](Index h, Index q, Index k) { return a(h, q, k) && b(h, q, k); };
 }
@@ -48,13 +157,14 @@ Allowed operator/(Allowed a, Allowed b) {
   return [=](Index h, Index q, Index k) { return a(h, q, k) || b(h, q, k); };
 }
 
+constexpr Index kKeys = 11;
+constexpr Index kHeads = 3;
+
 struct Case {
   std::string spec;
   Allowed allowed;
+  Index keys = kKeys;
 };
-
-constexpr Index kKeys = 11;
-constexpr Index kHeads = 3;
 
 const std::vector<Case>& cases() {
   static const std::vector<Case> table{
@@ -97,6 +207,49 @@ const std::vector<Case>& cases() {
       {"causal@0-1;sink:1@2-2",
        [](Index h, Index q, Index k) { return h < 2 ? causal()(h, q, k) : sink(1)(h, q, k); }},
       {"window:1,1@0-2", window(1, 1)},
+      {"stream:sink=2,recent=3", stream(2, 3)},
+      {"stream:recent=1,sink=0", stream(0, 1)},
+      {"stream:sink=3,recent=0", stream(3, 0)},
+      {"stream:sink=0,recent=0", [](Index, Index, Index) { return false; }},
+      {"stream", causal()},
+      {"span:alpha=2,beta=0.3,sink=1,least=2,unit=2", stream(1, 5)},
+      {"span:beta=0.5,sink=2,least=7,unit=1", stream(2, 5)},
+      {"span:alpha=1e9,sink=4,least=0", causal()},
+      {"dilated:2,1,3", dilated(2, 1, 3)},
+      {"dilated:0,0,7", dilated(0, 0, 7)},
+      {"dilated:3,0,1", window(3, 0)},
+      {"dilated:1073741824,0,2", dilated(20, 0, 2)},
+      {"causal+dilated:9,9,2", causal() + dilated(9, 9, 2)},
+      {"s2:block=1,local=2,stride=3", s2({1, 2, 3})},
+      {"s2:block=2,local=1,stride=2,step=1", s2({2, 1, 2})},
+      {"s2:block=2,local=1,stride=4,offset=3,step=2", s2({2, 1, 4, 3, 2})},
+      {"s2:block=3,local=1,stride=2,dense=1", s2({3, 1, 2, 0, 1, 1})},
+      {"s2:block=1,local=1,stride=7,step=0", s2({1, 1, 7, 0, 0})},
+      {"s2:block=1,local=1,stride=9", s2({1, 1, 9, 0, 3})},  // step: stride over query heads
+      {"s2:stride=1", causal()},
+      {"s2", causal()},
+      {"s2:relative=1,block=1,local=2x1,stride=3", s2_relative(1, 2, 1, 3)},
+      {"s2:relative=1,block=2,local=1,stride=2,dense=2", s2_relative(2, 1, 1, 2, 2)},
+      {"s2:relative=1,block=1,local=3x5,stride=1", full()},
+      {"s2:block=1,local=1,stride=3/sink:1", s2({1, 1, 3}) / sink(1)},
+      {"s2:block=1,local=1,stride=3+window:4,0", s2({1, 1, 3}) + window(4, 0)},
+      {"s2:block=1,local=1,stride=3@0-1;full@2",
+       [](Index h, Index q, Index k) {
+         return h == 2 || s2({1, 1, 3})(h, q, k);
+       }},
+      {"neighbor:dims=11,window=3", neighbor({{11}, {3}})},
+      {"neighbor:dims=11,window=4,stride=3", neighbor({{11}, {4}, {3}})},
+      {"neighbor:dims=11,window=5,stride=2,causal=1", neighbor({{11}, {5}, {2}, {1}, {1}})},
+      {"neighbor:dims=11,window=2,dilation=4", neighbor({{11}, {2}, {1}, {4}})},
+      {"neighbor:dims=11,window=3,dilation=3,causal=1", neighbor({{11}, {3}, {1}, {3}, {1}})},
+      {"neighbor:dims=11,window=11", neighbor({{11}, {11}})},
+      {"neighbor:dims=3x4,window=2x3", neighbor({{3, 4}, {2, 3}}), 12},
+      {"neighbor:dims=4x3,window=3x2,stride=2x1,causal=1x0,tile=2x2",
+       neighbor({{4, 3}, {3, 2}, {2, 1}, {1, 1}, {1, 0}, {2, 2}}), 12},
+      {"neighbor:dims=2x3x3,window=1x2x3,dilation=2x1x1,tile=2x2x1",
+       neighbor({{2, 3, 3}, {1, 2, 3}, {1, 1, 1}, {2, 1, 1}, {0, 0, 0}, {2, 2, 1}}), 18},
+      {"neighbor:dims=3x4,window=1x2,dilation=3x2,tile=3",
+       neighbor({{3, 4}, {1, 2}, {1, 1}, {3, 2}, {0, 0}, {3, 3}}), 12},
   };
   return table;
 }
@@ -105,8 +258,13 @@ const std::vector<Case>& cases() {
 class EveryMask : public testing::TestWithParam<std::size_t> {
  protected:
   void for_each_shape(const std::function<void(const Shape&, const Mask&)>& check) const {
-    for (const Index queries : {kKeys, Index{4}, Index{17}}) {
-      const Shape shape{.queries = queries, .keys = kKeys, .query_heads = kHeads};
+    const Index keys = cases()[GetParam()].keys;
+    for (const Index queries : {keys, Index{4}, keys + 6}) {
+      const Shape shape{.queries = queries,
+                        .keys = keys,
+                        .query_heads = kHeads,
+                        .key_heads = kHeads,
+                        .value_heads = kHeads};
       check(shape, *parse_mask(spec(), shape));
     }
   }
@@ -212,6 +370,33 @@ INSTANTIATE_TEST_SUITE_P(Table, EveryMask, testing::Range<std::size_t>(0, cases(
                            for (char& c : name) c = std::isalnum(c) != 0 ? c : '_';
                            return std::to_string(one.param) + "_" + name;
                          });
+
+TEST(S2, QueryHeadsOfAKeyHeadShareItsShard) {
+  const Shape shape{.queries = 11, .keys = 11, .query_heads = 6, .key_heads = 3, .value_heads = 3};
+  const MaskPtr mask = parse_mask("s2:block=1,local=1,stride=4,dense=1,step=1", shape);
+  const Allowed allowed = s2({1, 1, 4, 0, 1, 1}, 2);
+  for (Index h = 0; h < 6; ++h) {
+    for (Index q = 0; q < 11; ++q) {
+      for (Index k = 0; k < 11; ++k) ASSERT_EQ(mask->allows(h, q, k), allowed(h, q, k));
+    }
+    EXPECT_EQ(mask->variant(h), mask->variant(h / 2 * 2));
+  }
+}
+
+TEST(S2, ShardsOfAllHeadsHoldEveryKeyAndADroppedKeyStaysDropped) {
+  const Shape shape{.queries = 64, .keys = 64, .query_heads = 8, .key_heads = 8, .value_heads = 8};
+  const MaskPtr mask = parse_mask("s2:block=4,local=2,stride=8", shape);
+  for (Index k = 0; k < 64; ++k) {
+    bool kept = false;
+    for (Index h = 0; h < 8; ++h) {
+      kept = kept || mask->allows(h, 63, k);
+      for (Index q = k + 4; q < 64; ++q) {
+        EXPECT_LE(mask->allows(h, q, k), mask->allows(h, q - 1, k)) << h << ' ' << q << ' ' << k;
+      }
+    }
+    EXPECT_TRUE(kept) << k;
+  }
+}
 
 TEST(EveryMask, TheTableNamesEveryKind) {
   for (const MaskKind& kind : mask_kinds()) {

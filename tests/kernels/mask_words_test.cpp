@@ -45,7 +45,7 @@ INSTANTIATE_TEST_SUITE_P(
     Table, BadWords,
     testing::Values(
         Refused{"", "no mask is called ''"},                                                  //
-        Refused{"casual", "no mask is called 'casual'; there are full, causal, window:"},     //
+        Refused{"casual", "no mask is called 'casual'; there are full, causal, window, "},     //
         Refused{"Causal", "no mask is called 'Causal'"},                                      //
         Refused{" causal", "no mask is called ' causal'"},                                    //
         Refused{"causal\n[rank 0] fine", "'causal\\x0a[rank 0] fine'"},                       //

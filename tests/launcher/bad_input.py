@@ -99,6 +99,27 @@ def write_fixtures(folder):
     }
     for name, content in raw.items():
         (folder / f"{name}.npy").write_bytes(content)
+    tables = {
+        "list": "[1]",
+        "unknown": '{"mosk": "full"}',
+        "number": '{"mask": 3}',
+        "table": '{"mask": "full@0-7"}',
+        "twice": '{"mask": "full", "heads": {"1-3": "causal", "3": "full"}}',
+        "missing": '{"heads": {"0-3,5-7": "causal"}}',
+        "beyond": '{"mask": "full", "heads": {"8": "causal"}}',
+        "back": '{"mask": "full", "heads": {"3-1": "causal"}}',
+        "words": '{"mask": "casual"}',
+        "heads": '{"mask": "full", "heads": ["causal"]}',
+        "layers": '{"layers": {"1-3": {"mask": "full"}, "2": {"mask": "full"}}}',
+        "good": '{"mask": "stream:sink=1,recent=3", "key_heads": {"0,2": "causal"}}',
+        "layered": '{"layers": {"0,5": {"mask": "full"}, "1-4": {"heads": {"0-7": "causal"}}}}',
+        "empty": "",
+        "text": "mask: full",
+    }
+    for name, content in tables.items():
+        (folder / f"{name}.json").write_text(content)
+    os.mkfifo(folder / "pipe.json")
+    (folder / "folder.json").mkdir()
     os.mkfifo(folder / "pipe.npy")
     (folder / "folder.npy").mkdir()
     (folder / "loop.npy").symlink_to("loop.npy")
@@ -253,9 +274,33 @@ def cases():
         "sink:x", "causal+", "+causal", "causal++full", "causal/", "(causal", "causal)", "()",
         "causal@0-3", "causal@0-3;full@5-7", "causal@4-7;full@0-3", "causal@0-8", "causal@0-3;full@3-7",
         "causal@7-0", "causal@a", "causal@0-7;", ";", "@0-7", "causal\nfull",
+        "stream:", "stream:sink", "stream:sink=", "stream:=3", "stream:sink=-1", "stream:sink=1,sink=2", "stream:sunk=3",
+        "stream:sink=1e3", "stream:recent=2199023255552", "span:alpha=nan", "span:beta=-1", "span:alpha=1e30", "span:unit=0",
+        "dilated:", "dilated:1", "dilated:1,2", "dilated:1,2,0", "dilated:1,2,3,4", "dilated:4294967296,0,1",
+        "s2:block=0", "s2:stride=0", "s2:local=0", "s2:local=2x2", "s2:relative=1,local=1x2x3", "s2:dense=9", "s2:step=x",
+        "s2:relative=1,offset=3", "neighbor", "neighbor:dims=30", "neighbor:dims=31x31", "neighbor:dims=1x1x1x31",
+        "neighbor:dims=31,window=32", "neighbor:dims=31,window=0", "neighbor:dims=31,window=3,stride=4",
+        "neighbor:dims=31,window=16,dilation=2", "neighbor:dims=31,window=3,causal=2", "neighbor:dims=31,window=3x3",
+        "neighbor:dims=31,window=3,tile=0", "neighbor:dims=9223372036854775807x3", "neighbor:dims=31,window=3,tile=3x3",
     ):
         add(f"mask {word!r}", f"{plan}--mask {word}", USAGE, "--mask")
     add("mask of deep parentheses", f"{plan}--mask {'(' * 50000}full{')' * 50000}", USAGE, "--mask")
+    for name, why in (
+        ("none", "No such file"), ("folder", "not a regular file"), ("pipe", "not a regular file"), ("empty", "not JSON"),
+        ("text", "not JSON"), ("list", "not an object"), ("unknown", "nothing is called 'mosk'"), ("number", "not a string"),
+        ("table", "itself a table"), ("twice", "head 3 has two masks"), ("missing", "head 4 has no mask"),
+        ("beyond", "'8' is not a list of heads below 8"), ("back", "counts down"), ("words", "no mask is called 'casual'"),
+        ("heads", "'heads' is not an object"), ("layers", "layer 2 stands twice"),
+    ):
+        code = INPUT
+        add(f"head masks {name}", f"{plan}--head-masks {name}.json --layer 2" if name == "layers" else f"{plan}--head-masks {name}.json", code, f"--head-masks.*{name}.json.*{why}")
+    add("head masks and a mask", plan + "--head-masks good.json --mask causal", USAGE, "--mask and --head-masks")
+    add("layer without head masks", plan + "--layer 3", USAGE, "--layer")
+    add("layer of a file without", plan + "--head-masks good.json --layer 3", USAGE, "--layer 3.*no layers")
+    add("layers without a layer", plan + "--head-masks layered.json", USAGE, "--layer")
+    add("layer beyond the file", plan + "--head-masks layered.json --layer 9", USAGE, "--layer 9")
+    add("head masks", plan + "--head-masks good.json", 0, "")
+    add("head masks of a layer", plan + "--head-masks layered.json --layer 1", 0, "")
     add("mask at run", run + "--mask windw:3,4", USAGE, "--mask.*windw")
 
     # Environment.

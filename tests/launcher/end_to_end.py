@@ -52,6 +52,8 @@ MASKS = (
     "documents:300,9,298+window:0,40",
     "documents:300,9,298+sink:4",  # rows past the first document see nothing
     "full@0;causal@1;window:5,5@2-3;prefix:500@4;documents:1,605,1@5",
+    "s2:block=16,local=2,stride=4,step=2@0-3;stream:sink=4,recent=60@4;dilated:20,3,7@5",
+    "neighbor:dims=607,window=30,stride=4@0-2;s2:relative=1,block=20,local=2x1,stride=5@3-4;span:beta=0.2,sink=9@5",
 )
 
 
@@ -134,6 +136,12 @@ def small_cases():
             cases.append(Case(strategy, ranks, mask, PARTITIONS[m % len(PARTITIONS)]))
     for mask in MASKS:
         cases.append(Case("local", 1, mask))
+    # Grids, tokens in tiles.
+    grid = dataclasses.replace(BASE, queries=600, keys=600)
+    flat = "neighbor:dims=20x30,window=7x5,stride=2x1,dilation=1x3,causal=0x1,tile=8x7"
+    deep = "neighbor:dims=5x10x12,window=3x5x4,stride=1x5x2,tile=2x4x4@0-3;stream:sink=30,recent=100@4-5"
+    for strategy, ranks, mask in (("ring", 3, flat), ("gather", 5, deep), ("lightseq", 4, flat), ("ulysses", 3, deep)):
+        cases.append(Case(strategy, ranks, mask, inputs=grid))
     # Lengths that nothing divides, one token, fewer tokens than ranks, any mask.
     lengths = ((1, 5), (2, 3), (6, 7), (7, 8), (31, 7), (101, 4))
     for s, strategy in enumerate(STRATEGIES):
@@ -269,7 +277,7 @@ class Bench:
     @functools.lru_cache(maxsize=4)
     def expected_cached(self, inputs, mask, scale, rounds):
         q, k, v, d_o = (oracle.bfloat16(x) if rounds else x for x in self.arrays(inputs))
-        table = oracle.allowed(mask, inputs.queries, inputs.keys, inputs.heads)
+        table = oracle.allowed(mask, inputs.queries, inputs.keys, inputs.heads, inputs.key_heads)
         gradients = oracle.gradients(q, k, v, d_o, table, scale)
         return oracle.attention(q, k, v, table, scale), (*gradients, table)
 
@@ -383,7 +391,7 @@ class Bench:
                 require(both["keeps"] == (case.short == 0), f"memory short of {case.short}: {both}")
                 require(both["needed_bytes"] <= both["needed_bytes_to_keep"] - case.short, f"{both}")
         i = case.inputs
-        triples = int(oracle.allowed(case.mask, i.queries, i.keys, i.heads).sum())
+        triples = int(oracle.allowed(case.mask, i.queries, i.keys, i.heads, i.key_heads).sum())
         require(plan["pairs_total"] == triples, f"{plan['pairs_total']} pairs, not {triples}")
         trace = json.loads((folder / "t.json").read_text())
         pids = {event["pid"] for event in trace["traceEvents"]}

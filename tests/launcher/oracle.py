@@ -5,10 +5,12 @@ Query row i stands at position i + keys - queries; query head h reads key head h
 heads, and value head likewise.
 """
 
+import math
+
 import numpy
 
 
-def allowed(words, queries, keys, heads):
+def allowed(words, queries, keys, heads, key_heads=None):
     """Boolean [heads, queries, keys]: the pairs that the mask `words` allows."""
     q = numpy.arange(keys - queries, keys)[:, None]
     k = numpy.arange(keys)[None, :]
@@ -16,22 +18,34 @@ def allowed(words, queries, keys, heads):
     for entry in words.split(";"):
         words_of_entry, at, which = entry.partition("@")
         first, _, last = which.partition("-") if at else ("0", "-", str(heads - 1))
-        table[int(first) : int(last or first) + 1] = union(words_of_entry, q, k)
+        for head in range(int(first), int(last or first) + 1):
+            table[head] = union(words_of_entry, q, k, Head(head, heads, key_heads or heads))
     return table
 
 
-def union(words, q, k):
-    return numpy.logical_or.reduce([intersection(part, q, k) for part in words.split("/")])
+class Head:
+    """A query head: its number, and the key head that it reads."""
+
+    def __init__(self, head, heads, key_heads):
+        self.heads, self.key_heads = heads, key_heads
+        self.key = head * key_heads // heads
 
 
-def intersection(words, q, k):
-    return numpy.logical_and.reduce([primitive(part, q, k) for part in words.split("+")])
+def union(words, q, k, head):
+    return numpy.logical_or.reduce([intersection(part, q, k, head) for part in words.split("/")])
 
 
-def primitive(words, q, k):
+def intersection(words, q, k, head):
+    return numpy.logical_and.reduce([primitive(part, q, k, head) for part in words.split("+")])
+
+
+def primitive(words, q, k, head):
     name, _, text = words.partition(":")
-    numbers = [int(n) for n in text.split(",")] if text else []
     true = numpy.ones((q.shape[0], k.shape[1]), bool)
+    if name in ("stream", "span", "s2", "neighbor"):
+        settings = dict(part.split("=") for part in text.split(",")) if text else {}
+        return {"stream": stream, "span": span, "s2": s2, "neighbor": neighbor}[name](q, k, head, settings) & true
+    numbers = [int(n) for n in text.split(",")] if text else []
     if name == "full":
         return true
     if name == "causal":
@@ -46,7 +60,71 @@ def primitive(words, q, k):
         edges = numpy.cumsum(numbers)
         document = lambda p: numpy.searchsorted(edges, p, side="right")
         return (document(q) == document(k)) & (q >= 0)
+    if name == "dilated":
+        left, right, step = numbers
+        return numpy.isin(k - q, step * numpy.arange(-left, right + 1))
     raise ValueError(words)
+
+
+def stream(q, k, head, settings):
+    """DuoAttention's streaming heads: sinks and the most recent keys."""
+    sink, recent = int(settings.get("sink", 64)), int(settings.get("recent", 256))
+    return (k <= q) & ((k < sink) | (q - k < recent))
+
+
+def span(q, k, head, settings):
+    """MoA: alpha + beta N keys of N, at least so many, a multiple of a unit; the sink is among them."""
+    unit, sink = int(settings.get("unit", 64)), int(settings.get("sink", 64))
+    wanted = math.ceil(float(settings.get("alpha", 0)) + float(settings.get("beta", 0)) * k.shape[1])
+    kept = max(min(wanted, k.shape[1]), int(settings.get("least", 128)))
+    kept = math.ceil(kept / unit) * unit
+    return stream(q, k, head, {"sink": sink, "recent": max(0, kept - sink)})
+
+
+def s2(q, k, head, settings):
+    """S2-Attention, from its reference's rule for blocks; all key heads have one shard each."""
+    get = lambda name, otherwise: int(settings.get(name, otherwise))
+    block, stride = get("block", 64), get("stride", 8)
+    qb, kb = q // block, k // block
+    dense = head.key >= head.key_heads - get("dense", 0)
+    local = [int(n) for n in settings.get("local", "4").split("x")]
+    if get("relative", 0):
+        left, right = numpy.maximum(0, qb - kb - local[0] + 1), numpy.maximum(0, kb - qb - local[-1] + 1)
+        return ((left + right) % stride == 0) | dense
+    step = get("step", max(1, stride // head.heads))
+    shard = (kb + head.key * step + get("offset", 0)) % stride == 0
+    return (k <= q) & ((qb - kb < local[0]) | shard | dense)
+
+
+def neighbor(q, k, head, settings):
+    """NATTEN's reference mask on a grid, tokens in tiles; every axis by itself, all must allow it."""
+    dims = [int(n) for n in settings["dims"].split("x")]
+
+    def each(name, otherwise):
+        values = [int(n) for n in settings.get(name, str(otherwise)).split("x")]
+        return values * len(dims) if len(values) == 1 else values
+
+    tile = each("tile", 1 << 40)
+    points = numpy.stack(numpy.meshgrid(*[numpy.arange(n) for n in dims], indexing="ij"), -1).reshape(-1, len(dims))
+    # Sorted by tile, then by what is left: the order of the tokens.
+    order = numpy.lexsort([points[:, d] for d in reversed(range(len(dims)))] + [points[:, d] // tile[d] for d in reversed(range(len(dims)))])
+    points = points[order]
+    seen = numpy.broadcast_to(q >= 0, (q.shape[0], k.shape[1])).copy()
+    for d, n in enumerate(dims):
+        w, s, t, causal = each("window", 7)[d], each("stride", 1)[d], each("dilation", 1)[d], each("causal", 0)[d]
+        x = points[numpy.maximum(q[:, 0], 0), d][:, None]
+        y = points[k[0], d][None, :]
+        count = n // t + (x % t < n % t)
+        i, j = x // t, y // t
+        if causal:
+            leader = numpy.minimum(i // s * s + s - 1, count - 1)
+            inside = (j >= numpy.maximum(leader - w + 1, 0)) & (j <= i)
+        else:
+            leader = numpy.minimum(i // s * s + s // 2, count - 1)
+            begin = numpy.clip(leader - w // 2, 0, count - w)
+            inside = (j >= begin) & (j < begin + w)
+        seen &= inside & (x % t == y % t)
+    return seen
 
 
 def bfloat16(x):

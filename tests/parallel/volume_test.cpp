@@ -2,6 +2,7 @@
 #include "tests/parallel/volume.hpp"
 
 #include <cstdio>
+#include <numeric>
 
 namespace dattn {
 namespace {
@@ -259,6 +260,36 @@ TEST(Volume, OfGatherOnAWindowIsTheHalo) {
       EXPECT_EQ(rehearsed(c).bytes_sent_total(), sizes(c, rows).kv) << c.text();
     }
   }
+}
+
+// A shard of 1 / stride of the blocks for each head, and `local` blocks at each border of ranks.
+TEST(Volume, OfGatherUnderS2IsAShardOfTheRings) {
+  constexpr Index kTokens = 4096;
+  constexpr Index kBlock = 16;
+  constexpr Index kLocal = 4;
+  for (const Index stride : {4, 8, 16}) {
+    for (const int ranks : {2, 4, 7, 8}) {
+      const std::string mask = "s2:block=16,local=4,step=1,stride=" + std::to_string(stride);
+      const Shape shape{kTokens, kTokens, 8, 8, 8, 4, 4};
+      const auto sent = [&](const std::string& words, const char* strategy) {
+        const Rehearsal found = rehearsed({shape, words, "contiguous", strategy, line(ranks)});
+        return std::accumulate(found.bytes_sent.begin(), found.bytes_sent.end(), Index{0});
+      };
+      const Index row = 8 * (4 + 4) * 4;  // bytes of K and V of a token
+      EXPECT_LE(static_cast<double>(sent(mask, "gather")),
+                1.1 / static_cast<double>(stride) * static_cast<double>(sent("causal", "ring")) +
+                    static_cast<double>((ranks - 1) * kLocal * kBlock * row));
+    }
+  }
+}
+
+TEST(Volume, OfGatherOnANeighbourhoodIsTheHalo) {
+  // 32 rows of 16; a rank has 8 of them. The rows at its edges see 3 rows of the next rank's.
+  const Shape shape{512, 512, 2, 2, 2, 4, 4};
+  const Rehearsal found =
+      rehearsed({shape, "neighbor:dims=32x16,window=7x5", "contiguous", "gather", line(4)});
+  const Index halo = 3 * 16 * 2 * (4 + 4) * 4;
+  EXPECT_EQ(found.bytes_sent, (std::vector<Index>{halo, 2 * halo, 2 * halo, halo}));
 }
 
 TEST(Volume, OfBfloat16IsHalfForInputsAndTheSameForSums) {

@@ -1,0 +1,286 @@
+#include "kernels/masks/neighbor.hpp"
+
+#include <array>
+#include <stdexcept>
+
+#include "kernels/settings.hpp"
+
+namespace dattn {
+namespace {
+
+constexpr std::string_view kForm =
+    "neighbor:dims=HxW,window=7,stride=1,dilation=1,causal=0,tile=HxW (one number, or one for each "
+    "of up to three dimensions)";
+constexpr std::size_t kMostDims = 3;
+
+/// One dimension of the grid.
+struct Axis {
+  Index length;
+  Index window;
+  Index stride;
+  Index dilation;
+  bool causal;
+  Index tile;
+
+  /// The coordinates that coordinate x sees: begin, begin + dilation, ... below end.
+  ///
+  /// NATTEN's rule (Hassani et al. 2023 and 2025, arXiv 2204.07143 and 2504.16922): coordinates of
+  /// one dilation group see each other only; within it a window is centred on the leader of x's
+  /// stride and, at an edge, shifted inward; a causal one ends at x and shrinks.
+  Range seen(Index x) const {
+    const Index group = x % dilation;
+    const Index i = x / dilation;
+    const Index count = length / dilation + (group < length % dilation ? 1 : 0);
+    const Index first = i / stride * stride;
+    Range range{};
+    if (causal) {
+      const Index leader = std::min(first + stride - 1, count - 1);
+      range = {std::max<Index>(leader - window + 1, 0), i + 1};
+    } else {
+      const Index leader = std::min(first + stride / 2, count - 1);
+      const Index begin = std::clamp<Index>(leader - window / 2, 0, count - window);
+      range = {begin, begin + window};
+    }
+    return {group + dilation * range.begin, group + dilation * (range.end - 1) + 1};
+  }
+  bool sees(Index x, Index y) const { return (y - x) % dilation == 0 && seen(x).contains(y); }
+};
+
+/// A query sees the keys that it sees along every axis. Tokens are numbered row by row, or tile by
+/// tile and row by row in each, tiles at the far edges being smaller.
+class Neighbor final : public Mask {
+ public:
+  explicit Neighbor(const std::vector<Axis>& axes) : first_(kMostDims - axes.size()) {
+    axes_.fill({.length = 1, .window = 1, .stride = 1, .dilation = 1, .causal = false, .tile = 1});
+    std::copy(axes.begin(), axes.end(), axes_.begin() + static_cast<std::ptrdiff_t>(first_));
+    for (std::size_t d = kMostDims; d-- > 0;) {
+      behind_[d] = size_;
+      size_ *= axes_[d].length;
+    }
+    for (std::size_t d = 0; d < kMostDims; ++d) {
+      for (Index x = 0; x < axes_[d].length; ++x) {
+        const Index begin = x / axes_[d].tile * axes_[d].tile;
+        of_[d].push_back(
+            {axes_[d].seen(x), begin, std::min(axes_[d].tile, axes_[d].length - begin)});
+      }
+    }
+  }
+
+  bool allows(Index, Index query, Index key) const override {
+    if (query < 0 || query >= size_ || key < 0 || key >= size_) return false;
+    const Point q = point(query);
+    const Point k = point(key);
+    for (std::size_t d = 0; d < kMostDims; ++d) {
+      if (!axes_[d].sees(q[d], k[d])) return false;
+    }
+    return true;
+  }
+  void spans(Index, Index query, Range keys, std::vector<Range>& out) const override {
+    if (query < 0 || query >= size_) return;
+    const Point q = point(query);
+    const Range inside = intersect(keys, {0, size_});
+    if (inside.empty()) return;
+    Box seen = box(inside);
+    for (std::size_t d = 0; d < kMostDims; ++d) {
+      const Range among = seen[d];
+      const Index step = axes_[d].dilation;
+      seen[d] = of(d, q[d]).seen;
+      seen[d].begin += (std::max<Index>(0, among.begin - seen[d].begin) + step - 1) / step * step;
+      seen[d].end = std::min(seen[d].end, among.end);
+    }
+    std::vector<Range> found;
+    for (Index x = seen[0].begin; x < seen[0].end; x += axes_[0].dilation) {
+      for (Index y = seen[1].begin; y < seen[1].end; y += axes_[1].dilation) {
+        row({x, y, 0}, seen[2], keys, found);
+      }
+    }
+    std::sort(found.begin(), found.end());
+    const std::size_t first = out.size();
+    for (const Range range : found) {
+      if (out.size() > first && out.back().end == range.begin) {
+        out.back().end = range.end;
+      } else {
+        out.push_back(range);
+      }
+    }
+  }
+  /// By boxes that hold the tokens: they say None and All often enough.
+  Cover cover(Index head, Range queries, Range keys) const override {
+    const Range all{0, size_};
+    const Range inside = intersect(queries, all);
+    if (inside.empty() || intersect(keys, all).empty()) return Cover::None;
+    const Box q = box(inside);
+    const Box k = box(intersect(keys, all));
+    bool whole = inside == queries && all.contains(keys);
+    for (std::size_t d = 0; d < kMostDims; ++d) {
+      const Axis& axis = axes_[d];
+      // Windows hold their own query: nobody sees farther than this.
+      const Index reach = axis.dilation * (axis.window - 1);
+      if (intersect({q[d].begin - reach, q[d].end + reach}, k[d]).empty()) return Cover::None;
+      // Windows move on with their queries, if they are of one dilation group.
+      whole = whole && axis.dilation == 1 && of(d, q[d].end - 1).seen.begin <= k[d].begin &&
+              k[d].end <= of(d, q[d].begin).seen.end;
+    }
+    return whole ? Cover::All : Mask::cover(head, queries, keys);
+  }
+  std::string spec() const override {
+    const auto each = [&](auto member) {
+      std::vector<Index> values;
+      for (std::size_t d = first_; d < kMostDims; ++d) {
+        values.push_back(static_cast<Index>(axes_[d].*member));
+      }
+      return joined(values);
+    };
+    return "neighbor:dims=" + each(&Axis::length) + ",window=" + each(&Axis::window) +
+           ",stride=" + each(&Axis::stride) + ",dilation=" + each(&Axis::dilation) +
+           ",causal=" + each(&Axis::causal) + ",tile=" + each(&Axis::tile);
+  }
+
+ private:
+  using Point = std::array<Index, kMostDims>;
+  using Box = std::array<Range, kMostDims>;
+  struct Coordinate {
+    Range seen;
+    Index tile;    ///< the first coordinate of its tile
+    Index extent;  ///< coordinates of its tile
+  };
+
+  const Coordinate& of(std::size_t d, Index x) const { return of_[d][static_cast<std::size_t>(x)]; }
+
+  Point point(Index position) const {
+    Point begin{};
+    Point extent{};
+    Index before = 1;  // tokens of the tile along the axes done
+    for (std::size_t d = 0; d < kMostDims; ++d) {
+      const Index layer = before * axes_[d].tile * behind_[d];
+      begin[d] = position / layer * axes_[d].tile;
+      position %= layer;
+      extent[d] = of(d, begin[d]).extent;
+      before *= extent[d];
+    }
+    for (std::size_t d = kMostDims; d-- > 0;) {
+      begin[d] += position % extent[d];
+      position /= extent[d];
+    }
+    return begin;
+  }
+  Index position(const Point& p) const {
+    Index at = 0;
+    Index inside = 0;
+    Index before = 1;
+    for (std::size_t d = 0; d < kMostDims; ++d) {
+      const Coordinate& c = of(d, p[d]);
+      at += before * c.tile * behind_[d];
+      before *= c.extent;
+      inside = inside * c.extent + (p[d] - c.tile);
+    }
+    return at + inside;
+  }
+  /// Coordinates among which are those of all tokens at these positions.
+  Box box(Range positions) const {
+    Box found{};
+    Index before = 1;
+    for (std::size_t d = 0; d < kMostDims; ++d) {
+      const Index layer = before * axes_[d].tile * behind_[d];
+      const Range tiles{positions.begin / layer, (positions.end - 1) / layer + 1};
+      found[d] = {tiles.begin * axes_[d].tile,
+                  std::min(axes_[d].length, tiles.end * axes_[d].tile)};
+      if (tiles.size() > 1) {
+        for (++d; d < kMostDims; ++d) found[d] = {0, axes_[d].length};
+        return found;
+      }
+      positions = {positions.begin - tiles.begin * layer, positions.end - tiles.begin * layer};
+      before *= found[d].size();
+    }
+    // Of one tile: its rows.
+    for (std::size_t d = 0; d < kMostDims; ++d) {
+      before /= found[d].size();  // tokens of one coordinate
+      const Range rows{positions.begin / before, (positions.end - 1) / before + 1};
+      found[d] = {found[d].begin + rows.begin, found[d].begin + rows.end};
+      if (rows.size() > 1) break;
+      positions = {positions.begin - rows.begin * before, positions.end - rows.begin * before};
+    }
+    return found;
+  }
+
+  /// The coordinates `seen` of the last axis, as ranges of positions inside `keys`.
+  void row(Point at, Range seen, Range keys, std::vector<Range>& found) const {
+    const Axis& axis = axes_.back();
+    for (Index x = seen.begin; x < seen.end;) {
+      const Coordinate& c = of(kMostDims - 1, x);
+      const Index edge = c.tile + c.extent;
+      const Index end = axis.dilation == 1 ? std::min(edge, seen.end) : x + 1;
+      at.back() = x;
+      const Index first = position(at);
+      const Range part = intersect(keys, {first, first + end - x});
+      if (!part.empty()) found.push_back(part);
+      x += axis.dilation == 1 ? end - x : axis.dilation;
+    }
+  }
+
+  std::array<Axis, kMostDims> axes_;       ///< those that there are not, in front, have length 1
+  std::size_t first_;                      ///< the first of the others
+  std::array<Index, kMostDims> behind_{};  ///< tokens of one coordinate along the axes behind
+  std::array<std::vector<Coordinate>, kMostDims> of_;
+  Index size_ = 1;
+};
+
+[[noreturn]] void fail(const std::string& why) {
+  throw std::invalid_argument(why + "; the mask is written " + std::string(kForm));
+}
+
+MaskPtr make(std::string_view arguments, const Shape& shape) {
+  Settings settings(arguments, kForm);
+  const std::vector<Index> dims = settings.counts("dims", 1);
+  if (dims.empty() || dims.size() > kMostDims) fail("dims takes one to three lengths");
+  Index size = 1;
+  for (const Index n : dims) size = n > shape.keys / size ? shape.keys + 1 : size * n;
+  if (size != shape.keys) {
+    fail("dims=" + joined(dims) + " is " +
+         (size > shape.keys ? "more than " : std::to_string(size) + " tokens, not ") +
+         std::to_string(shape.keys) + " keys");
+  }
+  const auto each = [&](std::string_view name, Index otherwise, Index least) {
+    std::vector<Index> values = settings.counts(name, least);
+    if (values.empty()) values.push_back(otherwise);
+    if (values.size() == 1) values.resize(dims.size(), values[0]);
+    if (values.size() != dims.size()) {
+      fail(std::string(name) + " takes one number or " + std::to_string(dims.size()));
+    }
+    return values;
+  };
+  const std::vector<Index> window = each("window", 7, 1);
+  const std::vector<Index> stride = each("stride", 1, 1);
+  const std::vector<Index> dilation = each("dilation", 1, 1);
+  const std::vector<Index> causal = each("causal", 0, 0);
+  std::vector<Index> tile = settings.counts("tile", 1);
+  if (tile.empty()) tile = dims;
+  if (tile.size() == 1) tile.resize(dims.size(), tile[0]);
+  if (tile.size() != dims.size()) fail("tile takes one number or " + std::to_string(dims.size()));
+  settings.done();
+  std::vector<Axis> axes;
+  for (std::size_t d = 0; d < dims.size(); ++d) {
+    if (window[d] > dims[d] / dilation[d]) {
+      fail("window " + std::to_string(window[d]) + " times dilation " +
+           std::to_string(dilation[d]) + " is more than length " + std::to_string(dims[d]));
+    }
+    if (stride[d] > window[d]) {
+      fail("stride " + std::to_string(stride[d]) + " is more than window " +
+           std::to_string(window[d]));
+    }
+    if (causal[d] > 1) fail("causal is 0 or 1");
+    axes.push_back(
+        {dims[d], window[d], stride[d], dilation[d], causal[d] == 1, std::min(tile[d], dims[d])});
+  }
+  return std::make_shared<Neighbor>(axes);
+}
+
+}  // namespace
+
+MaskKind neighbor_kind() {
+  return {"neighbor", kForm,
+          "a query sees its neighbourhood on a grid; windows shift inward at the edges",
+          "dims that multiply to the keys; dilation * window <= length; stride <= window", make};
+}
+
+}  // namespace dattn

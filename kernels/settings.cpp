@@ -1,0 +1,99 @@
+#include "kernels/settings.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <stdexcept>
+
+#include "kernels/check.hpp"
+
+namespace dattn {
+namespace {
+
+// Far above any problem, and products with an extent below it stay far from overflow.
+constexpr Index kMost = Index{1} << 40;
+
+}  // namespace
+
+Settings::Settings(std::string_view text, std::string_view form) : form_(form) {
+  while (!text.empty()) {
+    const std::string_view word = text.substr(0, text.find(','));
+    text.remove_prefix(std::min(text.size(), word.size() + 1));
+    const std::size_t sign = word.find('=');
+    if (sign == 0 || sign == std::string_view::npos || sign + 1 == word.size()) {
+      fail(shown(word) + " is not name=value");
+    }
+    const std::string_view name = word.substr(0, sign);
+    if (find(name) != nullptr) fail(shown(name) + " is set twice");
+    settings_.push_back({name, word.substr(sign + 1)});
+  }
+  for (Setting& setting : settings_) setting.used = false;
+}
+
+Settings::Setting* Settings::find(std::string_view name) {
+  for (Setting& setting : settings_) {
+    if (setting.name != name) continue;
+    setting.used = true;
+    return &setting;
+  }
+  return nullptr;
+}
+
+void Settings::fail(const std::string& why) const {
+  throw std::invalid_argument(why + "; the mask is written " + std::string(form_));
+}
+
+Index Settings::to_count(const Setting& setting, std::string_view text, Index least) const {
+  Index value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || value < least || value > kMost) {
+    fail(std::string(setting.name) + " has " + shown(text) + " where it takes a count from " +
+         std::to_string(least) + " to 2^40");
+  }
+  return value;
+}
+
+Index Settings::count(std::string_view name, Index otherwise, Index least) {
+  const Setting* setting = find(name);
+  return setting == nullptr ? otherwise : to_count(*setting, setting->text, least);
+}
+
+std::vector<Index> Settings::counts(std::string_view name, Index least) {
+  std::vector<Index> values;
+  const Setting* setting = find(name);
+  if (setting == nullptr) return values;
+  std::string_view text = setting->text;
+  while (true) {
+    const std::size_t sign = text.find('x');
+    values.push_back(to_count(*setting, text.substr(0, sign), least));
+    if (sign == std::string_view::npos) return values;
+    text.remove_prefix(sign + 1);
+  }
+}
+
+double Settings::number(std::string_view name, double otherwise) {
+  const Setting* setting = find(name);
+  if (setting == nullptr) return otherwise;
+  const std::string_view text = setting->text;
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || !std::isfinite(value) ||
+      value < 0 || value > static_cast<double>(kMost)) {
+    fail(std::string(name) + " has " + shown(text) + " where it takes a number from 0 to 2^40");
+  }
+  return value;
+}
+
+void Settings::done() const {
+  for (const Setting& setting : settings_) {
+    if (!setting.used) fail("nothing is called " + shown(setting.name));
+  }
+}
+
+std::string joined(const std::vector<Index>& counts) {
+  std::string text;
+  for (const Index n : counts) text += (text.empty() ? "" : "x") + std::to_string(n);
+  return text;
+}
+
+}  // namespace dattn
