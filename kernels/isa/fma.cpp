@@ -12,7 +12,7 @@ namespace {
 constexpr int kN = 2;
 constexpr int kM = DATTN_KEYS;
 constexpr int kPanel = kN * kW;  // lanes
-constexpr int kGranule = 24;     // a multiple of every kM
+constexpr int kGranule = 12;     // a multiple of every kM
 constexpr int kTile = 192;
 constexpr int kBackwardTile = 96;
 constexpr int kBackwardLanes = 64;  // row length of P^T and dS^T in backward
