@@ -7,6 +7,7 @@
 #include "launcher/output_file.hpp"
 #include "launcher/report.hpp"
 #include "launcher/values.hpp"
+#include "parallel/cache.hpp"
 
 namespace dattn {
 namespace {
@@ -29,6 +30,27 @@ std::string figures(const Rehearsal& rehearsal, std::size_t steps, const Machine
     text += fmt::format("   ... and {} more ranks (--json has them all)\n", ranks - kShown);
   }
   return text;
+}
+
+/// What decoding must keep, of all ranks and heads.
+std::string cache_line(const Problem& problem, const CacheNeed& cache) {
+  Index kept = 0;
+  Index most = 0;
+  for (int r = 0; r < problem.ranks(); ++r) {
+    kept += cache.bytes(problem, r);
+    most = std::max(most, cache.bytes(problem, r));
+  }
+  const Shape& s = problem.shape();
+  const Index whole =
+      s.keys * (s.key_heads * s.d_qk + s.value_heads * s.d_v) * dattn::bytes_of(problem.type());
+  return fmt::format("KV cache: later queries see {} of {}, {} at most on a rank", in_bytes(kept),
+                     in_bytes(whole), in_bytes(most));
+}
+
+nlohmann::json cache_json(const Problem& problem, const CacheNeed& cache) {
+  nlohmann::json bytes = nlohmann::json::array();
+  for (int r = 0; r < problem.ranks(); ++r) bytes.push_back(cache.bytes(problem, r));
+  return {{"key_tokens", cache.keys}, {"value_tokens", cache.values}, {"bytes", bytes}};
 }
 
 }  // namespace
@@ -83,6 +105,8 @@ Exit plan_command(const std::vector<std::string>& arguments) {
     }
   }
   if (task.wish.gradients) text += memory_line(choice, slots) + "\n";
+  const CacheNeed cache = cache_need(*choice.problem);
+  text += cache_line(*choice.problem, cache) + "\n";
   const bool wrong = std::any_of(rehearsals.begin(), rehearsals.end(),
                                  [](const Rehearsal& r) { return r.fault.has_value(); });
   if (!json_path.empty()) {
@@ -91,6 +115,7 @@ Exit plan_command(const std::vector<std::string>& arguments) {
     j["command"] = "plan";
     j["steps"] = steps;
     j["machine"] = machine.text();
+    j["kv_cache"] = cache_json(*choice.problem, cache);
     write_text_file(json_path, j.dump(1) + "\n");
   }
   // Standard output belongs to the JSON where that was asked for.

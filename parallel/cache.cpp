@@ -1,0 +1,49 @@
+#include "parallel/cache.hpp"
+
+#include <map>
+#include <numeric>
+
+#include "kernels/area.hpp"
+
+namespace dattn {
+
+Index CacheNeed::bytes(const Problem& problem, int rank) const {
+  const auto sum = [&](const std::vector<std::vector<Index>>& tokens) {
+    const std::vector<Index>& of = tokens[static_cast<std::size_t>(rank)];
+    return std::accumulate(of.begin(), of.end(), Index{0});
+  };
+  const Shape& shape = problem.shape();
+  return (sum(keys) * shape.d_qk + sum(values) * shape.d_v) * bytes_of(problem.type());
+}
+
+CacheNeed cache_need(const Problem& problem, Index later) {
+  const Shape& shape = problem.shape();
+  std::map<Index, Ranges> known;  // by variant
+  const auto seen = [&](Index head) -> const Ranges& {
+    const auto [at, is_new] = known.try_emplace(problem.mask().variant(head));
+    if (is_new) {
+      at->second = keys_seen(problem.mask(), head, {{shape.keys, later, 1}}, shape.keys);
+    }
+    return at->second;
+  };
+  // Tokens by rank and head, of `heads` that several query heads each read.
+  const auto tokens = [&](Index heads) {
+    std::vector<std::vector<Index>> all(static_cast<std::size_t>(problem.ranks()));
+    const Index group = shape.query_heads / heads;
+    for (Index h = 0; h < heads; ++h) {
+      std::vector<Range> parts;
+      for (Index q = h * group; q < (h + 1) * group; ++q) {
+        const Ranges& one = seen(q);
+        parts.insert(parts.end(), one.begin(), one.end());
+      }
+      const Ranges kept = union_of(std::move(parts));
+      for (int r = 0; r < problem.ranks(); ++r) {
+        all[static_cast<std::size_t>(r)].push_back(size(problem.keys().rows_at(r, kept)));
+      }
+    }
+    return all;
+  };
+  return {tokens(shape.key_heads), tokens(shape.value_heads)};
+}
+
+}  // namespace dattn

@@ -1,0 +1,23 @@
+#pragma once
+
+#include <vector>
+
+#include "parallel/problem.hpp"
+
+namespace dattn {
+
+/// How many of its tokens each rank must keep for decoding, by rank and head: those that one of the
+/// next queries, behind the last key, may see.
+struct CacheNeed {
+  std::vector<std::vector<Index>> keys;    ///< [rank][key head]
+  std::vector<std::vector<Index>> values;  ///< [rank][value head]
+
+  /// Of a rank's K and V, in bytes.
+  Index bytes(const Problem& problem, int rank) const;
+};
+
+/// @param later how many queries to look ahead. Masks that never see again what they have dropped
+/// (causal, window, stream, s2) need one.
+CacheNeed cache_need(const Problem& problem, Index later = 4096);
+
+}  // namespace dattn
