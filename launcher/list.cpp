@@ -27,7 +27,10 @@ Exit list_command(const std::vector<std::string>& arguments) {
   }
   text += fmt::format("\nMasks (--mask)\n");
   for (const MaskKind& m : mask_kinds()) {
-    text += fmt::format("  {:<20} {}\n  {:<20} requires {}\n", m.form, m.summary, "", m.requires_);
+    const bool wide = m.form.size() > 20;  // a line of its own
+    text += wide ? fmt::format("  {}\n", m.form) : "";
+    text += fmt::format("  {:<20} {}\n  {:<20} requires {}\n", wide ? "" : m.form, m.summary, "",
+                        m.requires_);
   }
   text += fmt::format(
       "  {:<20} both allow it; binds tighter than /\n  {:<20} either allows it; parentheses group\n"

@@ -9,8 +9,7 @@ namespace dattn {
 namespace {
 
 constexpr std::string_view kForm =
-    "neighbor:dims=HxW,window=7,stride=1,dilation=1,causal=0,tile=HxW (one number, or one for each "
-    "of up to three dimensions)";
+    "neighbor:dims=HxW,window=7,stride=1,dilation=1,causal=0,tile=HxW";
 constexpr std::size_t kMostDims = 3;
 
 /// One dimension of the grid.
@@ -280,7 +279,9 @@ MaskPtr make(std::string_view arguments, const Shape& shape) {
 MaskKind neighbor_kind() {
   return {"neighbor", kForm,
           "a query sees its neighbourhood on a grid; windows shift inward at the edges",
-          "dims that multiply to the keys; dilation * window <= length; stride <= window", make};
+          "one to three dims that multiply to the keys, and of the rest one number or one a dim; "
+          "dilation * window <= length; stride <= window",
+          make};
 }
 
 }  // namespace dattn

@@ -8,7 +8,7 @@ namespace dattn {
 namespace {
 
 constexpr std::string_view kForm =
-    "s2:block=64,local=4,stride=8,offset=0,dense=0,step=1 or s2:relative=1,local=4x4,...";
+    "s2:block=64,local=4,stride=8,offset=0,step=1,dense=0 or s2:relative=1,local=4x4,...";
 
 struct Settled {
   Index block;
