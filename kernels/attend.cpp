@@ -11,6 +11,7 @@
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"
 #include "kernels/decode.hpp"
+#include "kernels/key_order.hpp"
 #include "kernels/packs.hpp"
 #include "kernels/panel.hpp"
 #include "kernels/partial.hpp"
@@ -406,6 +407,42 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
   caught.rethrow();
 }
 
+/// attend_block, head group by head group where their keys are better taken in an order of their
+/// own: in a copy.
+template <class T>
+void attend_in_order(View<const T> q, View<const T> k, View<const T> v, View<float> out,
+                     const Where& where, const Mask& mask, const Work& work) {
+  check_attend(q, k, v, where, work);
+  const std::vector<HeadGroup> groups = head_groups(where, mask);
+  // Few queries read keys as they lie: a copy would cost what they cost.
+  const bool few = std::any_of(groups.begin(), groups.end(), [&](const HeadGroup& group) {
+    return q.rows * group.heads.size() <= kLanes;
+  });
+  const auto orders = few ? std::map<Index, std::vector<Range>>{} : key_orders(where, mask, groups);
+  if (orders.empty()) return attend_block(q, k, v, out, where, mask, work);
+  CallWorkspace workspace(work);
+  for (const HeadGroup& group : groups) {
+    const Index head = where.query_heads.begin + group.heads.begin;
+    const std::vector<Range>& order = orders.at(mask.variant(head));
+    Where part = group_in_order(where, group, order);
+    View<const T> keys = k.only({group.key_head, group.key_head + 1});
+    View<const T> values = v.only({group.value_head, group.value_head + 1});
+    if (!order.empty()) {
+      const Index k_bytes = aligned(keys.size() * static_cast<Index>(sizeof(T)));
+      const Index v_bytes = aligned(values.size() * static_cast<Index>(sizeof(T)));
+      auto* memory = workspace.template take<std::byte>(Workspace::Use::ordered,
+                                                        k_bytes + v_bytes + k.rows * 4);
+      keys = gathered(keys, order, reinterpret_cast<T*>(memory), work.poll);
+      values = gathered(values, order, reinterpret_cast<T*>(memory + k_bytes), work.poll);
+      if (part.key_weights.data != nullptr) {
+        auto* weights = reinterpret_cast<float*>(memory + k_bytes + v_bytes);
+        part.key_weights = gathered(part.key_weights, order, weights, work.poll);
+      }
+    }
+    attend_block(q.only(group.heads), keys, values, out.only(group.heads), part, mask, work);
+  }
+}
+
 }  // namespace
 
 Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index keys, int threads,
@@ -423,17 +460,18 @@ Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index k
   const Index lanes = kLanes + kernel.lanes;
   const Index worker = lanes * (shape.d_qk + shape.d_v) * 4 + tile_bytes +
                        aligned(kernel.forward_scratch(d_qk, d_v));
-  return packs + partials * record_length(shape.d_v) * 4 + threads * worker;
+  const Index ordered = keys * (shape.d_qk + shape.d_v + 1) * 4 + 128;  // of one head
+  return packs + ordered + partials * record_length(shape.d_v) * 4 + threads * worker;
 }
 
 void attend(View<const float> q, View<const float> k, View<const float> v, View<float> out,
             const Where& where, const Mask& mask, const Work& work) {
-  attend_block(q, k, v, out, where, mask, work);
+  attend_in_order(q, k, v, out, where, mask, work);
 }
 
 void attend(View<const BFloat16> q, View<const BFloat16> k, View<const BFloat16> v, View<float> out,
             const Where& where, const Mask& mask, const Work& work) {
-  attend_block(q, k, v, out, where, mask, work);
+  attend_in_order(q, k, v, out, where, mask, work);
 }
 
 }  // namespace dattn

@@ -30,6 +30,11 @@ class LiveRows {
 
   bool none() const { return spans_.empty(); }
   Range rows() const { return rows_; }
+  /// All that one of the rows sees.
+  std::span<const Range> of(Index row) const {
+    const auto i = static_cast<std::size_t>(row - rows_.begin);
+    return {spans_.data() + first_[i], first_[i + 1] - first_[i]};
+  }
 
   /// The smallest Range with every key that some of the query rows `rows` sees.
   Range bounds(Range rows) const;
@@ -45,10 +50,6 @@ class LiveRows {
   void mark(Index row, Range tile, unsigned bit, unsigned* words) const;
 
  private:
-  std::span<const Range> of(Index row) const {
-    const auto i = static_cast<std::size_t>(row - rows_.begin);
-    return {spans_.data() + first_[i], first_[i + 1] - first_[i]};
-  }
   /// The first span of `row` that ends behind `key`, and those after it.
   std::span<const Range> from(Index row, Index key) const;
 

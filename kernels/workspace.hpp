@@ -44,7 +44,7 @@ class Buffer {
 /// with them. Serves one call at a time, and grows to the largest.
 class Workspace {
  public:
-  enum class Use : std::size_t { k, v, partials, count };
+  enum class Use : std::size_t { k, v, partials, ordered, count };
 
   /// Uninitialised; what an earlier call had for the same use is gone.
   template <class T>

@@ -32,6 +32,10 @@ const std::vector<ShapeMask>& cases() {
       {{65, 96, 1, 1, 1, 4, 2}, "sink:0"},
       {{65, 97, 1, 1, 1, 5, 6}, "sink:97"},
       {{130, 130, 4, 2, 4, 12, 9}, "causal@0;full@1;window:9,0/sink:2@2;documents:65,65@3"},
+      // Keys are taken in orders of the heads' own.
+      {{200, 300, 4, 2, 1, 24, 40}, "s2:block=4,local=2,stride=4,step=1"},
+      {{260, 260, 3, 3, 3, 17, 33}, "s2:block=8,local=1,stride=5,step=1,dense=1/sink:3"},
+      {{150, 150, 2, 2, 2, 8, 8}, "s2:block=2,local=3,stride=6,step=1@0;causal@1"},
   };
   return table;
 }
