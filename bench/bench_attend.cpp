@@ -408,7 +408,7 @@ std::vector<Row> target_suite(int threads, const Isa* isa) {
 }
 
 std::vector<Index> counts(const po::variables_map& values, const char* option) {
-  return parse_counts_of(option, values[option].as<std::string>());
+  return counts_of(option, values[option].as<std::string>());
 }
 
 const Isa& isa_named(const std::string& name) {

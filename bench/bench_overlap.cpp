@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "bench/measure.hpp"
 #include "bench/overlap.hpp"
 #include "bench/rows.hpp"
 #include "kernels/isa.hpp"
@@ -80,18 +81,7 @@ struct Options {
 /// The comma list of numbers of tokens; one 0 where there is none.
 std::vector<Index> tokens_per_rank(const po::variables_map& values) {
   if (values.count("tokens-per-rank") == 0) return {0};
-  std::string_view rest = values["tokens-per-rank"].as<std::string>();
-  std::vector<Index> all;
-  while (true) {
-    const std::size_t comma = std::min(rest.find(','), rest.size());
-    try {
-      all.push_back(parse_count(rest.substr(0, comma), 1));
-    } catch (const BadValue& e) {
-      throw Failure(Exit::usage, "--tokens-per-rank: " + e.complaint);
-    }
-    if (comma == rest.size()) return all;
-    rest.remove_prefix(comma + 1);
-  }
+  return counts_of("tokens-per-rank", values["tokens-per-rank"].as<std::string>());
 }
 
 /// One problem a number of tokens, read as if the user had written it.

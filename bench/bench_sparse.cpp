@@ -218,7 +218,7 @@ int bench(int argc, char** argv) {
   for (const std::string& kernel : values["kernel"].as<std::vector<std::string>>()) {
     for (const std::string& dtype : values["dtype"].as<std::vector<std::string>>()) {
       for (const std::string& mask : values["mask"].as<std::vector<std::string>>()) {
-        for (const Index tokens : parse_counts_of("tokens", values["tokens"].as<std::string>())) {
+        for (const Index tokens : counts_of("tokens", values["tokens"].as<std::string>())) {
           Cell cell;
           cell.kernel = kernel;
           cell.dtype = dtype;

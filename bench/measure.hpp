@@ -23,7 +23,7 @@ inline double median(std::vector<double> values) {
 }
 
 /// A comma list of counts of at least 1; Failure(usage) naming the option.
-inline std::vector<std::int64_t> parse_counts_of(const std::string& option, std::string_view text) {
+inline std::vector<std::int64_t> counts_of(const std::string& option, std::string_view text) {
   std::vector<std::int64_t> out;
   while (true) {
     const std::size_t comma = std::min(text.find(','), text.size());

@@ -294,14 +294,6 @@ Ranges keys_seen(const Mask& mask, Index head, const Runs& queries, Index keys) 
 
 namespace {
 
-void join(std::vector<Range>& out, Range next) {
-  if (!out.empty() && out.back().end == next.begin) {
-    out.back().end = next.end;
-  } else {
-    out.push_back(next);
-  }
-}
-
 /// Adds the members `part` of `queries`, counted from its first, that see a key of the run `keys`.
 void add_seeing(const Mask& mask, Index head, const Run& queries, Range part, const Run& keys,
                 std::vector<Range>& out, std::vector<Range>& scratch) {
@@ -313,7 +305,7 @@ void add_seeing(const Mask& mask, Index head, const Run& queries, Range part, co
   const Cover all = mask.cover(head, bounds, keys.bounds());
   if (all == Cover::None) return;
   if (all == Cover::All || sees_all(keys.first) || sees_all(keys.at(keys.count - 1))) {
-    join(out, part);
+    append(out, 0, part);
     return;
   }
   if (part.size() > kFewRows) {
@@ -327,7 +319,7 @@ void add_seeing(const Mask& mask, Index head, const Run& queries, Range part, co
     mask.spans(head, queries.at(i), keys.bounds(), scratch);
     if (std::any_of(scratch.begin(), scratch.end(),
                     [&](Range span) { return !keys.inside(span).empty(); })) {
-      join(out, {i, i + 1});
+      append(out, 0, {i, i + 1});
     }
   }
 }

@@ -310,13 +310,10 @@ std::vector<Unit> units_of(const ForwardBlock<T>& block, Range groups, Index par
   return units;
 }
 
+/// @pre there are queries and keys, checked
 template <class T>
 void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float> out,
                   const Where& where, const Mask& mask, const Work& work) {
-  check_attend(q, k, v, where, work);
-  CHECK(out.rows == q.rows && out.heads == q.heads && out.dim == record_length(where.shape.d_v),
-        out.rows, out.heads, out.dim);
-  if (q.size() == 0 || k.rows == 0) return;
   const Kernel& kernel = kernel_of<T>(work);
   ForwardBlock<T> block{q,
                         k,
@@ -413,6 +410,9 @@ template <class T>
 void attend_in_order(View<const T> q, View<const T> k, View<const T> v, View<float> out,
                      const Where& where, const Mask& mask, const Work& work) {
   check_attend(q, k, v, where, work);
+  CHECK(out.rows == q.rows && out.heads == q.heads && out.dim == record_length(where.shape.d_v),
+        out.rows, out.heads, out.dim);
+  if (q.size() == 0 || k.rows == 0) return;
   const std::vector<HeadGroup> groups = head_groups(where, mask);
   // Few queries read keys as they lie: a copy would cost what they cost.
   const bool few = std::any_of(groups.begin(), groups.end(), [&](const HeadGroup& group) {

@@ -17,6 +17,15 @@ void append(Ranges& ranges, Range next) {
   }
 }
 
+void append(std::vector<Range>& ranges, std::size_t first, Range next) {
+  if (next.empty()) return;
+  if (ranges.size() > first && ranges.back().end == next.begin) {
+    ranges.back().end = next.end;
+  } else {
+    ranges.push_back(next);
+  }
+}
+
 Ranges union_of(std::vector<Range> ranges) {
   std::sort(ranges.begin(), ranges.end());
   Ranges out;

@@ -45,6 +45,9 @@ Ranges intersect(const Ranges& a, const Ranges& b);
 /// Adds `next` behind `ranges`, joined to the last one where it continues it; drops empty ones.
 void append(Ranges& ranges, Range next);
 
+/// The same where those before `first` are somebody else's: what Mask::spans appends.
+void append(std::vector<Range>& ranges, std::size_t first, Range next);
+
 /// All that some of these hold, ascending.
 Ranges union_of(std::vector<Range> ranges);
 

@@ -95,13 +95,7 @@ class Neighbor final : public Mask {
     }
     std::sort(found.begin(), found.end());
     const std::size_t first = out.size();
-    for (const Range range : found) {
-      if (out.size() > first && out.back().end == range.begin) {
-        out.back().end = range.end;
-      } else {
-        out.push_back(range);
-      }
-    }
+    for (const Range range : found) append(out, first, range);
   }
   /// By boxes that hold the tokens: they say None and All often enough.
   Cover cover(Index head, Range queries, Range keys) const override {
@@ -239,23 +233,20 @@ MaskPtr make(std::string_view arguments, const Shape& shape) {
          (size > shape.keys ? "more than " : std::to_string(size) + " tokens, not ") +
          std::to_string(shape.keys) + " keys");
   }
-  const auto each = [&](std::string_view name, Index otherwise, Index least) {
+  const auto each = [&](std::string_view name, std::vector<Index> otherwise, Index least) {
     std::vector<Index> values = settings.counts(name, least);
-    if (values.empty()) values.push_back(otherwise);
+    if (values.empty()) values = std::move(otherwise);
     if (values.size() == 1) values.resize(dims.size(), values[0]);
     if (values.size() != dims.size()) {
       fail(std::string(name) + " takes one number or " + std::to_string(dims.size()));
     }
     return values;
   };
-  const std::vector<Index> window = each("window", 7, 1);
-  const std::vector<Index> stride = each("stride", 1, 1);
-  const std::vector<Index> dilation = each("dilation", 1, 1);
-  const std::vector<Index> causal = each("causal", 0, 0);
-  std::vector<Index> tile = settings.counts("tile", 1);
-  if (tile.empty()) tile = dims;
-  if (tile.size() == 1) tile.resize(dims.size(), tile[0]);
-  if (tile.size() != dims.size()) fail("tile takes one number or " + std::to_string(dims.size()));
+  const std::vector<Index> window = each("window", {7}, 1);
+  const std::vector<Index> stride = each("stride", {1}, 1);
+  const std::vector<Index> dilation = each("dilation", {1}, 1);
+  const std::vector<Index> causal = each("causal", {0}, 0);
+  const std::vector<Index> tile = each("tile", dims, 1);
   settings.done();
   std::vector<Axis> axes;
   for (std::size_t d = 0; d < dims.size(); ++d) {

@@ -8,7 +8,7 @@ namespace dattn {
 namespace {
 
 constexpr std::string_view kForm =
-    "s2:block=64,local=4,stride=8,offset=0,step=1,dense=0 or s2:relative=1,local=4x4,...";
+    "s2:block=64,local=4,stride=8,offset=0,step=S,dense=0 or s2:relative=1,local=4x4,...";
 
 struct Settled {
   Index block;
@@ -81,15 +81,7 @@ class Absolute final : public S2 {
     }
     const Index first_local = block_of(query) - s.left + 1;
     const std::size_t first = out.size();
-    const auto add = [&](Range seen) {
-      const Range part = intersect(seen, before);
-      if (part.empty()) return;
-      if (out.size() > first && out.back().end == part.begin) {
-        out.back().end = part.end;
-      } else {
-        out.push_back(part);
-      }
-    };
+    const auto add = [&](Range seen) { append(out, first, intersect(seen, before)); };
     const Index begin = block_of(before.begin);
     const Index shard = residue(head);
     const Index end = std::min(first_local, block_of(before.end - 1) + 1);
@@ -145,13 +137,7 @@ class Relative final : public S2 {
     const std::size_t first = out.size();
     const Index own = block_of(query);
     for (Index block = block_of(keys.begin); block <= block_of(keys.end - 1); ++block) {
-      if (!at(block - own)) continue;
-      const Range part = intersect(keys, keys_of(block));
-      if (out.size() > first && out.back().end == part.begin) {
-        out.back().end = part.end;
-      } else {
-        out.push_back(part);
-      }
+      if (at(block - own)) append(out, first, intersect(keys, keys_of(block)));
     }
   }
   Cover cover(Index head, Range queries, Range keys) const override {
@@ -179,7 +165,8 @@ class Relative final : public S2 {
 MaskPtr make(std::string_view arguments, const Shape& shape) {
   Settings settings(arguments, kForm);
   Settled s{};
-  s.relative = settings.count("relative", 0) != 0;
+  const Index relative = settings.count("relative", 0);
+  s.relative = relative == 1;
   s.block = settings.count("block", 64, 1);
   s.stride = settings.count("stride", 8, 1);
   s.dense = settings.count("dense", 0);
@@ -191,6 +178,9 @@ MaskPtr make(std::string_view arguments, const Shape& shape) {
     s.step = settings.count("step", std::max<Index>(1, s.stride / shape.query_heads));
   }
   settings.done();
+  if (relative > 1) {
+    throw std::invalid_argument("relative is 0 or 1; the mask is written " + std::string(kForm));
+  }
   if (local.size() > (s.relative ? 2U : 1U)) {
     throw std::invalid_argument(
         "local takes one count, or with relative=1 two, as 4x4; the mask "
@@ -212,9 +202,12 @@ MaskPtr make(std::string_view arguments, const Shape& shape) {
 }  // namespace
 
 MaskKind s2_kind() {
-  return {"s2", kForm,
-          "the last `local` blocks, and of each `stride` blocks one, another one for each key head",
-          "settings, each optional; blocks of keys", make};
+  return {
+      "s2", kForm,
+      "the last `local` blocks, and of each `stride` blocks one, another one for each key head",
+      "settings, each optional: keys of a block, the others in blocks; S is stride / heads, 1 at "
+      "least",
+      make};
 }
 
 }  // namespace dattn

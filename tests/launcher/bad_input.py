@@ -278,7 +278,7 @@ def cases():
         "stream:sink=1e3", "stream:recent=2199023255552", "span:alpha=nan", "span:beta=-1", "span:alpha=1e30", "span:unit=0",
         "dilated:", "dilated:1", "dilated:1,2", "dilated:1,2,0", "dilated:1,2,3,4", "dilated:4294967296,0,1",
         "s2:block=0", "s2:stride=0", "s2:local=0", "s2:local=2x2", "s2:relative=1,local=1x2x3", "s2:dense=9", "s2:step=x",
-        "s2:relative=1,offset=3", "neighbor", "neighbor:dims=30", "neighbor:dims=31x31", "neighbor:dims=1x1x1x31",
+        "s2:relative=1,offset=3", "s2:relative=2", "neighbor", "neighbor:dims=30", "neighbor:dims=31x31", "neighbor:dims=1x1x1x31",
         "neighbor:dims=31,window=32", "neighbor:dims=31,window=0", "neighbor:dims=31,window=3,stride=4",
         "neighbor:dims=31,window=16,dilation=2", "neighbor:dims=31,window=3,causal=2", "neighbor:dims=31,window=3x3",
         "neighbor:dims=31,window=3,tile=0", "neighbor:dims=9223372036854775807x3", "neighbor:dims=31,window=3,tile=3x3",
