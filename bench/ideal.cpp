@@ -64,7 +64,7 @@ Ideal<E>::Ideal(const Task& task, const Problem& problem, int rank, int threads,
   const Range rows = problem.queries().rows(rank);
   const Ranges own = rows.empty() ? Ranges{} : Ranges{rows};
   const Ranges every = shape_.keys == 0 ? Ranges{} : Ranges{{0, shape_.keys}};
-  area_ = PairCounter(problem).count({0, shape_.query_heads}, own, every);
+  area_ = PairCounter(problem).count(Ranges{{0, shape_.query_heads}}, own, every);
   const Ranges seen = keys_of(problem, rank);
   if (seen.size() > 1) own_.emplace(task, runs_of(seen));
   IdealKeys<E>& keys = own_ ? *own_ : all;

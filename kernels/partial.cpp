@@ -58,7 +58,7 @@ void finish(View<const T> partial, std::span<T> o, std::span<T> lse) {
   CHECK(static_cast<Index>(o.size()) == records * d_v && static_cast<Index>(lse.size()) == records,
         o.size(), lse.size(), records, d_v);
   for (Index i = 0; i < records; ++i) {
-    const T* record = partial.data + i * partial.dim;
+    const T* record = partial.at(i / partial.heads, i % partial.heads);
     const T l = record[1];
     T* out = o.data() + i * d_v;
     if (l == 0) {

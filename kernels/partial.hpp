@@ -29,7 +29,7 @@ void merge(const T* from, T* into, Index records, Index length);
 template <class T>
 void add_sink(View<T> partial, std::span<const float> logits);
 
-/// O = a / l and LSE = m + ln l for `partial` [rows, heads, d_v + 2]; rows without keys give O = 0
+/// O = a / l and LSE = m + ln l for `partial` [rows, heads, d_v + 2], of any stride; rows without keys give O = 0
 /// and LSE = -inf. `o` is [rows, heads, d_v], `lse` [rows, heads], both dense.
 template <class T>
 void finish(View<const T> partial, std::span<T> o, std::span<T> lse);

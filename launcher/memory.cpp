@@ -21,14 +21,17 @@ Index kernel_bytes(const Problem& problem, const Program& program, int threads) 
   for (const Step& step : program.steps) {
     if (const auto* attend = std::get_if<Attend>(&step)) {
       most = std::max(most, attend_bytes(problem.shape(), block(attend->q).row_count(),
-                                         heads_served(program, *attend, problem.shape()).size(),
+                                         size(heads_served(program, *attend, problem.shape())),
                                          block(attend->k).row_count(), threads, kernel));
     } else if (const auto* back = std::get_if<AttendBackward>(&step)) {
-      most = std::max(most,
-                      attend_backward_bytes(problem.shape(), block(back->q).row_count(),
-                                            heads_served(program, *back, problem.shape()),
-                                            block(back->k).row_count(), block(back->k).heads.size(),
-                                            block(back->v).heads.size(), threads, kernel));
+      const Shape& shape = problem.shape();
+      for (const Range heads : heads_served(program, *back, shape)) {
+        most = std::max(most, attend_backward_bytes(shape, block(back->q).row_count(), heads,
+                                                    block(back->k).row_count(),
+                                                    shape.key_heads_of(heads).size(),
+                                                    shape.value_heads_of(heads).size(), threads,
+                                                    kernel));
+      }
     }
   }
   return most;

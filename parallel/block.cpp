@@ -65,13 +65,22 @@ Side key_side(Pass pass) {
   return {kInputs, kSums};
 }
 
+Block::Block(Kind kind_in, Ranges heads_in, Ranges rows_in)
+    : kind(kind_in), heads(std::move(heads_in)), rows(std::move(rows_in)) {}
+
+Block::Block(Kind kind_in, Range heads_in, Ranges rows_in)
+    : kind(kind_in), rows(std::move(rows_in)) {
+  append(heads, heads_in);
+}
+
 Block intersect(const Block& a, const Block& b) {
   CHECK(a.kind == b.kind, name_of(a.kind), name_of(b.kind));
   return {a.kind, intersect(a.heads, b.heads), intersect(a.rows, b.rows)};
 }
 
 bool contains(const Block& outer, const Block& inner) {
-  return outer.kind == inner.kind && outer.heads.contains(inner.heads) &&
+  return outer.kind == inner.kind &&
+         size(intersect(inner.heads, outer.heads)) == size(inner.heads) &&
          size(intersect(inner.rows, outer.rows)) == size(inner.rows);
 }
 
@@ -117,10 +126,22 @@ Range query_heads_of(Kind kind, Range heads, const Shape& shape) {
   return {heads.begin * served, heads.end * served};
 }
 
+Ranges query_heads_of(Kind kind, const Ranges& heads, const Shape& shape) {
+  Ranges all;
+  for (const Range r : heads) append(all, query_heads_of(kind, r, shape));
+  return all;
+}
+
 Range heads_touched(Kind kind, Range heads, const Shape& shape) {
   if (of_queries(kind)) return heads;
   const bool of_keys = kind == Kind::K || kind == Kind::dK;
   return of_keys ? shape.key_heads_of(heads) : shape.value_heads_of(heads);
+}
+
+Ranges heads_touched(Kind kind, const Ranges& heads, const Shape& shape) {
+  std::vector<Range> all;
+  for (const Range r : heads) all.push_back(heads_touched(kind, r, shape));
+  return union_of(std::move(all));
 }
 
 Index record_bytes(Kind kind, const Shape& shape, Type type) {
@@ -129,25 +150,25 @@ Index record_bytes(Kind kind, const Shape& shape, Type type) {
 }
 
 Index bytes_of(const Block& block, const Shape& shape, Type type) {
-  return block.row_count() * block.heads.size() * record_bytes(block.kind, shape, type);
+  return block.row_count() * block.head_count() * record_bytes(block.kind, shape, type);
 }
 
 std::string text(const Block& block) {
   const auto range = [](Range r) {
-    return r.empty()
-               ? std::string("none")
-               : std::to_string(r.begin) + (r.size() == 1 ? "" : "-" + std::to_string(r.end - 1));
+    return std::to_string(r.begin) + (r.size() == 1 ? "" : "-" + std::to_string(r.end - 1));
   };
-  std::string rows;
-  constexpr std::size_t kShown = 3;
-  for (std::size_t i = 0; i < std::min(block.rows.size(), kShown); ++i) {
-    rows += (i == 0 ? "" : ",") + range(block.rows[i]);
-  }
-  if (block.rows.empty()) rows = "none";
-  if (block.rows.size() > kShown) {
-    rows += ",+" + std::to_string(block.rows.size() - kShown) + " more";
-  }
-  return std::string(name_of(block.kind)) + "[heads " + range(block.heads) + ", rows " + rows + "]";
+  const auto ranges = [&](const Ranges& all) {
+    constexpr std::size_t kShown = 3;
+    std::string shown;
+    for (std::size_t i = 0; i < std::min(all.size(), kShown); ++i) {
+      shown += (i == 0 ? "" : ",") + range(all[i]);
+    }
+    if (all.empty()) shown = "none";
+    if (all.size() > kShown) shown += ",+" + std::to_string(all.size() - kShown) + " more";
+    return shown;
+  };
+  return std::string(name_of(block.kind)) + "[heads " + ranges(block.heads) + ", rows " +
+         ranges(block.rows) + "]";
 }
 
 }  // namespace dattn

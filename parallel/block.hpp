@@ -40,12 +40,18 @@ Side query_side(Pass pass);
 Side key_side(Pass pass);
 
 /// A rectangle of a global tensor: some rows (places in shard order, see Partition) of some heads,
-/// with all their numbers. In memory [rows, heads, numbers], rows in the order of `rows`.
+/// with all their numbers. In memory [rows, heads, numbers], rows in the order of `rows`, heads
+/// ascending.
 struct Block {
   Kind kind = Kind::Q;
-  Range heads;
+  Ranges heads;  ///< ascending, neighbours joined
   Ranges rows;
 
+  Block() = default;
+  Block(Kind kind_in, Ranges heads_in, Ranges rows_in);
+  Block(Kind kind_in, Range heads_in, Ranges rows_in);
+
+  Index head_count() const { return size(heads); }
   Index row_count() const { return size(rows); }
   bool empty() const { return heads.empty() || rows.empty(); }
   friend bool operator==(const Block&, const Block&) = default;
@@ -62,8 +68,10 @@ Index dim_of(Kind kind, const Shape& shape);
 Index heads_of(Kind kind, const Shape& shape);
 /// The query heads that the heads `heads` of a tensor of this kind serve: the same for queries.
 Range query_heads_of(Kind kind, Range heads, const Shape& shape);
+Ranges query_heads_of(Kind kind, const Ranges& heads, const Shape& shape);
 /// The heads of a tensor of this kind that the query heads `heads` bear on.
 Range heads_touched(Kind kind, Range heads, const Shape& shape);
+Ranges heads_touched(Kind kind, const Ranges& heads, const Shape& shape);
 /// Bytes of one (row, head) of this kind: of Q, K, V and dO numbers of the type, of all others
 /// sum_bytes_of(type).
 Index record_bytes(Kind kind, const Shape& shape, Type type);

@@ -152,23 +152,29 @@ std::optional<Fault> check_result(const Problem& problem, const Program& program
   const Kind kind = result.block.kind;
   // Key and value heads are looked at query head by query head: several ranks may have computed
   // some each.
-  const Range all_heads = query_heads_of(kind, result.block.heads, problem.shape());
-  for (const Range whole : result.block.rows) {
-    Edges heads(all_heads);
-    Edges rows(whole);
+  std::vector<Rect> wholes;
+  for (const Range heads : query_heads_of(kind, result.block.heads, problem.shape())) {
+    for (const Range rows : result.block.rows) wholes.push_back({heads, rows});
+  }
+  for (const Rect& whole : wholes) {
+    Edges heads(whole.heads);
+    Edges rows(whole.rows);
     std::vector<Cell> here;
     for (const Cell& cell : cells) {
       Contribution& contribution = contributions[static_cast<std::size_t>(cell.contribution)];
-      const Range of_cell = query_heads_of(kind, cell.heads, problem.shape());
-      const Cell part{intersect(intersect(of_cell, contribution.heads), all_heads),
-                      intersect(cell.rows, whole), cell.contribution};
-      if (part.heads.empty() || part.rows.empty()) continue;
-      here.push_back(part);
-      heads.add(part.heads);
-      rows.add(part.rows);
-      contribution.used = true;
+      const Range row_part = intersect(cell.rows, whole.rows);
+      if (row_part.empty()) continue;
+      const Range of_cell =
+          intersect(query_heads_of(kind, cell.heads, problem.shape()), whole.heads);
+      for (const Range contributed : contribution.heads) {
+        const Range head_part = intersect(of_cell, contributed);
+        if (head_part.empty()) continue;
+        here.push_back({head_part, row_part, cell.contribution});
+        heads.add(head_part);
+        rows.add(row_part);
+        contribution.used = true;
+      }
     }
-    if (all_heads.empty()) continue;
     const auto row_parts = rows.between();
     for (const Range head_part : heads.between()) {
       for (const Range row_part : row_parts) {
@@ -191,7 +197,9 @@ std::optional<Fault> check_result(const Problem& problem, const Program& program
 }  // namespace
 
 void append_rects(std::vector<Rect>& rects, const Block& block) {
-  for (const Range rows : block.rows) rects.push_back({block.heads, rows});
+  for (const Range heads : block.heads) {
+    for (const Range rows : block.rows) rects.push_back({heads, rows});
+  }
 }
 
 // `source` is a copy: a rank may send to itself.
@@ -212,13 +220,17 @@ void move_cells(std::vector<Cell> source, const Block& block, std::vector<Cell>&
 
 std::optional<std::string> misfit(std::vector<Rect> rects, const Block& target, bool whole) {
   if (target.empty()) return std::nullopt;
-  Edges edges(target.heads);
-  for (const Rect& r : rects) edges.add(r.heads);
+  std::vector<Range> head_parts;
+  for (const Range whole_heads : target.heads) {
+    Edges edges(whole_heads);
+    for (const Rect& r : rects) edges.add(r.heads);
+    for (const Range part : edges.between()) head_parts.push_back(part);
+  }
   std::sort(rects.begin(), rects.end(),
             [](const Rect& a, const Rect& b) { return a.rows < b.rows; });
   Ranges wanted = target.rows;
   std::sort(wanted.begin(), wanted.end());
-  for (const Range heads : edges.between()) {
+  for (const Range heads : head_parts) {
     auto want = wanted.begin();
     Index at = want->begin;
     for (const Rect& r : rects) {

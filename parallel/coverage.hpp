@@ -11,7 +11,7 @@ namespace dattn {
 struct Contribution {
   int rank = 0;
   int step = 0;
-  Range heads;
+  Ranges heads;
   const Ranges* query_rows = nullptr;
   const Ranges* key_rows = nullptr;
   bool used = false;  ///< it reached some rank's result

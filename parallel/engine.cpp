@@ -82,6 +82,8 @@ struct Engine<T>::State {
   std::vector<Staging> staging;  ///< by home
   Workspace workspace;
   std::vector<const std::byte*> bound;  ///< by home, for inputs: the caller's memory or ours
+  std::vector<Index> strides;           ///< by home: bytes from row to row, 0 where rows are dense
+  const Mask* mask;                     ///< the Problem's, or a narrower one
   std::vector<Flight> flights;
   std::vector<T> axes;  ///< one transport for each axis of a mesh of several
   RunTimes times;
@@ -100,12 +102,14 @@ struct Engine<T>::State {
       : problem(problem_in),
         program(program_in),
         transport(transport_in),
-        options(std::move(options_in)) {
+        options(std::move(options_in)),
+        mask(&problem_in.mask()) {
     CHECK(transport.size() == problem.ranks() && transport.rank() == program.rank, transport.size(),
           transport.rank(), problem.ranks(), program.rank);
     const auto bytes = home_bytes(program, problem);
     homes.resize(bytes.size());
     bound.resize(bytes.size(), nullptr);
+    strides.resize(bytes.size(), 0);
     for (std::size_t h = 0; h < bytes.size(); ++h) {
       if (!is_input(static_cast<int>(h))) homes[h] = allocate(bytes[h]);
     }
@@ -138,14 +142,22 @@ struct Engine<T>::State {
 
   // ---- messages --------------------------------------------------------------------------------
 
-  /// Where the rows and heads of `part` lie in slot `s`.
+  /// Where the heads and rows of `part` lie in slot `s`: one Range of heads after the other, so
+  /// that both ends of a message have the same order however their rows are cut.
   template <class Piece, class Byte>
   std::vector<Piece> strips(SlotId s, const Block& part, Byte* base) const {
+    std::vector<Piece> out;
+    for (const Range heads : part.heads) strips(s, heads, part.rows, base, out);
+    return out;
+  }
+  template <class Piece, class Byte>
+  void strips(SlotId s, Range heads, const Ranges& rows, Byte* base,
+              std::vector<Piece>& out) const {
     const Block& whole = slot(s).block;
     const Index head = record_bytes(whole.kind, problem.shape(), problem.type());
-    const Index row = head * whole.heads.size();
-    std::vector<Piece> out;
-    for (Range left : part.rows) {
+    const Index row = head * whole.head_count();
+    const Index first_head = local(whole.heads, heads).begin;
+    for (Range left : rows) {
       while (!left.empty()) {
         // The piece of `left` that lies in one Range of the slot is one strip.
         Index before = 0;
@@ -158,13 +170,18 @@ struct Engine<T>::State {
           }
           before += range.size();
         }
-        CHECK(!here.empty(), text(part), text(whole));
-        out.push_back({base + before * row + (part.heads.begin - whole.heads.begin) * head,
-                       here.size(), part.heads.size() * head, row});
+        CHECK(!here.empty(), left.begin, text(whole));
+        out.push_back(
+            {base + before * row + first_head * head, here.size(), heads.size() * head, row});
         left.begin = here.end;
       }
     }
-    return out;
+  }
+  /// Where `part` lies among these heads. @pre they have all of it
+  static Range local(const Ranges& heads, Range part) {
+    const auto first = place_of(heads, part.begin);
+    CHECK(first.has_value(), part.begin);
+    return {*first, *first + part.size()};
   }
 
   /// Room for a message that travels rounded; null for others.
@@ -314,26 +331,42 @@ struct Engine<T>::State {
   template <class E>
   View<E> view(SlotId s, E* data) const {
     const Block& block = slot(s).block;
-    return {data, block.row_count(), block.heads.size(), dim_of(block.kind, problem.shape())};
+    return {data, block.row_count(), block.head_count(), dim_of(block.kind, problem.shape())};
   }
   template <class E>
   View<const E> read(SlotId s) const {
-    return view(s, reinterpret_cast<const E*>(memory(s)));
+    View<const E> dense = view(s, reinterpret_cast<const E*>(memory(s)));
+    dense.stride = strides[static_cast<std::size_t>(slot(s).home)] / static_cast<Index>(sizeof(E));
+    return dense;
   }
   template <class E>
   View<E> write(SlotId s) {
     return view(s, reinterpret_cast<E*>(own_memory(s)));
   }
 
-  /// Where the query heads that `step` serves lie, among all and in its slots of queries.
+  /// Some neighbouring query heads that `step` serves and what they read: among all, and where they
+  /// lie in its slots of queries, keys and values.
+  struct Served {
+    Where where;
+    Range q, k, v;
+  };
   template <class S>
-  std::pair<Where, Range> where(const S& step) const {
+  std::vector<Served> served(const S& step) const {
     const Block& q = slot(step.q).block;
     const Block& k = slot(step.k).block;
-    const Range heads = heads_served(program, step, problem.shape());
-    return {Where{problem.shape(), heads, k.heads, slot(step.v).block.heads,
-                  problem.queries().positions(q.rows), problem.keys().positions(k.rows)},
-            {heads.begin - q.heads.begin, heads.end - q.heads.begin}};
+    const Block& v = slot(step.v).block;
+    const Shape& shape = problem.shape();
+    std::vector<Served> all;
+    for (const Range heads : heads_served(program, step, shape)) {
+      const Range key_heads = shape.key_heads_of(heads);
+      const Range value_heads = shape.value_heads_of(heads);
+      all.push_back({{shape, heads, key_heads, value_heads, problem.queries().positions(q.rows),
+                      problem.keys().positions(k.rows)},
+                     local(q.heads, heads),
+                     local(k.heads, key_heads),
+                     local(v.heads, value_heads)});
+    }
+    return all;
   }
   Work work() {
     std::function<void()> between_tiles;
@@ -343,21 +376,24 @@ struct Engine<T>::State {
 
   template <class E>
   void attend_as(const Attend& step) {
-    const auto [here, local] = where(step);
-    attend(read<E>(step.q).only(local), read<E>(step.k), read<E>(step.v),
-           write<SumOf<E>>(step.out).only(local), here, problem.mask(), work());
+    for (const Served& s : served(step)) {
+      attend(read<E>(step.q).only(s.q), read<E>(step.k).only(s.k), read<E>(step.v).only(s.v),
+             write<SumOf<E>>(step.out).only(s.q), s.where, *mask, work());
+    }
   }
 
   template <class E>
   void attend_as(const AttendBackward& step) {
     using Sum = SumOf<E>;
-    const auto [here, local] = where(step);
-    const View<const Sum> stats = read<Sum>(step.stats).only(local);
-    View<const Sum> delta = stats;
-    ++delta.data;
-    attend_backward(read<E>(step.q).only(local), read<E>(step.k), read<E>(step.v),
-                    read<E>(step.d_o).only(local), stats, delta, write<Sum>(step.dq).only(local),
-                    write<Sum>(step.dk), write<Sum>(step.dv), here, problem.mask(), work());
+    for (const Served& s : served(step)) {
+      const View<const Sum> stats = read<Sum>(step.stats).only(s.q);
+      View<const Sum> delta = stats;
+      ++delta.data;
+      attend_backward(read<E>(step.q).only(s.q), read<E>(step.k).only(s.k),
+                      read<E>(step.v).only(s.v), read<E>(step.d_o).only(s.q), stats, delta,
+                      write<Sum>(step.dq).only(s.q), write<Sum>(step.dk).only(s.k),
+                      write<Sum>(step.dv).only(s.v), s.where, *mask, work());
+    }
   }
   template <class S>
   void attend_any(const S& step) {
@@ -393,20 +429,36 @@ struct Engine<T>::State {
     times.compute += now() - from;
   }
 
+  /// Calls f with what `from` holds, part by part, each dense, and where the same rows and heads
+  /// lie in `into`, dense too.
+  template <class E, class F>
+  void each_part(SlotId from, SlotId into, const F& f) {
+    const Block& block = slot(from).block;
+    for (const Range heads : block.heads) {
+      const View<const E> source = read<E>(from).only(local(block.heads, heads));
+      std::vector<comm::Strip> pieces;
+      strips(into, heads, block.rows, own_memory(into), pieces);
+      Index row = 0;
+      for (const comm::Strip& s : pieces) {
+        // Where both have no other heads, rows lie end to end.
+        const Index rows = s.length == s.stride && source.dense() ? s.count : 1;
+        for (Index i = 0; i < s.count; i += rows, row += rows) {
+          f(View<const E>{source.at(row, 0), rows, source.heads, source.dim},
+            reinterpret_cast<E*>(s.data + i * s.stride));
+        }
+      }
+    }
+  }
+
   void take(const Add& step) {
     before_reading(step.from);
     before_writing(step.into);
     if (!parts.kernels) return;
     const double from = now();
     const auto as = [&]<class E>(E) {
-      const auto* source = reinterpret_cast<const E*>(memory(step.from));
-      for (const comm::Strip& strip :
-           strips<comm::Strip>(step.into, slot(step.from).block, own_memory(step.into))) {
-        const Index numbers = strip.length / static_cast<Index>(sizeof(E));
-        for (Index i = 0; i < strip.count; ++i, source += numbers) {
-          add_numbers(source, reinterpret_cast<E*>(strip.data + i * strip.stride), numbers);
-        }
-      }
+      each_part<E>(step.from, step.into, [](View<const E> source, E* into) {
+        add_numbers(source.data, into, source.size());
+      });
     };
     narrow() ? as(float{}) : as(double{});
     times.compute += now() - from;
@@ -437,18 +489,9 @@ struct Engine<T>::State {
     if (!parts.kernels) return;
     const double from = now();
     const auto as = [&]<class E>(E) {
-      const View<const E> source = read<E>(step.from);
-      const E* records = source.data;
-      const Block& part = slot(step.from).block;
-      for (const comm::Strip& s : strips<comm::Strip>(step.into, part, own_memory(step.into))) {
-        const bool whole = s.length == s.stride;  // all heads: the rows lie end to end
-        const Index rows = whole ? s.count : 1;
-        for (Index i = 0; i < s.count; i += rows) {
-          merge(records, reinterpret_cast<E*>(s.data + i * s.stride), rows * source.heads,
-                source.dim);
-          records += rows * source.heads * source.dim;
-        }
-      }
+      each_part<E>(step.from, step.into, [](View<const E> source, E* into) {
+        merge(source.data, into, source.rows * source.heads, source.dim);
+      });
     };
     narrow() ? as(float{}) : as(double{});
     times.compute += now() - from;
@@ -480,19 +523,24 @@ struct Engine<T>::State {
     times.steps[static_cast<std::size_t>(now_at)].wait += seconds;
   }
 
-  /// Calls f with the rows of a result, piece by piece; all heads, dense.
+  /// Calls f with the rows of a result, piece by piece: dense, if it has all heads of its slot;
+  /// else neighbouring ones.
   template <class E, class F>
   void each_result(Kind kind, const F& f) const {
     CHECK(sizeof(E) == static_cast<std::size_t>(sum_bytes_of(problem.type())), sizeof(E));
     const Result& result = program.result(kind);
     const Block& whole = slot(result.slot).block;
-    CHECK(result.block.heads == whole.heads, text(result.block), text(whole));
-    const View<const E> all = read<E>(result.slot);
+    View<const E> all = read<E>(result.slot);
+    if (result.block.heads != whole.heads) {
+      CHECK(result.block.heads.size() <= 1, text(result.block), text(whole));
+      if (result.block.empty()) return;
+      all = all.only(local(whole.heads, result.block.heads.front()));
+    }
     for (const Range rows : result.block.rows) {
       const auto first = place_of(whole.rows, rows.begin);
       CHECK(first.has_value() && place_of(whole.rows, rows.end - 1) == *first + rows.size() - 1,
             text(result.block), text(whole));
-      f(View<const E>{all.at(*first, 0), rows.size(), all.heads, all.dim});
+      f(View<const E>{all.at(*first, 0), rows.size(), all.heads, all.dim, all.stride});
     }
   }
 
@@ -546,6 +594,7 @@ std::span<std::byte> Engine<T>::input(SlotId slot) {
   const Index bytes = state_->bytes(slot);
   if (state_->homes[home] == nullptr) state_->homes[home] = allocate(bytes);
   state_->bound[home] = nullptr;
+  state_->strides[home] = 0;
   return {state_->homes[home].get(), static_cast<std::size_t>(bytes)};
 }
 
@@ -556,6 +605,24 @@ void Engine<T>::bind(SlotId slot, std::span<const std::byte> memory) {
   CHECK(static_cast<Index>(memory.size()) == state_->bytes(slot), memory.size(),
         state_->bytes(slot));
   state_->bound[static_cast<std::size_t>(home)] = memory.data();
+  state_->strides[static_cast<std::size_t>(home)] = 0;
+}
+
+template <comm::Transport T>
+void Engine<T>::bind(SlotId slot, const std::byte* memory, Index stride) {
+  const int home = state_->slot(slot).home;
+  CHECK(state_->is_input(home), slot);
+  for (const Step& step : state_->program.steps) {
+    const auto* send = std::get_if<Send>(&step);
+    CHECK(send == nullptr || send->slot != slot, slot);
+  }
+  state_->bound[static_cast<std::size_t>(home)] = memory;
+  state_->strides[static_cast<std::size_t>(home)] = stride;
+}
+
+template <comm::Transport T>
+void Engine<T>::narrow(const Mask& mask) {
+  state_->mask = &mask;
 }
 
 template <comm::Transport T>
@@ -589,6 +656,7 @@ void Engine<T>::gradient(Kind kind, std::span<E> out) const {
   CHECK(kind != Kind::O);
   std::size_t done = 0;
   state_->template each_result<E>(kind, [&](View<const E> part) {
+    CHECK(part.dense(), name_of(kind));
     std::copy_n(part.data, part.size(),
                 out.subspan(done, static_cast<std::size_t>(part.size())).data());
     done += static_cast<std::size_t>(part.size());

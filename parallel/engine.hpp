@@ -76,6 +76,13 @@ class Engine {
   /// Uses the caller's memory for an input slot instead; it must outlive the engine, and its size
   /// be that of the Block.
   void bind(SlotId slot, std::span<const std::byte> memory);
+  /// The same where rows lie `stride` bytes apart, which only kernels can read. @pre the slot is
+  /// never sent
+  void bind(SlotId slot, const std::byte* memory, Index stride);
+
+  /// From now on kernels work under this mask, which must outlive the engine and allow nothing that
+  /// the Problem's does not: a cache that is not full yet.
+  void narrow(const Mask& mask);
 
   /// Computes. May be called again: inputs stay, results start afresh. All ranks give the same
   /// `parts`.

@@ -40,11 +40,15 @@ class Inspector {
     return fault("there is no slot " + std::to_string(s));
   }
 
-  /// Whether the tensor has all of this, each row once.
+  /// Whether the tensor has all of this, each row once and heads in order, neighbours joined.
   bool within_tensor(const Block& part) const {
     const Index tokens = (of_queries(part.kind) ? problem_.queries() : problem_.keys()).tokens();
-    const Range heads{0, heads_of(part.kind, problem_.shape())};
-    if (part.heads.size() < 0 || !heads.contains(part.heads)) return false;
+    Index next = 0;
+    for (const Range r : part.heads) {
+      if (r.empty() || r.begin < next || r.end > heads_of(part.kind, problem_.shape()))
+        return false;
+      next = r.end + 1;
+    }
     Ranges rows = part.rows;
     std::sort(rows.begin(), rows.end());
     Index end = 0;
@@ -91,8 +95,9 @@ class Inspector {
         return fault(text(input) + " as the input " + std::string(name_of(due[i])));
       }
       // Queries may be replicated (few of them, against many keys); keys and values have one owner,
-      // unless the forward pass has kept them for this rank, which hand_over() proves.
-      if (program_.pass == Pass::backward && problem_.keeps()) continue;
+      // unless they come from a cache, or the forward pass has kept them for this rank, which
+      // hand_over() proves.
+      if (problem_.cached() || (program_.pass == Pass::backward && problem_.keeps())) continue;
       const Range own = problem_.keys().rows(rank_);
       for (const Range rows : input.rows) {
         if (!of_queries(input.kind) && !own.contains(rows)) {

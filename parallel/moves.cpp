@@ -43,8 +43,10 @@ void Writer::recv(SlotId slot, const Block& block, int peer) {
 bool Writer::sees(SlotId q, SlotId k) const {
   const Runs queries = problem_.queries().positions(block(q).rows);
   const Runs keys = problem_.keys().positions(block(k).rows);
-  for (const auto& [head, count] : variants(problem_.mask(), block(q).heads)) {
-    if (allowed_pair(problem_.mask(), head, queries, keys)) return true;
+  for (const Range heads : block(q).heads) {
+    for (const auto& [head, count] : variants(problem_.mask(), heads)) {
+      if (allowed_pair(problem_.mask(), head, queries, keys)) return true;
+    }
   }
   return false;
 }
@@ -58,7 +60,7 @@ void Writer::attend_backward(const AttendBackward& slots) {
 }
 
 void Writer::merge(SlotId from, SlotId into) {
-  if (!block(into).empty()) program_.steps.push_back(Merge{from, into});
+  if (!block(from).empty()) program_.steps.push_back(Merge{from, into});
 }
 
 void Writer::add(SlotId from, SlotId into) {
@@ -134,19 +136,23 @@ Program by_token_backward(const Problem& problem, int rank,
 }
 
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
-               const std::function<Block(Kind, int member)>& held) {
+               const std::function<Block(Kind, int member)>& held,
+               const std::function<void()>& meanwhile) {
   std::vector<int> homes;
-  circulate(me, ring, q, k, v, out, held, homes);
+  circulate(me, ring, q, k, v, out, held, homes, meanwhile);
 }
 
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
-               const std::function<Block(Kind, int member)>& held, std::vector<int>& homes) {
+               const std::function<Block(Kind, int member)>& held, std::vector<int>& homes,
+               const std::function<void()>& meanwhile) {
   const int members = static_cast<int>(ring.size());
   const int here = place_in(ring, me.rank());
   const int right = ring[static_cast<std::size_t>((here + 1) % members)];
   const int left = ring[static_cast<std::size_t>((here + members - 1) % members)];
   // Pairs of homes, one for K and one for V: one pair is in use while the others fill.
-  const int ahead = me.problem().prefetch();
+  // Messages of two ranks meet in order: those of other work must not come between a receive that
+  // is posted far ahead and its send.
+  const int ahead = meanwhile ? 1 : me.problem().prefetch();
   std::deque<std::pair<SlotId, SlotId>> next;
   const auto fetch = [&](int hop) {
     const int owner = ring[static_cast<std::size_t>((here + members - hop) % members)];
@@ -165,6 +171,7 @@ void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, Slo
       me.send(v, me.block(v), right);
     }
     me.attend(q, k, v, out);
+    if (hop == 0 && meanwhile) meanwhile();
     if (next.empty()) break;
     std::tie(k, v) = next.front();
     next.pop_front();

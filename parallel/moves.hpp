@@ -87,13 +87,16 @@ Program by_token_backward(const Problem& problem, int rank,
 
 /// Sends K and V around the ring `ring` (ranks, in order): what member i starts with, in `k` and
 /// `v`, visits i+1, i+2, ... `held(i)` gives the Block that member i starts with, per kind. While
-/// one pair is attended to the next is on its way.
+/// one pair is attended to the next is on its way. `meanwhile`, if there is one, writes other work,
+/// behind that on the rank's own keys; inputs then arrive one stage ahead, not more.
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
-               const std::function<Block(Kind, int member)>& held);
+               const std::function<Block(Kind, int member)>& held,
+               const std::function<void()>& meanwhile = {});
 /// The same for a rank that goes round more than once: it keeps `homes`, empty at first, from call
 /// to call, and what `k` and `v` hold must lie elsewhere.
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
-               const std::function<Block(Kind, int member)>& held, std::vector<int>& homes);
+               const std::function<Block(Kind, int member)>& held, std::vector<int>& homes,
+               const std::function<void()>& meanwhile = {});
 
 /// The side that is fewer bytes in what these ranks start with (`held`), to go around rings in the
 /// backward pass; the Program's note says why.
@@ -104,9 +107,11 @@ Side lighter_side(Writer& me, const std::vector<int>& ranks,
 /// what the members give to their dK and dV, until these come home; or Q, dO and Stats do, and the
 /// sums of dQ: whichever is fewer bytes. Where sums are rounded on the wire each member sends what
 /// it gives straight home instead. `mine` are the slots of what the member starts with. Of the work
-/// on its own keys a member keeps half for the end, while its sums come home.
+/// on its own keys a member keeps half for the end, while its sums come home. `meanwhile`, if there
+/// is one, writes other work, behind the first half.
 void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBackward& mine,
-                        const std::function<Block(Kind, int rank)>& held);
+                        const std::function<Block(Kind, int rank)>& held,
+                        const std::function<void()>& meanwhile = {});
 
 /// Homes of what goes around. Inputs have two each, one in use while the other fills; sums two for
 /// what is computed here, one being sent while the other is added to, and one for what arrives from
@@ -118,13 +123,13 @@ struct RingHomes {
 };
 /// The same for a rank that goes round more than once, always with the same side and Homes, and
 /// does more at each stop than attend: `visit` is to add all that the slots it gets give to the
-/// gradients among them. What `mine` has of the side must lie in other homes. `meanwhile`, if there
+/// gradients among them. What `mine` has of the side must lie in other homes. `at_last`, if there
 /// is one, writes work of the rank's own that waits until the sums are on their way home.
 void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& side,
                         const AttendBackward& mine,
                         const std::function<Block(Kind, int rank)>& held, RingHomes& homes,
                         const std::function<void(const AttendBackward&)>& visit,
-                        const std::function<void()>& meanwhile = {});
+                        const std::function<void()>& at_last = {});
 
 /// Moves a tensor among the ranks of `group` from the Blocks `from` to the Blocks `to` (one a
 /// member): messages are their intersections, a member's own part too (it costs a copy, no wire).

@@ -57,22 +57,32 @@ Side lighter_side(Writer& me, const std::vector<int>& ranks,
 
 namespace {
 
+/// The head with as many before it as behind it, or one more behind. Any, if there are none.
+Index middle_of(const Ranges& heads) {
+  Index left = size(heads) / 2;
+  for (const Range r : heads) {
+    if (left < r.size()) return r.begin + left;
+    left -= r.size();
+  }
+  return 0;
+}
+
 /// Two halves of a rank's own keys and values: between heads, where each query head reads from one
 /// half only, else between rows. Nothing if there are not two.
 struct Half {
   Block k, v;
 };
 std::vector<Half> halves(const Shape& shape, const Block& q, const Block& k, const Block& v) {
-  const auto heads_of_q = [&](Range heads) {
-    return Half{{Kind::K, shape.key_heads_of(heads), k.rows},
-                {Kind::V, shape.value_heads_of(heads), v.rows}};
+  const auto heads_of_q = [&](const Ranges& heads) {
+    return Half{{Kind::K, heads_touched(Kind::K, heads, shape), k.rows},
+                {Kind::V, heads_touched(Kind::V, heads, shape), v.rows}};
   };
   const Index unit =
       std::lcm(shape.query_heads / shape.key_heads, shape.query_heads / shape.value_heads);
-  const Index cut = (q.heads.begin + q.heads.end) / 2 / unit * unit;
-  if (q.heads.begin < cut && cut < q.heads.end) {
-    return {heads_of_q({q.heads.begin, cut}), heads_of_q({cut, q.heads.end})};
-  }
+  const Index cut = middle_of(q.heads) / unit * unit;
+  const Ranges before = intersect(q.heads, Ranges{{0, cut}});
+  const Ranges after = intersect(q.heads, Ranges{{cut, shape.query_heads}});
+  if (!before.empty() && !after.empty()) return {heads_of_q(before), heads_of_q(after)};
   std::vector<Half> rows;
   Index left = k.row_count() / 2;
   if (left == 0) return rows;
@@ -134,8 +144,13 @@ class OwnWork {
 }  // namespace
 
 void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBackward& mine,
-                        const std::function<Block(Kind, int rank)>& held) {
-  if (ring.size() == 1) return me.attend_backward(mine);
+                        const std::function<Block(Kind, int rank)>& held,
+                        const std::function<void()>& meanwhile) {
+  if (ring.size() == 1) {
+    me.attend_backward(mine);
+    if (meanwhile) meanwhile();
+    return;
+  }
   RingHomes homes;
   OwnWork own(me, mine);
   circulate_backward(
@@ -143,6 +158,7 @@ void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBa
       [&](const AttendBackward& now) {
         const bool is_own = now.q == mine.q && now.k == mine.k;
         is_own ? own.first() : me.attend_backward(now);
+        if (is_own && meanwhile) meanwhile();
       },
       [&] { own.second(); });
 }
@@ -151,7 +167,7 @@ void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& si
                         const AttendBackward& mine,
                         const std::function<Block(Kind, int rank)>& held, RingHomes& ring_homes,
                         const std::function<void(const AttendBackward&)>& visit,
-                        const std::function<void()>& meanwhile) {
+                        const std::function<void()>& at_last) {
   const int members = static_cast<int>(ring.size());
   const int here = place_in(ring, me.rank());
   const auto member = [&](int place) {
@@ -219,7 +235,7 @@ void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& si
     now = next;
   }
   AttendBackward home = arrive(me.rank(), left);
-  if (meanwhile) meanwhile();
+  if (at_last) at_last();
   for (const Kind kind : side.sums) me.add(operand(home, kind), operand(own, kind));
 }
 

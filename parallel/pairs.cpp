@@ -12,20 +12,23 @@ constexpr Index kMostRowsBytes = Index{512} << 20;
 }  // namespace
 
 template <class Count>
-Index PairCounter::over_heads(std::map<Index, Last>& known, Range heads, const Ranges& query_rows,
-                              const Ranges& key_rows, const Count& count) {
+Index PairCounter::over_heads(std::map<Index, Last>& known, const Ranges& heads,
+                              const Ranges& query_rows, const Ranges& key_rows,
+                              const Count& count) {
   Index sum = 0;
-  for (const auto& [head, times] : variants(problem_.mask(), heads)) {
-    Last& last = known[problem_.mask().variant(head)];
-    if (last.query_rows != query_rows || last.key_rows != key_rows) {
-      last = {query_rows, key_rows, count(head)};
+  for (const Range range : heads) {
+    for (const auto& [head, times] : variants(problem_.mask(), range)) {
+      Last& last = known[problem_.mask().variant(head)];
+      if (last.query_rows != query_rows || last.key_rows != key_rows) {
+        last = {query_rows, key_rows, count(head)};
+      }
+      sum += times * last.count;
     }
-    sum += times * last.count;
   }
   return sum;
 }
 
-Index PairCounter::count(Range heads, const Ranges& query_rows, const Ranges& key_rows) {
+Index PairCounter::count(const Ranges& heads, const Ranges& query_rows, const Ranges& key_rows) {
   return over_heads(last_, heads, query_rows, key_rows,
                     [&](Index head) { return count(head, query_rows, key_rows); });
 }
@@ -63,7 +66,7 @@ const RowSpans& PairCounter::spans(Index head, const Ranges& query_rows, const R
   return found->second;
 }
 
-Index PairCounter::row_bytes(Pass pass, Range heads, const Ranges& query_rows,
+Index PairCounter::row_bytes(Pass pass, const Ranges& heads, const Ranges& query_rows,
                              const Ranges& key_rows) {
   const Shape& shape = problem_.shape();
   const auto per_row = [&](std::span<const Kind> kinds) {
@@ -79,15 +82,15 @@ Index PairCounter::row_bytes(Pass pass, Range heads, const Ranges& query_rows,
   const Side keys = key_side(pass);
   for (const auto& [kinds, times] : {std::pair{keys.inputs, 1}, std::pair{keys.sums, 2}}) {
     for (const Kind kind : kinds) {
-      bytes += times * size(key_rows) * heads_touched(kind, heads, shape).size() *
+      bytes += times * size(key_rows) * size(heads_touched(kind, heads, shape)) *
                record_bytes(kind, shape, problem_.type());
     }
   }
   return bytes;
 }
 
-Range heads_served(const Program& program, SlotId q, SlotId k, SlotId v, const Shape& shape) {
-  const auto heads = [&](SlotId s) {
+Ranges heads_served(const Program& program, SlotId q, SlotId k, SlotId v, const Shape& shape) {
+  const auto heads = [&](SlotId s) -> const Ranges& {
     return program.slots[static_cast<std::size_t>(s)].block.heads;
   };
   return intersect(heads(q), intersect(query_heads_of(Kind::K, heads(k), shape),

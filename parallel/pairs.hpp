@@ -11,11 +11,11 @@ namespace dattn {
 
 /// The query heads that work on these slots is for: those of q whose key and value heads lie in k
 /// and v.
-Range heads_served(const Program& program, SlotId q, SlotId k, SlotId v, const Shape& shape);
+Ranges heads_served(const Program& program, SlotId q, SlotId k, SlotId v, const Shape& shape);
 
 /// The same of an Attend or an AttendBackward.
 template <class Work>
-Range heads_served(const Program& program, const Work& work, const Shape& shape) {
+Ranges heads_served(const Program& program, const Work& work, const Shape& shape) {
   return heads_served(program, work.q, work.k, work.v, shape);
 }
 
@@ -26,7 +26,7 @@ class PairCounter {
   explicit PairCounter(const Problem& problem) : problem_(problem) {}
 
   /// Allowed pairs, summed over the query heads `heads`, between query rows and key rows.
-  Index count(Range heads, const Ranges& query_rows, const Ranges& key_rows);
+  Index count(const Ranges& heads, const Ranges& query_rows, const Ranges& key_rows);
 
   /// Bytes of rows that an Attend or an AttendBackward reads and writes, whatever pairs they make:
   /// of query rows that see a key the inputs once and the sums twice, of all key rows likewise.
@@ -66,7 +66,7 @@ class PairCounter {
   Index seeing(Index head, const Ranges& query_rows, const Ranges& key_rows);
   /// Their spans, for keys that lie apart.
   const RowSpans& spans(Index head, const Ranges& query_rows, const Runs& keys);
-  Index row_bytes(Pass pass, Range heads, const Ranges& query_rows, const Ranges& key_rows);
+  Index row_bytes(Pass pass, const Ranges& heads, const Ranges& query_rows, const Ranges& key_rows);
 
   /// The last answer: ranks that differ in their heads only ask for it one after the other.
   struct Last {
@@ -74,7 +74,7 @@ class PairCounter {
     Index count = 0;
   };
   template <class Count>
-  Index over_heads(std::map<Index, Last>& known, Range heads, const Ranges& query_rows,
+  Index over_heads(std::map<Index, Last>& known, const Ranges& heads, const Ranges& query_rows,
                    const Ranges& key_rows, const Count& count);
 
   const Problem& problem_;

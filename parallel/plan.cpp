@@ -80,7 +80,7 @@ std::vector<Index> staging_bytes(const Program& program, const Problem& problem)
 }
 
 Index wire_bytes(const Block& block, const Problem& problem) {
-  const Index records = block.row_count() * block.heads.size();
+  const Index records = block.row_count() * block.head_count();
   const Index record = record_bytes(block.kind, problem.shape(), problem.type());
   if (!is_rounded(block.kind, problem)) return records * record;
   const Index kept = block.kind == Kind::O ? 2 * sum_bytes_of(problem.type()) : 0;

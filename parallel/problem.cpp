@@ -1,6 +1,7 @@
 #include "parallel/problem.hpp"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <optional>
 
@@ -65,6 +66,10 @@ struct Problem::Found {
   Fetched fetched;
   std::once_flag schedule_once[2];
   std::optional<const Schedule> schedule[2];  ///< of each pass
+  std::once_flag split_once;
+  HeadSplit split;
+  std::mutex placements_mutex;
+  std::map<int, const Placement> placements;  ///< by members
 };
 
 Problem::Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view partition, Type type,
@@ -92,6 +97,13 @@ Problem Problem::on(Mesh mesh) const {
 Problem Problem::keeping(bool keeps) const {
   Problem other = *this;
   other.keeps_ = keeps;
+  return other;
+}
+
+Problem Problem::caching(bool cached) const {
+  Problem other = *this;
+  other.cached_ = cached;
+  other.queries_ = deal_queries(cached ? "contiguous" : partition_, shape_, *mask_, mesh_.ranks());
   return other;
 }
 
@@ -170,6 +182,18 @@ const Schedule& Problem::schedule(Pass pass) const {
   std::call_once(found_->schedule_once[p],
                  [&] { found_->schedule[p].emplace(even_schedule(*this, pass)); });
   return *found_->schedule[p];
+}
+
+const HeadSplit& Problem::head_split() const {
+  std::call_once(found_->split_once, [&] { found_->split = split_heads(shape_, *mask_, ranks()); });
+  return found_->split;
+}
+
+const Placement& Problem::placement(int members) const {
+  const std::lock_guard lock(found_->placements_mutex);
+  const auto found = found_->placements.find(members);
+  if (found != found_->placements.end()) return found->second;
+  return found_->placements.emplace(members, place_heads(shape_, *mask_, members)).first->second;
 }
 
 }  // namespace dattn

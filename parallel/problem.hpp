@@ -8,6 +8,7 @@
 #include "parallel/block.hpp"
 #include "parallel/mesh.hpp"
 #include "parallel/partition.hpp"
+#include "parallel/placement.hpp"
 
 namespace dattn {
 
@@ -32,6 +33,8 @@ class Problem {
   Problem on(Mesh mesh) const;
   /// The same problem with keeps() as given.
   Problem keeping(bool keeps) const;
+  /// The same problem with cached() as given.
+  Problem caching(bool cached) const;
   /// The same problem with prefetch() as given. @pre it is positive
   Problem prefetching(int stages) const;
 
@@ -45,6 +48,9 @@ class Problem {
   /// Whether the backward pass starts with what the forward pass redistributed and has kept
   /// (Program::kept), rather than have it sent again.
   bool keeps() const { return keeps_; }
+  /// Whether K and V lie wherever Programs start with them: a KV cache, which is written as these
+  /// say. Else a rank starts with what it owns. Rows of queries are then in the order of positions.
+  bool cached() const { return cached_; }
   /// How many stages before it is computed the inputs of a stage may arrive: so many have slots
   /// beside the one that is computed.
   int prefetch() const { return prefetch_; }
@@ -74,6 +80,13 @@ class Problem {
   /// for all ranks and each pass.
   const Schedule& schedule(Pass pass) const;
 
+  /// The query heads of each member of a group that splits heads among `members` ranks;
+  /// place_heads(), found once for all ranks.
+  const Placement& placement(int members) const;
+
+  /// Heads that all ranks share and heads that one rank each computes; split_heads(), likewise.
+  const HeadSplit& head_split() const;
+
   /// Runs of neighbouring query heads, each as small as K and V can be cut and joined to the next
   /// where both see the same pairs: what a rank fetches is decided per group.
   const std::vector<Range>& head_groups() const { return head_groups_; }
@@ -91,6 +104,7 @@ class Problem {
   Type type_;
   Wire wire_;
   bool keeps_ = false;
+  bool cached_ = false;
   int prefetch_ = 1;
   std::string partition_;
   Partition queries_;

@@ -284,7 +284,7 @@ class Stage {
   /// An Attend or AttendBackward adds to `sums`.
   template <class Work>
   void contribute(int r, Rank& rank, const Work& work, std::initializer_list<SlotId> sums) {
-    const Range heads = heads_served(*rank.program, work, problem_.shape());
+    const Ranges heads = heads_served(*rank.program, work, problem_.shape());
     const Index pairs = pairs_.count(*rank.program, work);
     const double seconds = pairs_.seconds(*rank.program, work, pairs, machine_);
     rank.clock += seconds + machine_.overhead;
@@ -296,9 +296,10 @@ class Stage {
     for (const SlotId s : sums) {
       const Block& sum = block_of(rank, s);
       // Of a key head only if some head that was served reads it.
-      const Range touched = heads_touched(sum.kind, heads, problem_.shape());
-      for (const Range rows : sum.rows) {
-        content_of(rank, s).cells.push_back({touched, rows, number});
+      for (const Range touched : heads_touched(sum.kind, heads, problem_.shape())) {
+        for (const Range rows : sum.rows) {
+          content_of(rank, s).cells.push_back({touched, rows, number});
+        }
       }
     }
   }
@@ -358,7 +359,7 @@ class Stage {
       cells.insert(cells.end(), own.begin(), own.end());
       start = std::max(start, rank.clock);
     }
-    const Index records = block->row_count() * block->heads.size();
+    const Index records = block->row_count() * block->head_count();
     const Index record = record_bytes(block->kind, problem_.shape(), problem_.type());
     const auto members = static_cast<Index>(group.size());
     for (Index i = 0; i < members; ++i) {

@@ -71,7 +71,7 @@ class Evening {
   bool idle(int rank) { return load(rank) < goal_ - slack_; }
 
   Index count(const Piece& p) {
-    return counter_.count(p.heads, {p.rows}, {problem_.keys().rows(p.keys)});
+    return counter_.count({p.heads}, {p.rows}, {problem_.keys().rows(p.keys)});
   }
 
   /// Everybody computes for the queries that it owns; or, backward and if that moves fewer bytes,

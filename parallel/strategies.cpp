@@ -8,6 +8,7 @@
 #include "parallel/strategies/gather.hpp"
 #include "parallel/strategies/lightseq.hpp"
 #include "parallel/strategies/local.hpp"
+#include "parallel/strategies/mixed.hpp"
 #include "parallel/strategies/ring.hpp"
 #include "parallel/strategies/tree.hpp"
 #include "parallel/strategies/ulysses.hpp"
@@ -18,7 +19,8 @@ namespace dattn {
 std::span<const Strategy> strategies() {
   static const std::array table{local_strategy(),    ring_strategy(),           gather_strategy(),
                                 lightseq_strategy(), double_ring_strategy(),    ulysses_strategy(),
-                                usp_strategy(),      usp_inner_ring_strategy(), tree_strategy()};
+                                usp_strategy(),      usp_inner_ring_strategy(), mixed_strategy(),
+                                tree_strategy()};
   return table;
 }
 

@@ -3,6 +3,7 @@
 #include "parallel/strategies/ulysses.hpp"
 
 #include <algorithm>
+#include <cstdio>
 
 namespace dattn {
 namespace {
@@ -22,6 +23,18 @@ Program backward(const Problem& problem, int rank) {
 /// Whether `group` keeps Q, K and V by head. A single member's lie by head from the start.
 bool keeps_by_head(const Problem& problem, const std::vector<int>& group) {
   return problem.keeps() && group.size() > 1;
+}
+
+/// For people: how much the placement of heads by cost evens out.
+void note_placement(Writer& me, int members) {
+  const Placement& placed = me.problem().placement(members);
+  if (placed.even) return;
+  char text[120];
+  std::snprintf(
+      text, sizeof text,
+      "heads are placed by cost: the most loaded has %.2f of the mean, %.2f in even parts",
+      placed.most, placed.most_even);
+  me.note(text);
 }
 
 /// What it is that was chosen, for people: bytes that all of `group` keep, and send otherwise.
@@ -48,11 +61,6 @@ std::string note_of(const Problem& problem, const std::vector<int>& group) {
 
 }  // namespace
 
-Range heads_of_member(const Shape& shape, Kind kind, int members, int member) {
-  const Range heads = even_part(shape.query_heads, members, member);
-  return heads_touched(kind, heads, shape);
-}
-
 Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& group) {
   Exchange e;
   Ranges rows;
@@ -60,9 +68,8 @@ Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& gro
     e.by_token.push_back(owned(problem, kind, rank));
     for (const Range r : e.by_token.back().rows) append(rows, r);
   }
-  const int members = static_cast<int>(group.size());
-  for (int i = 0; i < members; ++i) {
-    e.by_head.push_back({kind, heads_of_member(problem.shape(), kind, members, i), rows});
+  for (const Ranges& heads : problem.placement(static_cast<int>(group.size())).heads) {
+    e.by_head.push_back({kind, heads_touched(kind, heads, problem.shape()), rows});
   }
   return e;
 }
@@ -84,6 +91,7 @@ Program within_heads(const Problem& problem, int rank, const std::vector<int>& g
   }
   const Exchange back = exchange(problem, Kind::O, group);
   const SlotId found = me.slot(back.by_head[here]);
+  note_placement(me, static_cast<int>(group.size()));
   attend(me, by_head, found);
   const SlotId out = me.slot(back.by_token[here]);
   redistribute(me, group, back.by_head, back.by_token, found, out);
@@ -111,6 +119,7 @@ Program within_heads_backward(const Problem& problem, int rank, const std::vecto
   for (const Kind kind : result_kinds(Pass::backward)) {
     operand(by_head, kind) = me.slot(exchange(problem, kind, group).by_head[here]);
   }
+  note_placement(me, static_cast<int>(group.size()));
   if (group.size() > 1) me.note(note_of(problem, group));
   attend(me, by_head);
   for (const Kind kind : result_kinds(Pass::backward)) {

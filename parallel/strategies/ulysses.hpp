@@ -8,13 +8,9 @@ namespace dattn {
 /// Tokens are exchanged for heads: each rank computes some heads over all tokens.
 Strategy ulysses_strategy();
 
-/// The heads that member `member` of a group of `members` computes, as they bear on `kind`: query
-/// heads in parts that differ by one at most; of keys and values those that these query heads read,
-/// so that a head is replicated where the group is larger than their number or cuts unevenly.
-Range heads_of_member(const Shape& shape, Kind kind, int members, int member);
-
 /// What a group of ranks holds before the exchange (each its rows, all heads) and after it (all
-/// rows of the group, some heads), by member.
+/// rows of the group, some heads), by member. Query heads are those of Problem::placement(); of
+/// keys and values those that these read, so that a head is replicated where members share it.
 struct Exchange {
   std::vector<Block> by_token;
   std::vector<Block> by_head;

@@ -142,6 +142,15 @@ def small_cases():
     deep = "neighbor:dims=5x10x12,window=3x5x4,stride=1x5x2,tile=2x4x4@0-3;stream:sink=30,recent=100@4-5"
     for strategy, ranks, mask in (("ring", 3, flat), ("gather", 5, deep), ("lightseq", 4, flat), ("ulysses", 3, deep)):
         cases.append(Case(strategy, ranks, mask, inputs=grid))
+    # Heads that differ: placed by cost, which leaves gaps between the heads of a rank; mixed.
+    apart = "causal@0-2;window:9,0@3-5"
+    for n, ranks in enumerate((1,) + RANKS):
+        dtype = ("f4", "bf16", "f8")[n % 3]
+        cases.append(Case("mixed", ranks, apart, PARTITIONS[n % 4], dtype=dtype))
+        cases.append(Case("ulysses", ranks, apart, PARTITIONS[(n + 1) % 4], dtype=dtype))
+    for strategy, mesh in (("usp", "2x2"), ("usp_inner_ring", "2x3")):
+        cases.append(Case(strategy, 4 if mesh == "2x2" else 6, apart, "zigzag", mesh=mesh))
+    cases.append(Case("auto", 4, apart, "auto"))
     # Lengths that nothing divides, one token, fewer tokens than ranks, any mask.
     lengths = ((1, 5), (2, 3), (6, 7), (7, 8), (31, 7), (101, 4))
     for s, strategy in enumerate(STRATEGIES):

@@ -49,8 +49,10 @@ template <class F>
 void each(const Block& block, Index dim, const F& f) {
   for (const Range rows : block.rows) {
     for (Index r = rows.begin; r < rows.end; ++r) {
-      for (Index h = block.heads.begin; h < block.heads.end; ++h) {
-        for (Index i = 0; i < dim; ++i) f(r, h, i);
+      for (const Range heads : block.heads) {
+        for (Index h = heads.begin; h < heads.end; ++h) {
+          for (Index i = 0; i < dim; ++i) f(r, h, i);
+        }
       }
     }
   }
@@ -135,9 +137,10 @@ class World {
   }
   Word& word(std::size_t r, SlotId s, Index row, Index head, Index i) {
     const Block& b = block(r, s);
-    const Index place = place_of(b.rows, row).value();
-    return state_[r].homes[static_cast<std::size_t>(home(r, s))][static_cast<std::size_t>(
-        (place * b.heads.size() + head - b.heads.begin) * dim(b) + i)];
+    const Index place =
+        place_of(b.rows, row).value() * b.head_count() + place_of(b.heads, head).value();
+    return state_[r]
+        .homes[static_cast<std::size_t>(home(r, s))][static_cast<std::size_t>(place * dim(b) + i)];
   }
 
   // ---- before the first step -------------------------------------------------------------------
@@ -150,7 +153,7 @@ class World {
     std::vector<std::size_t> words(static_cast<std::size_t>(p.homes), 0);
     for (const Slot& slot : p.slots) {
       auto& n = words[static_cast<std::size_t>(slot.home)];
-      n = std::max(n, static_cast<std::size_t>(slot.block.row_count() * slot.block.heads.size() *
+      n = std::max(n, static_cast<std::size_t>(slot.block.row_count() * slot.block.head_count() *
                                                dim(slot.block)));
     }
     for (const std::size_t n : words) {
@@ -258,7 +261,7 @@ class World {
     each(block(r, step.q), 1, [&](Index row, Index head, Index) {
       const Index kh = shape_.key_head(head);
       const Index vh = shape_.value_head(head);
-      if (!k.heads.contains(kh) || !v.heads.contains(vh)) return;
+      if (!place_of(k.heads, kh) || !place_of(v.heads, vh)) return;
       for (const Range keys : k.rows) {
         for (Index key = keys.begin; key < keys.end; ++key) {
           if (allowed(head, row, key)) f(head, row, key, kh, vh);
@@ -314,7 +317,7 @@ class World {
       const auto m = static_cast<std::size_t>(member);
       const SlotId slot = std::get<Reduce>(plan_[m].steps[state_[m].next]).slot;
       const Block& b = block(m, slot);
-      const auto words = static_cast<std::size_t>(b.row_count() * b.heads.size() * dim(b));
+      const auto words = static_cast<std::size_t>(b.row_count() * b.head_count() * dim(b));
       if (sum.empty()) sum.resize(words);
       if (sum.size() != words) throw Bad{"collective of different lengths"};
       const auto& memory = state_[m].homes[static_cast<std::size_t>(home(m, slot))];
@@ -358,7 +361,7 @@ class World {
   void land(Message& m) {
     Message& to = *m.other;
     const auto room =
-        static_cast<std::size_t>(to.block->row_count() * to.block->heads.size() * dim(*to.block));
+        static_cast<std::size_t>(to.block->row_count() * to.block->head_count() * dim(*to.block));
     if (room < m.data.size()) throw Bad{"message too long"};
     std::size_t n = 0;
     each(*to.block, dim(*to.block), [&](Index row, Index head, Index i) {

@@ -25,8 +25,13 @@ void check(const Problem& problem, const Program& p) {
     const bool q = s.block.kind != Kind::K && s.block.kind != Kind::V && s.block.kind != Kind::dK &&
                    s.block.kind != Kind::dV;
     need(s.home >= 0 && s.home < p.homes, "home");
-    const Range heads{0, heads_of(s.block.kind, problem.shape())};
-    need(s.block.heads.size() >= 0 && heads.contains(s.block.heads), "heads");
+    for (std::size_t i = 0; i < s.block.heads.size(); ++i) {
+      const Range heads = s.block.heads[i];
+      need(heads.begin >= 0 && heads.size() > 0 &&
+               heads.end <= heads_of(s.block.kind, problem.shape()) &&
+               (i == 0 || heads.begin > s.block.heads[i - 1].end),
+           "heads");
+    }
     for (const Range r : s.block.rows) {
       need(r.begin >= 0 && r.size() >= 0 &&
                r.end <= (q ? problem.shape().queries : problem.shape().keys),

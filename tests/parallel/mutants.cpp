@@ -29,17 +29,18 @@ std::vector<Block> bent(const Block& block) {
   std::vector<Block> out;
   for (const auto& [begin, end] : {std::pair{1, 0}, std::pair{0, -1}, std::pair{1, 1},
                                    std::pair{-1, -1}, std::pair{0, 1}, std::pair{-1, 0}}) {
-    Block heads = block;
-    heads.heads.begin += begin;
-    heads.heads.end += end;
-    out.push_back(heads);
-    if (block.rows.empty()) continue;
-    Block rows = block;
-    rows.rows.front().begin += begin;
-    rows.rows.back().end += end;
-    if (rows.rows.front().empty()) rows.rows.erase(rows.rows.begin());
-    if (!rows.rows.empty() && rows.rows.back().empty()) rows.rows.pop_back();
-    out.push_back(rows);
+    const auto bend = [&](Ranges& ranges) {
+      ranges.front().begin += begin;
+      ranges.back().end += end;
+      if (ranges.front().empty()) ranges.erase(ranges.begin());
+      if (!ranges.empty() && ranges.back().empty()) ranges.pop_back();
+    };
+    for (Ranges Block::*part : {&Block::heads, &Block::rows}) {
+      if ((block.*part).empty()) continue;
+      Block other = block;
+      bend(other.*part);
+      out.push_back(other);
+    }
   }
   return out;
 }

@@ -168,6 +168,8 @@ TEST_F(Mutation, OfStrategies) {
       Base{"ulysses", line(2), "contiguous", "causal", {5, 5, 3, 3, 1, 1, 1}},
       Base{"ulysses", line(3), "zigzag", "causal", {7, 7, 4, 2, 2, 1, 1}, true},
       Base{"ulysses", line(4), "contiguous", "full", {4, 6, 2, 1, 1, 1, 1}},
+      Base{"ulysses", line(2), "zigzag", "causal@0-1;window:0,0@2-3", {6, 6, 4, 2, 4, 1, 1}, true},
+      Base{"mixed", line(3), "zigzag", "causal@0;window:0,0@1-2", {7, 7, 3, 3, 3, 1, 1}},
       Base{"usp", square, "zigzag", "causal", {8, 8, 2, 1, 2, 1, 1}},
       Base{"usp", square, "contiguous", "prefix:2", {6, 6, 3, 3, 1, 1, 1}, true},
       Base{"tree", line(3), "contiguous", "causal", {2, 7, 2, 1, 1, 1, 1}},
@@ -194,6 +196,8 @@ TEST_F(Mutation, OfBackwardPasses) {
       Base{"ulysses", line(3), "zigzag", "causal", {5, 5, 4, 2, 1, 1, 1}, true},
       Base{"usp", square, "contiguous", "prefix:2", {6, 6, 2, 1, 1, 1, 1}},
       Base{"usp_inner_ring", square, "contiguous", "causal", {5, 5, 2, 1, 1, 1, 1}},
+      Base{"ulysses", line(2), "zigzag", "causal@0-1;window:0,0@2-3", {5, 5, 4, 2, 4, 1, 1}},
+      Base{"mixed", line(2), "zigzag", "causal@0;window:0,0@1-2", {7, 7, 3, 3, 3, 1, 1}},
       Base{"tree", line(3), "contiguous", "causal", {2, 7, 2, 1, 1, 1, 1}},
   };
   for (const Base& base : bases) hold(base, Pass::backward, kBackward);

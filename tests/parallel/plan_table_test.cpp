@@ -116,7 +116,7 @@ TEST(PlanTable, Executes) {
 
 TEST(PlanTable, StrategiesRefuseInOneLineWithTheFix) {
   const Shape shape = shape_of({8, 8}, {2, 2, 2});
-  const MaskPtr mask = parse_mask("full", shape);
+  const MaskPtr mask = parse_mask("full@0;window:0,0@1", shape);
   const Mesh two{{{"ring", 2}, {"heads", 2}}};
   for (const Strategy& s : strategies()) {
     const bool wants_two = s.axes.find(',') != std::string_view::npos;
@@ -130,6 +130,10 @@ TEST(PlanTable, StrategiesRefuseInOneLineWithTheFix) {
           EXPECT_NE(why->find("--mesh 2x"), std::string::npos) << *why;
         }
       }
+    }
+    if (s.name == "mixed") {
+      const auto why = s.refuses(Problem(shape, parse_mask("full", shape), line(4), "zigzag"));
+      EXPECT_NE(why.value_or("").find("give --head-masks"), std::string::npos);
     }
     EXPECT_EQ(find_strategy(s.name), &s);
     for (const int ranks : {1, 2, 12}) EXPECT_EQ(s.mesh(ranks, shape).ranks(), ranks);
