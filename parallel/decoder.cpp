@@ -1,0 +1,207 @@
+#include "parallel/decoder.hpp"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <new>
+#include <numeric>
+#include <stdexcept>
+
+#include "kernels/check.hpp"
+
+namespace dattn {
+namespace {
+
+/// Each new token sees what its sequence has in the cache, up to itself.
+class Filled final : public Mask {
+ public:
+  Filled(const Decoding& decoding, std::span<const Index> lengths)
+      : new_(decoding.queries),
+        first_query_(decoding.keys() - new_ * static_cast<Index>(lengths.size())) {
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      firsts_.push_back(decoding.first(s));
+      lengths_.push_back(lengths[s]);
+    }
+  }
+
+  bool allows(Index, Index query, Index key) const override {
+    const Range seen = keys_of(query);
+    return seen.contains(key);
+  }
+  void spans(Index, Index query, Range keys, std::vector<Range>& out) const override {
+    append(out, out.size(), intersect(keys_of(query), keys));
+  }
+  Index variant(Index) const override { return 0; }
+  Index heads() const override { return 1; }
+  std::string spec() const override { return "filled"; }
+
+ private:
+  Range keys_of(Index query) const {
+    const Index row = query - first_query_;
+    const auto s = static_cast<std::size_t>(row / new_);
+    return {firsts_[s], firsts_[s] + lengths_[s] - new_ + row % new_ + 1};
+  }
+
+  Index new_;
+  Index first_query_;
+  std::vector<Index> firsts_, lengths_;
+};
+
+std::string count(Index n) { return std::to_string(n); }
+
+Shape shape_of(const Decoding& d) {
+  return {d.queries * static_cast<Index>(d.capacity.size()),
+          d.keys(),
+          d.query_heads,
+          d.key_heads,
+          d.value_heads,
+          d.d_qk,
+          d.d_v};
+}
+
+}  // namespace
+
+Index Decoding::keys() const { return std::accumulate(capacity.begin(), capacity.end(), Index{0}); }
+
+Index Decoding::first(std::size_t sequence) const {
+  return std::accumulate(capacity.begin(), capacity.begin() + static_cast<std::ptrdiff_t>(sequence),
+                         Index{0});
+}
+
+std::optional<std::string> complaint(const Decoding& d) {
+  if (d.capacity.empty()) return "there is no sequence: give one at least";
+  if (d.queries < 1) return "new tokens of a step: at least 1, not " + count(d.queries);
+  for (const Index tokens : d.capacity) {
+    if (tokens >= d.queries) continue;
+    return "a sequence of " + count(tokens) + " tokens cannot have " + count(d.queries) +
+           " new ones: give it more";
+  }
+  if (d.values_in_keys && (d.key_heads != d.value_heads || d.d_v > d.d_qk)) {
+    return "values lie in keys, so heads must be the same and d_v at most d_qk";
+  }
+  if (d.type == Type::f8) return "the cache is f4 or bf16, not f8";
+  return complaint(shape_of(d));
+}
+
+Problem decoding_problem(const Decoding& decoding, const Mesh& mesh) {
+  return Problem(shape_of(decoding),
+                 std::make_shared<const Filled>(decoding, std::span(decoding.capacity)), mesh,
+                 "striped", decoding.type)
+      .caching(true);
+}
+
+void KvCache::Unmapped::operator()(std::byte* p) const { munmap(p, bytes); }
+
+KvCache::KvCache(const Problem& problem, const Program& program, bool values_in_keys)
+    : problem_(problem),
+      values_in_keys_(values_in_keys),
+      rows_(static_cast<std::size_t>(problem.shape().keys), -1) {
+  for (const Kind kind : {Kind::K, Kind::V}) {
+    const auto i = static_cast<std::size_t>(kind == Kind::V);
+    blocks_[i] = program.slots[static_cast<std::size_t>(program.input(kind))].block;
+    row_bytes_[i] = blocks_[i].head_count() * record_bytes(kind, problem.shape(), problem.type());
+    if (kind == Kind::V && values_in_keys) break;
+    const auto bytes = static_cast<std::size_t>(
+        std::max<Index>(1, bytes_of(blocks_[i], problem.shape(), problem.type())));
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    memory_[i] = Memory(static_cast<std::byte*>(p), Unmapped{bytes});
+  }
+  Index row = 0;
+  for (const Run& run : problem.keys().positions(blocks_[0].rows)) {
+    for (Index n = 0; n < run.count; ++n) rows_[static_cast<std::size_t>(run.at(n))] = row++;
+  }
+}
+
+std::optional<Index> KvCache::row_of(Index position) const {
+  const Index row = rows_[static_cast<std::size_t>(position)];
+  return row < 0 ? std::nullopt : std::optional(row);
+}
+
+std::byte* KvCache::keys(Index row) { return memory_[0].get() + row * row_bytes_[0]; }
+
+std::byte* KvCache::values(Index row) {
+  CHECK(!values_in_keys_);
+  return memory_[1].get() + row * row_bytes_[1];
+}
+
+Index KvCache::row_bytes(Kind kind) const { return row_bytes_[kind == Kind::V ? 1 : 0]; }
+
+const Ranges& KvCache::heads(Kind kind) const { return blocks_[kind == Kind::V ? 1 : 0].heads; }
+
+Index KvCache::bytes(std::span<const Index> lengths, const Decoding& decoding) const {
+  Index rows = 0;
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    const auto from = rows_.begin() + decoding.first(s);
+    rows += std::count_if(from, from + lengths[s], [](Index row) { return row >= 0; });
+  }
+  return rows * (row_bytes_[0] + (values_in_keys_ ? 0 : row_bytes_[1]));
+}
+
+namespace {
+
+Plan proved(const Strategy& form, const Problem& problem, Rehearsal& rehearsal) {
+  if (const auto why = form.refuses(problem)) {
+    throw std::invalid_argument(std::string(form.name) + " " + *why);
+  }
+  Plan plan = make_plan(form, problem);
+  rehearsal = rehearse(problem, plan);
+  if (rehearsal.fault) throw std::logic_error(rehearsal.fault->text());
+  return plan;
+}
+
+}  // namespace
+
+template <comm::Transport T>
+Decoder<T>::Decoder(const Decoding& decoding, const Strategy& form, std::optional<Mesh> mesh,
+                    T& transport, EngineOptions options)
+    : decoding_(decoding),
+      rank_(transport.rank()),
+      problem_(decoding_problem(decoding,
+                                mesh ? *mesh : form.mesh(transport.size(), shape_of(decoding)))),
+      plan_(proved(form, problem_, rehearsal_)),
+      cache_(problem_, program(), decoding.values_in_keys),
+      engine_(std::make_unique<Engine<T>>(problem_, program(), transport, std::move(options))) {
+  const Program& mine = program();
+  const Index keys = cache_.row_bytes(Kind::K);
+  engine_->bind(mine.input(Kind::K), cache_.keys(), keys);
+  if (decoding.values_in_keys) {
+    engine_->bind(mine.input(Kind::V), cache_.keys(), keys);
+  } else {
+    engine_->bind(mine.input(Kind::V), cache_.values(), cache_.row_bytes(Kind::V));
+  }
+}
+
+template <comm::Transport T>
+const Ranges& Decoder<T>::asks() const {
+  const Program& mine = program();
+  return mine.slots[static_cast<std::size_t>(mine.input(Kind::Q))].block.heads;
+}
+
+template <comm::Transport T>
+const Ranges& Decoder<T>::gets() const {
+  return program().result(Kind::O).block.heads;
+}
+
+template <comm::Transport T>
+std::span<std::byte> Decoder<T>::queries() {
+  return engine_->input(program().input(Kind::Q));
+}
+
+template <comm::Transport T>
+RunTimes Decoder<T>::step(std::span<const Index> lengths) {
+  CHECK(lengths.size() == decoding_.capacity.size(), lengths.size(), decoding_.capacity.size());
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    CHECK(decoding_.queries <= lengths[s] && lengths[s] <= decoding_.capacity[s], s, lengths[s],
+          decoding_.capacity[s]);
+  }
+  filled_ = std::make_shared<const Filled>(decoding_, lengths);
+  engine_->narrow(*filled_);
+  return engine_->run();
+}
+
+template class Decoder<comm::Communicator>;
+template class Decoder<comm::Loopback::Endpoint>;
+
+}  // namespace dattn

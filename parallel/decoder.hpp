@@ -1,0 +1,118 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "parallel/decode_forms.hpp"
+#include "parallel/engine.hpp"
+#include "parallel/rehearse.hpp"
+
+namespace dattn {
+
+/// What is decoded: a batch of sequences, each with its part of one KV cache.
+struct Decoding {
+  std::vector<Index> capacity;  ///< tokens that each sequence may reach
+  Index queries = 1;            ///< new tokens of each sequence in a step
+  Index query_heads = 1;
+  Index key_heads = 1;
+  Index value_heads = 1;
+  Index d_qk = 1;
+  Index d_v = 1;
+  /// V is the first d_v numbers of K, where they lie (latent attention in its absorbed form).
+  bool values_in_keys = false;
+  Type type = Type::f4;  ///< of Q and the cache
+
+  /// Tokens of all sequences, one behind the other.
+  Index keys() const;
+  /// Position of the first token of a sequence.
+  Index first(std::size_t sequence) const;
+};
+
+/// Why nobody can decode this, in one line with the fix; nothing if it is sound.
+std::optional<std::string> complaint(const Decoding& decoding);
+
+/// The problem of a step in which every sequence has reached its capacity: any other step allows
+/// fewer pairs of it. Tokens are dealt to ranks in turn, so that every rank has as many of each
+/// sequence, however long it has grown. @pre complaint(decoding) is empty
+Problem decoding_problem(const Decoding& decoding, const Mesh& mesh);
+
+/// A rank's part of the cache: what its Program starts with. Address space for the capacity is
+/// taken at once; the system gives pages as rows are written, so that appending moves nothing.
+class KvCache {
+ public:
+  /// Throws std::bad_alloc where there is no address space.
+  KvCache(const Problem& problem, const Program& program, bool values_in_keys);
+
+  /// The row of the token at `position`, if this rank has it.
+  std::optional<Index> row_of(Index position) const;
+  /// Numbers of a row, to be written: keys [heads, d_qk] or values [heads, d_v] of its own heads.
+  std::byte* keys(Index row);
+  /// @pre values do not lie in the keys
+  std::byte* values(Index row);
+  const std::byte* keys() const { return memory_[0].get(); }
+  const std::byte* values() const { return memory_[1].get(); }
+  Index row_bytes(Kind kind) const;
+  /// Heads of K, or of V, that lie here.
+  const Ranges& heads(Kind kind) const;
+  /// Bytes of the rows that hold these tokens of each sequence.
+  Index bytes(std::span<const Index> lengths, const Decoding& decoding) const;
+
+ private:
+  struct Unmapped {
+    std::size_t bytes;
+    void operator()(std::byte* p) const;
+  };
+  using Memory = std::unique_ptr<std::byte[], Unmapped>;
+
+  const Problem& problem_;
+  Block blocks_[2];  ///< of K and V
+  Index row_bytes_[2];
+  Memory memory_[2];
+  bool values_in_keys_;
+  std::vector<Index> rows_;  ///< by position; -1 where another rank has it
+};
+
+/// Decoding on one rank: the plan of a form, proved once; the cache; the engine. All ranks
+/// construct and step together.
+template <comm::Transport T>
+class Decoder {
+ public:
+  /// Throws std::invalid_argument where the form refuses, std::logic_error with the Fault where the
+  /// plan does not stand. @pre complaint(decoding) is empty; `transport` outlives this
+  Decoder(const Decoding& decoding, const Strategy& form, std::optional<Mesh> mesh, T& transport,
+          EngineOptions options);
+
+  const Decoding& decoding() const { return decoding_; }
+  const Problem& problem() const { return problem_; }
+  const Program& program() const { return plan_[static_cast<std::size_t>(rank_)]; }
+  const Rehearsal& rehearsal() const { return rehearsal_; }
+  KvCache& cache() { return cache_; }
+
+  /// Query heads whose queries this rank makes, and those whose O it gets.
+  const Ranges& asks() const;
+  const Ranges& gets() const;
+
+  /// Memory for the queries of a step: [sequences * queries, heads of asks(), d_qk].
+  std::span<std::byte> queries();
+
+  /// Attends: of sequence s there are lengths[s] tokens in the cache, the new ones among them.
+  /// Collective; the same lengths on all ranks. @pre queries <= lengths[s] <= capacity[s]
+  RunTimes step(std::span<const Index> lengths);
+
+  /// Of the last step: O [sequences * queries, heads of gets(), d_v] and LSE.
+  void result(std::span<float> o, std::span<float> lse) const { engine_->result(o, lse); }
+
+ private:
+  Decoding decoding_;
+  int rank_;
+  Problem problem_;
+  Rehearsal rehearsal_;
+  Plan plan_;
+  KvCache cache_;
+  MaskPtr filled_;
+  std::unique_ptr<Engine<T>> engine_;
+};
+
+}  // namespace dattn
