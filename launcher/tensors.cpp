@@ -1,29 +1,10 @@
 #include "launcher/tensors.hpp"
 
-#include <cmath>
-#include <numbers>
-
+#include "kernels/random.hpp"
 #include "launcher/failure.hpp"
 
 namespace dattn {
 namespace {
-
-/// splitmix64 (Steele, Lea, Flood 2014): a counter turned into 64 well mixed bits.
-std::uint64_t mixed(std::uint64_t x) {
-  x += 0x9e3779b97f4a7c15ULL;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
-
-/// Number `i` of stream `stream`, standard normal (Box and Muller).
-double normal(std::uint64_t stream, std::uint64_t i) {
-  const std::uint64_t a = mixed(stream ^ mixed(2 * i));
-  const std::uint64_t b = mixed(stream ^ mixed(2 * i + 1));
-  const double u = (static_cast<double>(a >> 11) + 1) * 0x1p-53;  // (0, 1]: its logarithm exists
-  const double angle = 2 * std::numbers::pi * static_cast<double>(b >> 11) * 0x1p-53;
-  return std::sqrt(-2 * std::log(u)) * std::cos(angle);
-}
 
 std::shared_ptr<const NpyReader> open(const std::string& path) {
   auto file = std::make_shared<const NpyReader>(path);
