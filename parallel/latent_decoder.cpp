@@ -1,0 +1,189 @@
+#include "parallel/latent_decoder.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+#include "kernels/bfloat.hpp"
+#include "kernels/check.hpp"
+#include "kernels/latent/attention.hpp"
+#include "kernels/latent/operators.hpp"
+#include "parallel/plan.hpp"
+
+namespace dattn {
+namespace {
+
+/// Rows of hidden states and of the cache that are made at a time.
+constexpr Index kRows = 512;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+void add_floats(const std::byte* in, std::byte* inout, std::int64_t records,
+                std::int64_t record_bytes) {
+  const auto* from = reinterpret_cast<const float*>(in);
+  auto* into = reinterpret_cast<float*>(inout);
+  const auto count = records * record_bytes / static_cast<std::int64_t>(sizeof(float));
+  for (std::int64_t i = 0; i < count; ++i) into[i] += from[i];
+}
+
+/// The smallest Range with all of these heads.
+Range hull(const Ranges& a, const Ranges& b) {
+  Range all{0, 0};
+  for (const Ranges* heads : {&a, &b}) {
+    for (const Range r : *heads) {
+      all = all.empty() ? r : Range{std::min(all.begin, r.begin), std::max(all.end, r.end)};
+    }
+  }
+  return all;
+}
+
+/// Neighbouring heads as one Range. @pre they are neighbours
+Range as_range(const Ranges& heads) {
+  CHECK(heads.size() <= 1, heads.size());
+  return heads.empty() ? Range{} : heads.front();
+}
+
+}  // namespace
+
+Decoding latent_decoding(const LatentSizes& sizes, std::vector<Index> capacity, Index queries,
+                         Type type) {
+  return {.capacity = std::move(capacity),
+          .queries = queries,
+          .query_heads = sizes.heads,
+          .d_qk = sizes.row(),
+          .d_v = sizes.kv_rank,
+          .values_in_keys = true,
+          .type = type};
+}
+
+template <comm::Transport T>
+LatentDecoder<T>::LatentDecoder(const LatentSizes& sizes, std::int64_t seed,
+                                const Decoding& decoding, const Strategy& form,
+                                std::optional<Mesh> mesh, T& transport, EngineOptions options)
+    : transport_(transport),
+      work_(scaled({.threads = options.threads, .isa = options.isa}, sizes)),
+      decoder_(decoding, form, std::move(mesh), transport, [&] {
+        options.score = work_.score;
+        return options;
+      }()) {
+  LatentPart part = whole(sizes);
+  part.heads = hull(decoder_.asks(), decoder_.gets());
+  weights_ = random_weights(sizes, part, seed, options.threads);
+}
+
+template <comm::Transport T>
+void LatentDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden) {
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    for (Range some{0, 0}; some.end < lengths[s];) {
+      // A rank has one token in so many of the ranks that split them.
+      const Index step = kRows * transport_.size();
+      some = {some.end, std::min(lengths[s], some.end + step)};
+      write_any(s, some, hidden);
+    }
+  }
+}
+
+template <comm::Transport T>
+void LatentDecoder<T>::write_any(std::size_t sequence, Range tokens, const Hidden& hidden) {
+  decoder_.decoding().type == Type::bf16 ? write<BFloat16>(sequence, tokens, hidden)
+                                         : write<float>(sequence, tokens, hidden);
+}
+
+template <comm::Transport T>
+template <class E>
+void LatentDecoder<T>::write(std::size_t sequence, Range tokens, const Hidden& hidden) {
+  KvCache& cache = decoder_.cache();
+  const LatentSizes& sizes = weights_.sizes;
+  const Index first = decoder_.decoding().first(sequence);
+  // Own tokens that follow one another in the cache, as many as are made at a time.
+  Runs own;
+  Index begin = 0;
+  Index count = 0;
+  const auto flush = [&] {
+    if (count == 0) return;
+    std::vector<float> x(static_cast<std::size_t>(count * sizes.model));
+    hidden(sequence, own, x.data());
+    const View<E> rows{reinterpret_cast<E*>(cache.keys(begin)), count, 1, sizes.row()};
+    latent_rows<E>(weights_, {x.data(), count, 1, sizes.model}, own, rows, work_);
+    own.clear();
+    count = 0;
+  };
+  for (Index t = tokens.begin; t < tokens.end; ++t) {
+    const auto row = cache.row_of(first + t);
+    if (!row) continue;
+    if (count == kRows || (count > 0 && *row != begin + count)) flush();
+    if (count == 0) begin = *row;
+    own.push_back({t, 1, 1});
+    ++count;
+  }
+  flush();
+}
+
+template <comm::Transport T>
+template <class E>
+void LatentDecoder<T>::make_queries(std::span<const Index> lengths, View<const float> x) {
+  const Range heads = as_range(decoder_.asks());
+  if (heads.empty()) return;
+  const Index each = decoder_.decoding().queries;
+  Runs positions;
+  for (const Index length : lengths) positions.push_back({length - each, each, 1});
+  absorbed_queries<E>(
+      weights_, heads, x, positions,
+      {reinterpret_cast<E*>(decoder_.queries().data()), x.rows, heads.size(), weights_.sizes.row()},
+      work_);
+}
+
+template <comm::Transport T>
+LatentTimes LatentDecoder<T>::step(std::span<const Index> lengths, View<const float> x,
+                                   std::span<float> y) {
+  const LatentSizes& sizes = weights_.sizes;
+  const Index each = decoder_.decoding().queries;
+  CHECK(x.rows == each * static_cast<Index>(lengths.size()) && x.dim == sizes.model, x.rows, x.dim);
+  CHECK(static_cast<Index>(y.size()) == x.rows * sizes.model, y.size());
+  LatentTimes times;
+  const double start = now();
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    const Index old = lengths[s] - each;
+    write_any(s, {old, lengths[s]}, [&](std::size_t sequence, const Runs& tokens, float* to) {
+      for (const Run& run : tokens) {
+        for (Index i = 0; i < run.count; ++i) {
+          const Index row = static_cast<Index>(sequence) * each + run.at(i) - old;
+          to = std::copy_n(x.at(row, 0), sizes.model, to);
+        }
+      }
+    });
+  }
+  decoder_.decoding().type == Type::bf16 ? make_queries<BFloat16>(lengths, x)
+                                         : make_queries<float>(lengths, x);
+  times.project = now() - start;
+  times.attention = decoder_.step(lengths);
+  const double attended = now();
+  const Range heads = as_range(decoder_.gets());
+  std::vector<float> o(static_cast<std::size_t>(x.rows * heads.size() * sizes.kv_rank));
+  std::vector<float> lse(static_cast<std::size_t>(x.rows * heads.size()));
+  decoder_.result(o, lse);
+  std::fill(y.begin(), y.end(), 0.0F);
+  if (!heads.empty()) {
+    values_out(weights_, heads, {o.data(), x.rows, heads.size(), sizes.kv_rank},
+               {y.data(), x.rows, 1, sizes.model}, work_);
+  }
+  const double made = now();
+  times.project += made - attended;
+  times.bytes_sent = times.attention.bytes_sent;
+  times.messages = times.attention.messages;
+  if (transport_.size() > 1) {
+    transport_.all_reduce(std::as_writable_bytes(y), sizeof(float), comm::operation<add_floats>());
+    times.bytes_sent += reduce_bytes(static_cast<Index>(y.size()), sizeof(float), transport_.size(),
+                                     transport_.rank());
+    ++times.messages;
+  }
+  times.reduce = now() - made;
+  times.seconds = now() - start;
+  return times;
+}
+
+template class LatentDecoder<comm::Communicator>;
+template class LatentDecoder<comm::Loopback::Endpoint>;
+
+}  // namespace dattn

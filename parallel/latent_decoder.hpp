@@ -1,0 +1,71 @@
+#pragma once
+
+#include <functional>
+
+#include "kernels/latent/weights.hpp"
+#include "parallel/decoder.hpp"
+
+namespace dattn {
+
+/// Where the time of a step went, in seconds, and what was sent.
+struct LatentTimes {
+  double seconds = 0;  ///< whole step
+  double project = 0;  ///< cache rows, queries, values and output
+  double reduce = 0;   ///< the all-reduce of y
+  RunTimes attention;
+  Index bytes_sent = 0;  ///< of the attention and of the all-reduce
+  Index messages = 0;
+};
+
+/// Hidden states of some tokens of a sequence (counted from its first): writes x [tokens, model].
+using Hidden = std::function<void(std::size_t sequence, const Runs& tokens, float* x)>;
+
+/// Decoding of one layer of multi-head latent attention over ranks: absorbed queries meet a cache
+/// of latents (kernels/latent), split as one of decode_forms() says; W_UV and W_O of the heads that
+/// a rank gets, and one all-reduce of y. All ranks construct and step together; a rank makes just
+/// its part of the weights.
+///
+/// W_DKV is on every rank, so that each makes the rows of its own tokens. Forms that split tokens
+/// make some queries on every rank of a group (helix, tree), or make each once and gather them
+/// (sequence).
+template <comm::Transport T>
+class LatentDecoder {
+ public:
+  /// Weights as random_weights() makes them. `type` is that of cache and queries, f4 or bf16.
+  /// Throws as Decoder. @pre complaint(sizes) is empty, and complaint(decoding) of
+  /// latent_decoding()
+  LatentDecoder(const LatentSizes& sizes, std::int64_t seed, const Decoding& decoding,
+                const Strategy& form, std::optional<Mesh> mesh, T& transport,
+                EngineOptions options);
+
+  Decoder<T>& decoder() { return decoder_; }
+  const LatentWeights& weights() const { return weights_; }
+
+  /// Writes the rows of the tokens [0, lengths[s]) of each sequence into the cache: what a prefill
+  /// leaves behind. No message.
+  void fill(std::span<const Index> lengths, const Hidden& hidden);
+
+  /// One step: sequence s has lengths[s] tokens with the new ones, whose hidden states are x
+  /// [sequences * queries, model] on every rank. Writes y [sequences * queries, model], the same on
+  /// every rank.
+  LatentTimes step(std::span<const Index> lengths, View<const float> x, std::span<float> y);
+
+ private:
+  template <class E>
+  void write(std::size_t sequence, Range tokens, const Hidden& hidden);
+  void write_any(std::size_t sequence, Range tokens, const Hidden& hidden);
+  template <class E>
+  void make_queries(std::span<const Index> lengths, View<const float> x);
+
+  T& transport_;
+  Work work_;
+  Decoder<T> decoder_;
+  LatentWeights weights_;
+};
+
+/// Decoding in the absorbed form: one key head of kv_rank + d_rope numbers, whose first kv_rank are
+/// the value.
+Decoding latent_decoding(const LatentSizes& sizes, std::vector<Index> capacity, Index queries,
+                         Type type);
+
+}  // namespace dattn

@@ -1,0 +1,100 @@
+// Latent attention decoded over threads, against the layer in double.
+#include "parallel/latent_decoder.hpp"
+
+#include <cmath>
+
+#include "kernels/latent/reference.hpp"
+#include "tests/parallel/on_all_ranks.hpp"
+#include "tests/parallel/sanitized.hpp"
+
+namespace dattn::testing {
+namespace {
+
+LatentSizes small() {
+  return {
+      .model = 48, .heads = 6, .q_rank = 20, .kv_rank = 24, .d_nope = 10, .d_rope = 6, .d_v = 8};
+}
+
+/// Any numbers, the same for a token however it is asked for.
+void hidden_of(const LatentSizes& sizes, std::size_t sequence, const Runs& tokens, float* x) {
+  for (const Run& run : tokens) {
+    for (Index i = 0; i < run.count; ++i) {
+      for (Index d = 0; d < sizes.model; ++d) {
+        const auto n = static_cast<double>(run.at(i) * 131 + d * 17 + static_cast<Index>(sequence));
+        *x++ = static_cast<float>(std::sin(n * n * 0.37 + n));
+      }
+    }
+  }
+}
+
+TEST(LatentDecoder, AgreesWithTheLayerInDoubleInEveryForm) {
+  const LatentSizes sizes = small();
+  const std::vector<Index> start{9, 0, 30};
+  for (const int ranks : {1, 2, 3, 4, 5, 7, 8}) {
+    if (kSanitized && ranks > 4) continue;
+    for (const Strategy& form : decode_forms()) {
+      for (const Type type : {Type::f4, Type::bf16}) {
+        const Index each = ranks % 2 == 0 ? 1 : 3;
+        const Decoding d = latent_decoding(sizes, {20, 7, 40}, each, type);
+        ASSERT_FALSE(complaint(d));
+        on_all_ranks(ranks, {"delayed", false, 2}, 3, [&](comm::Loopback::Endpoint& end) {
+          LatentDecoder<comm::Loopback::Endpoint> layer(sizes, 7, d, form, std::nullopt, end, {});
+          const Hidden hidden = [&](std::size_t s, const Runs& tokens, float* x) {
+            hidden_of(sizes, s, tokens, x);
+          };
+          std::vector<Index> lengths = start;
+          layer.fill(lengths, hidden);
+          const LatentWeights judge = random_weights(sizes, whole(sizes), 7);
+          for (int step = 0; step < 2; ++step) {
+            const auto count = static_cast<std::size_t>(3 * each * sizes.model);
+            std::vector<float> x(count), y(count);
+            for (std::size_t s = 0; s < 3; ++s) {
+              hidden(s, {{lengths[s], each, 1}}, &x[s * count / 3]);
+              lengths[s] += each;
+            }
+            const LatentTimes times = layer.step(lengths, {x.data(), 3 * each, 1, sizes.model}, y);
+            EXPECT_EQ(times.messages > 0, ranks > 1);
+            for (std::size_t s = 0; s < 3; ++s) {
+              std::vector<float> all(static_cast<std::size_t>(lengths[s] * sizes.model));
+              hidden(s, {{0, lengths[s], 1}}, all.data());
+              const auto want =
+                  latent_reference(judge, {all.data(), lengths[s], 1, sizes.model}, each);
+              double error = 0;
+              double norm = 0;
+              for (std::size_t i = 0; i < want.size(); ++i) {
+                const double off = static_cast<double>(y[s * count / 3 + i]) - want[i];
+                error += off * off;
+                norm += want[i] * want[i];
+              }
+              EXPECT_LE(std::sqrt(error / norm), type == Type::bf16 ? 8e-3 : 1e-5)
+                  << form.name << ", " << ranks << " ranks, sequence " << s;
+            }
+          }
+        });
+      }
+    }
+  }
+}
+
+// 1152 bytes a token and layer where the latent is on every rank, 1152 / P where tokens are split.
+TEST(LatentDecoder, CachesWhatTheFormulaSays) {
+  const LatentSizes sizes{
+      .model = 8, .heads = 8, .kv_rank = 512, .d_nope = 4, .d_rope = 64, .d_v = 4};
+  const Decoding d = latent_decoding(sizes, {64, 64}, 1, Type::bf16);
+  const std::vector<Index> lengths{64, 32};
+  for (const Strategy& form : decode_forms()) {
+    for (const int ranks : {1, 2, 4}) {
+      const Shape shape{2, 128, 8, 1, 1, 576, 512};
+      const Problem problem = decoding_problem(d, form.mesh(ranks, shape));
+      for (int r = 0; r < ranks; ++r) {
+        const Program program = form.program(problem, r);
+        const Index share = form.name == "heads" ? 1 : ranks;
+        EXPECT_EQ(KvCache(problem, program, true).bytes(lengths, d), (64 + 32) * 1152 / share)
+            << form.name;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dattn::testing
