@@ -4,6 +4,7 @@
 #include "launcher/commands.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/values.hpp"
+#include "parallel/decode_forms.hpp"
 #include "parallel/strategies.hpp"
 
 namespace dattn {
@@ -13,11 +14,17 @@ Exit list_command(const std::vector<std::string>& arguments) {
   options.add_options()("help", "this text");
   const auto values = parse("dattn list", options, arguments);
   if (values.count("help") != 0) {
-    write_text_file("-", "dattn list: strategies, partitions and masks, with what each requires\n");
+    write_text_file("-",
+                    "dattn list: strategies, partitions, masks and forms of decoding, with what "
+                    "each requires\n");
     return Exit::ok;
   }
   std::string text = fmt::format("Strategies (--strategy; auto picks by forecast)\n");
   for (const Strategy& s : strategies()) {
+    text += fmt::format("  {:<20} {}\n  {:<20} requires {}\n", s.name, s.summary, "", s.requires_);
+  }
+  text += fmt::format("\nForms of decoding (dattn decode --form)\n");
+  for (const Strategy& s : decode_forms()) {
     text += fmt::format("  {:<20} {}\n  {:<20} requires {}\n", s.name, s.summary, "", s.requires_);
   }
   text += fmt::format("\nPartitions (--partition; auto picks by forecast)\n");

@@ -20,8 +20,9 @@ constexpr std::string_view kHelp =
     "dattn splits one attention computation over the ranks of an MPI job.\n"
     "\n"
     "  dattn run    computes O and LSE, and gradients (under mpirun, or alone as one rank)\n"
+    "  dattn decode new tokens against a KV cache, or a layer of latent attention, step by step\n"
     "  dattn plan   proves and prices a plan for any number of ranks, without MPI\n"
-    "  dattn list   strategies, partitions and masks\n"
+    "  dattn list   strategies, partitions, masks, forms of decoding\n"
     "\n"
     "  dattn COMMAND --help   its options\n"
     "  dattn --version\n"
@@ -65,6 +66,7 @@ dattn::Exit dispatch(const std::vector<std::string>& words) {
   const std::string command = words.empty() ? "--help" : words.front();
   const std::vector<std::string> arguments(words.begin() + (words.empty() ? 0 : 1), words.end());
   if (command == "run") return dattn::run_command(arguments);
+  if (command == "decode") return dattn::decode_command(arguments);
   if (command == "plan") return dattn::plan_command(arguments);
   if (command == "list") return dattn::list_command(arguments);
   if (command == "--help" || command == "help" || command == "-h") {
@@ -76,7 +78,7 @@ dattn::Exit dispatch(const std::vector<std::string>& words) {
     return dattn::Exit::ok;
   }
   throw dattn::Failure(dattn::Exit::usage, "there is no command " + dattn::in_quotes(command) +
-                                               "; there are run, plan and list (see dattn --help)");
+                                               "; there are run, decode, plan and list (see dattn --help)");
 }
 
 }  // namespace

@@ -211,6 +211,16 @@ std::string file_name(const po::variables_map& values, const char* name) {
   return file;
 }
 
+std::string written(const std::vector<std::string>& arguments, const std::string& option) {
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    if (arguments[i].starts_with(option + "=")) return arguments[i].substr(option.size() + 1);
+    if (arguments[i] != option) continue;
+    const bool has_value = i + 1 < arguments.size() && !arguments[i + 1].starts_with("--");
+    return has_value ? arguments[i + 1] : "given";
+  }
+  return "not given";
+}
+
 std::vector<std::string> with_default_files(std::vector<std::string> arguments) {
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     const std::string& word = arguments[i];

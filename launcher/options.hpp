@@ -44,6 +44,9 @@ std::string file_name(const boost::program_options::variables_map& values, const
 /// `value` of an option; Failure(usage) if it is more than `most`.
 int at_most(const char* name, Index value, Index most);
 
+/// What the user wrote for one option, e.g. "--seed": "not given" if nothing.
+std::string written(const std::vector<std::string>& arguments, const std::string& option);
+
 /// Text outputs may be named without a file: "--json" alone means "--json -", standard output.
 std::vector<std::string> with_default_files(std::vector<std::string> arguments);
 

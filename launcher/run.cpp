@@ -108,17 +108,6 @@ RunOptions read_options(const po::variables_map& values) {
   return options;
 }
 
-/// What the user wrote for one option.
-std::string written(const std::vector<std::string>& arguments, const std::string& option) {
-  for (std::size_t i = 0; i < arguments.size(); ++i) {
-    if (arguments[i].starts_with(option + "=")) return arguments[i].substr(option.size() + 1);
-    if (arguments[i] != option) continue;
-    const bool has_value = i + 1 < arguments.size() && !arguments[i + 1].starts_with("--");
-    return has_value ? arguments[i + 1] : "given";
-  }
-  return "not given";
-}
-
 /// Fields in which ranks must agree: whatever changes the plan, the result or the order of
 /// collectives, and every option.
 Signature signature(const RunOptions& o, const po::options_description& described,

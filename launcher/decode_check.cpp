@@ -1,0 +1,196 @@
+#include "launcher/decode_check.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/latent/reference.hpp"
+#include "kernels/random.hpp"
+
+namespace dattn {
+namespace {
+
+/// Rows that are read at a time.
+constexpr Index kRows = 256;
+
+Shape shape_of_all(const Decoding& d) {
+  return {d.keys(), d.keys(), d.query_heads, d.key_heads, d.value_heads, d.d_qk, d.d_v};
+}
+
+DecodeVerdict joined(comm::Communicator& world, double error, double norm, double bound) {
+  std::array<double, 2> sums{error, norm};
+  world.all_reduce_sum(std::span<double>(sums));
+  return {sums[1] > 0 ? std::sqrt(sums[0] / sums[1]) : std::sqrt(sums[0]), bound};
+}
+
+/// Some heads of a row that has all.
+template <class E>
+E* copy_heads(const E* row, const Ranges& heads, Index dim, E* to) {
+  for (const Range r : heads) to = std::copy_n(row + r.begin * dim, r.size() * dim, to);
+  return to;
+}
+
+}  // namespace
+
+Hidden hidden_states(Index model, const Decoding& decoding, std::int64_t seed) {
+  const std::uint64_t stream = mixed(static_cast<std::uint64_t>(seed) + 1);
+  std::vector<Index> first;
+  for (std::size_t s = 0; s < decoding.capacity.size(); ++s) first.push_back(decoding.first(s));
+  return [=](std::size_t sequence, const Runs& tokens, float* x) {
+    for (const Run& run : tokens) {
+      for (Index i = 0; i < run.count; ++i) {
+        const Index base = (first[sequence] + run.at(i)) * model;
+        for (Index d = 0; d < model; ++d) {
+          *x++ = static_cast<float>(normal(stream, static_cast<std::uint64_t>(base + d)));
+        }
+      }
+    }
+  };
+}
+
+DecodeTensors::DecodeTensors(const Decoding& decoding, std::int64_t seed)
+    : decoding_(decoding), source_(Source::random(shape_of_all(decoding), seed)) {
+  if (decoding.type == Type::bf16) source_.round_to_bfloat16();
+}
+
+template <class E>
+void DecodeTensors::append_as(Decoder<comm::Communicator>& decoder, std::size_t sequence,
+                              Range tokens) const {
+  KvCache& cache = decoder.cache();
+  const Index first = decoding_.first(sequence);
+  std::vector<E> row(static_cast<std::size_t>(
+      std::max(decoding_.key_heads * decoding_.d_qk, decoding_.value_heads * decoding_.d_v)));
+  for (Index t = tokens.begin; t < tokens.end; ++t) {
+    const auto at = cache.row_of(first + t);
+    if (!at) continue;
+    const Runs position{{first + t, 1, 1}};
+    source_.read(Kind::K, position, row.data());
+    copy_heads(row.data(), cache.heads(Kind::K), decoding_.d_qk,
+               reinterpret_cast<E*>(cache.keys(*at)));
+    source_.read(Kind::V, position, row.data());
+    copy_heads(row.data(), cache.heads(Kind::V), decoding_.d_v,
+               reinterpret_cast<E*>(cache.values(*at)));
+  }
+}
+
+void DecodeTensors::append(Decoder<comm::Communicator>& decoder, std::size_t sequence,
+                           Range tokens) const {
+  decoding_.type == Type::bf16 ? append_as<BFloat16>(decoder, sequence, tokens)
+                               : append_as<float>(decoder, sequence, tokens);
+}
+
+template <class E>
+void DecodeTensors::ask_as(Decoder<comm::Communicator>& decoder,
+                           std::span<const Index> lengths) const {
+  std::vector<E> row(static_cast<std::size_t>(decoding_.query_heads * decoding_.d_qk));
+  E* to = reinterpret_cast<E*>(decoder.queries().data());
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    for (Index t = lengths[s] - decoding_.queries; t < lengths[s]; ++t) {
+      source_.read(Kind::Q, {{decoding_.first(s) + t, 1, 1}}, row.data());
+      to = copy_heads(row.data(), decoder.asks(), decoding_.d_qk, to);
+    }
+  }
+}
+
+void DecodeTensors::ask(Decoder<comm::Communicator>& decoder,
+                        std::span<const Index> lengths) const {
+  decoding_.type == Type::bf16 ? ask_as<BFloat16>(decoder, lengths)
+                               : ask_as<float>(decoder, lengths);
+}
+
+DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communicator>& decoder,
+                          const DecodeTensors& tensors, std::span<const Index> lengths) {
+  const Decoding& d = decoder.decoding();
+  const Source& source = tensors.source();
+  const double scale = 1 / std::sqrt(static_cast<double>(d.d_qk));
+  const Index heads = size(decoder.gets());
+  const auto d_v = static_cast<std::size_t>(d.d_v);
+  const Index rows = d.queries * static_cast<Index>(lengths.size());
+  std::vector<float> o(static_cast<std::size_t>(rows * heads) * d_v);
+  std::vector<float> lse(static_cast<std::size_t>(rows * heads));
+  decoder.result(o, lse);
+  double error = 0;
+  double norm = 0;
+  const float* got = o.data();
+  std::vector<double> q(static_cast<std::size_t>(d.query_heads * d.d_qk));
+  std::vector<double> k(static_cast<std::size_t>(kRows * d.key_heads * d.d_qk));
+  std::vector<double> v(static_cast<std::size_t>(kRows * d.value_heads * d.d_v));
+  for (std::size_t s = 0; s < lengths.size() && heads > 0; ++s) {
+    for (Index t = lengths[s] - d.queries; t < lengths[s]; ++t) {
+      const Index first = d.first(s);
+      source.read(Kind::Q, {{first + t, 1, 1}}, q.data());
+      struct Sum {
+        double most = -std::numeric_limits<double>::infinity();
+        double weights = 0;
+        std::vector<double> values;
+      };
+      std::vector<Sum> sums(static_cast<std::size_t>(heads),
+                            Sum{.values = std::vector<double>(d_v)});
+      for (Range keys{0, 0}; keys.end <= t;) {
+        keys = {keys.end, std::min(t + 1, keys.end + kRows)};
+        source.read(Kind::K, {{first + keys.begin, keys.size(), 1}}, k.data());
+        source.read(Kind::V, {{first + keys.begin, keys.size(), 1}}, v.data());
+        auto sum = sums.begin();
+        for (const Range range : decoder.gets()) {
+          for (Index h = range.begin; h < range.end; ++h, ++sum) {
+            const Index kh = h / (d.query_heads / d.key_heads);
+            const Index vh = h / (d.query_heads / d.value_heads);
+            for (Index i = 0; i < keys.size(); ++i) {
+              const double* key = &k[static_cast<std::size_t>((i * d.key_heads + kh) * d.d_qk)];
+              double score = 0;
+              for (Index n = 0; n < d.d_qk; ++n) {
+                score += q[static_cast<std::size_t>(h * d.d_qk + n)] * key[n];
+              }
+              score *= scale;
+              if (score > sum->most) {
+                const double down = std::exp(sum->most - score);
+                sum->weights *= down;
+                for (double& x : sum->values) x *= down;
+                sum->most = score;
+              }
+              const double weight = std::exp(score - sum->most);
+              sum->weights += weight;
+              const double* value = &v[static_cast<std::size_t>((i * d.value_heads + vh) * d.d_v)];
+              for (std::size_t n = 0; n < d_v; ++n) sum->values[n] += weight * value[n];
+            }
+          }
+        }
+      }
+      for (const Sum& sum : sums) {
+        for (const double x : sum.values) {
+          const double want = x / sum.weights;
+          const double off = static_cast<double>(*got++) - want;
+          error += off * off;
+          norm += want * want;
+        }
+      }
+    }
+  }
+  return joined(world, error, norm, d.type == Type::bf16 ? 8e-3 : 1e-5);
+}
+
+DecodeVerdict check_latent(comm::Communicator& world, const LatentSizes& sizes, std::int64_t seed,
+                           const Decoding& decoding, std::span<const Index> lengths,
+                           const Hidden& hidden, std::span<const float> y) {
+  double error = 0;
+  double norm = 0;
+  std::optional<LatentWeights> weights;
+  const auto part = static_cast<std::size_t>(decoding.queries * sizes.model);
+  for (std::size_t s = static_cast<std::size_t>(world.rank()); s < lengths.size();
+       s += static_cast<std::size_t>(world.size())) {
+    if (!weights) weights = random_weights(sizes, whole(sizes), seed);
+    std::vector<float> x(static_cast<std::size_t>(lengths[s] * sizes.model));
+    hidden(s, {{0, lengths[s], 1}}, x.data());
+    const auto want =
+        latent_reference(*weights, {x.data(), lengths[s], 1, sizes.model}, decoding.queries);
+    for (std::size_t i = 0; i < part; ++i) {
+      const double off = static_cast<double>(y[s * part + i]) - want[i];
+      error += off * off;
+      norm += want[i] * want[i];
+    }
+  }
+  return joined(world, error, norm, decoding.type == Type::bf16 ? 1.6e-2 : 1e-5);
+}
+
+}  // namespace dattn

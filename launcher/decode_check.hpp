@@ -1,0 +1,50 @@
+#pragma once
+
+#include "comm/communicator.hpp"
+#include "launcher/tensors.hpp"
+#include "parallel/latent_decoder.hpp"
+
+namespace dattn {
+
+/// How far the last step of decoding is off, relative in the Frobenius norm over all ranks.
+struct DecodeVerdict {
+  double error = 0;
+  double bound = 0;
+  bool passed() const { return error <= bound; }  // a NaN does not pass
+};
+
+/// Generated hidden states: standard normal, the same for every number of ranks.
+Hidden hidden_states(Index model, const Decoding& decoding, std::int64_t seed);
+
+/// Generated Q, K and V of every token that may come.
+class DecodeTensors {
+ public:
+  DecodeTensors(const Decoding& decoding, std::int64_t seed);
+
+  /// Writes what this rank caches of some tokens of a sequence.
+  void append(Decoder<comm::Communicator>& decoder, std::size_t sequence, Range tokens) const;
+  /// Writes the queries that this rank makes, of the last tokens of each sequence.
+  void ask(Decoder<comm::Communicator>& decoder, std::span<const Index> lengths) const;
+  const Source& source() const { return source_; }
+
+ private:
+  template <class E>
+  void append_as(Decoder<comm::Communicator>& decoder, std::size_t sequence, Range tokens) const;
+  template <class E>
+  void ask_as(Decoder<comm::Communicator>& decoder, std::span<const Index> lengths) const;
+
+  Decoding decoding_;
+  Source source_;
+};
+
+/// Collective: O of the heads that each rank got in the last step against attention in double.
+DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communicator>& decoder,
+                          const DecodeTensors& tensors, std::span<const Index> lengths);
+
+/// Collective: y [sequences * queries, model] of the last step against the whole layer in double,
+/// from the hidden states of all tokens; sequences are dealt to the ranks.
+DecodeVerdict check_latent(comm::Communicator& world, const LatentSizes& sizes, std::int64_t seed,
+                           const Decoding& decoding, std::span<const Index> lengths,
+                           const Hidden& hidden, std::span<const float> y);
+
+}  // namespace dattn
