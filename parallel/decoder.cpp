@@ -1,9 +1,6 @@
 #include "parallel/decoder.hpp"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <new>
 #include <numeric>
 #include <stdexcept>
 
@@ -90,8 +87,6 @@ Problem decoding_problem(const Decoding& decoding, const Mesh& mesh) {
       .caching(true);
 }
 
-void KvCache::Unmapped::operator()(std::byte* p) const { munmap(p, bytes); }
-
 KvCache::KvCache(const Problem& problem, const Program& program, bool values_in_keys)
     : problem_(problem),
       values_in_keys_(values_in_keys),
@@ -101,12 +96,7 @@ KvCache::KvCache(const Problem& problem, const Program& program, bool values_in_
     blocks_[i] = program.slots[static_cast<std::size_t>(program.input(kind))].block;
     row_bytes_[i] = blocks_[i].head_count() * record_bytes(kind, problem.shape(), problem.type());
     if (kind == Kind::V && values_in_keys) break;
-    const auto bytes = static_cast<std::size_t>(
-        std::max<Index>(1, bytes_of(blocks_[i], problem.shape(), problem.type())));
-    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) throw std::bad_alloc();
-    memory_[i] = Memory(static_cast<std::byte*>(p), Unmapped{bytes});
+    memory_[i] = Reserved(bytes_of(blocks_[i], problem.shape(), problem.type()));
   }
   Index row = 0;
   for (const Run& run : problem.keys().positions(blocks_[0].rows)) {

@@ -8,6 +8,7 @@
 #include "parallel/decode_forms.hpp"
 #include "parallel/engine.hpp"
 #include "parallel/rehearse.hpp"
+#include "parallel/reserved.hpp"
 
 namespace dattn {
 
@@ -60,16 +61,10 @@ class KvCache {
   Index bytes(std::span<const Index> lengths, const Decoding& decoding) const;
 
  private:
-  struct Unmapped {
-    std::size_t bytes;
-    void operator()(std::byte* p) const;
-  };
-  using Memory = std::unique_ptr<std::byte[], Unmapped>;
-
   const Problem& problem_;
   Block blocks_[2];  ///< of K and V
   Index row_bytes_[2];
-  Memory memory_[2];
+  Reserved memory_[2];
   bool values_in_keys_;
   std::vector<Index> rows_;  ///< by position; -1 where another rank has it
 };

@@ -1,31 +1,18 @@
 #include "parallel/latent_decoder.hpp"
 
 #include <algorithm>
-#include <chrono>
 
 #include "kernels/bfloat.hpp"
 #include "kernels/check.hpp"
 #include "kernels/latent/attention.hpp"
 #include "kernels/latent/operators.hpp"
-#include "parallel/plan.hpp"
+#include "parallel/latent_parts.hpp"
 
 namespace dattn {
 namespace {
 
 /// Rows of hidden states and of the cache that are made at a time.
 constexpr Index kRows = 512;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-void add_floats(const std::byte* in, std::byte* inout, std::int64_t records,
-                std::int64_t record_bytes) {
-  const auto* from = reinterpret_cast<const float*>(in);
-  auto* into = reinterpret_cast<float*>(inout);
-  const auto count = records * record_bytes / static_cast<std::int64_t>(sizeof(float));
-  for (std::int64_t i = 0; i < count; ++i) into[i] += from[i];
-}
 
 /// The smallest Range with all of these heads.
 Range hull(const Ranges& a, const Ranges& b) {
@@ -142,7 +129,7 @@ LatentTimes LatentDecoder<T>::step(std::span<const Index> lengths, View<const fl
   CHECK(x.rows == each * static_cast<Index>(lengths.size()) && x.dim == sizes.model, x.rows, x.dim);
   CHECK(static_cast<Index>(y.size()) == x.rows * sizes.model, y.size());
   LatentTimes times;
-  const double start = now();
+  const double start = seconds_now();
   for (std::size_t s = 0; s < lengths.size(); ++s) {
     const Index old = lengths[s] - each;
     write_any(s, {old, lengths[s]}, [&](std::size_t sequence, const Runs& tokens, float* to) {
@@ -156,9 +143,9 @@ LatentTimes LatentDecoder<T>::step(std::span<const Index> lengths, View<const fl
   }
   decoder_.decoding().type == Type::bf16 ? make_queries<BFloat16>(lengths, x)
                                          : make_queries<float>(lengths, x);
-  times.project = now() - start;
+  times.project = seconds_now() - start;
   times.attention = decoder_.step(lengths);
-  const double attended = now();
+  const double attended = seconds_now();
   const Range heads = as_range(decoder_.gets());
   std::vector<float> o(static_cast<std::size_t>(x.rows * heads.size() * sizes.kv_rank));
   std::vector<float> lse(static_cast<std::size_t>(x.rows * heads.size()));
@@ -168,18 +155,12 @@ LatentTimes LatentDecoder<T>::step(std::span<const Index> lengths, View<const fl
     values_out(weights_, heads, {o.data(), x.rows, heads.size(), sizes.kv_rank},
                {y.data(), x.rows, 1, sizes.model}, work_);
   }
-  const double made = now();
+  const double made = seconds_now();
   times.project += made - attended;
   times.bytes_sent = times.attention.bytes_sent;
   times.messages = times.attention.messages;
-  if (transport_.size() > 1) {
-    transport_.all_reduce(std::as_writable_bytes(y), sizeof(float), comm::operation<add_floats>());
-    times.bytes_sent += reduce_bytes(static_cast<Index>(y.size()), sizeof(float), transport_.size(),
-                                     transport_.rank());
-    ++times.messages;
-  }
-  times.reduce = now() - made;
-  times.seconds = now() - start;
+  times.reduce = add_up(transport_, y, times.bytes_sent, times.messages);
+  times.seconds = seconds_now() - start;
   return times;
 }
 

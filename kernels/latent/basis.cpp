@@ -74,6 +74,30 @@ LatentWeights rotated(const LatentWeights& weights, const std::vector<float>& u)
   return w;
 }
 
+LatentWeights decaying(LatentWeights w, double exponent) {
+  const Index rank = w.sizes.kv_rank;
+  CHECK(w.part.columns.size() == rank, w.part.columns.size(), rank);
+  const bool mixes = (rank & (rank - 1)) == 0;
+  const std::vector<float> u = mixes ? hadamard_basis(rank, 2) : std::vector<float>{};
+  const Index width = rank + w.sizes.d_rope;
+  std::vector<float> row(static_cast<std::size_t>(rank));
+  for (Index m = 0; m < w.sizes.model; ++m) {
+    float* columns = w.down_kv.data() + m * width;
+    for (Index j = 0; j < rank; ++j) {
+      columns[j] *= static_cast<float>(std::pow(1 + static_cast<double>(j), -exponent));
+    }
+    if (!mixes) continue;
+    std::fill(row.begin(), row.end(), 0.0F);
+    for (Index j = 0; j < rank; ++j) {
+      for (Index i = 0; i < rank; ++i) {
+        row[static_cast<std::size_t>(i)] += columns[j] * u[static_cast<std::size_t>(j * rank + i)];
+      }
+    }
+    std::copy(row.begin(), row.end(), columns);
+  }
+  return w;
+}
+
 std::vector<float> hadamard_basis(Index rank, std::int64_t seed) {
   if (rank < 1 || (rank & (rank - 1)) != 0) {
     throw std::invalid_argument("the Hadamard basis wants a kv rank that is a power of two, not " +

@@ -21,6 +21,12 @@ LatentWeights folded(LatentWeights weights);
 /// @pre the weights hold the whole latent; U is orthogonal
 LatentWeights rotated(const LatentWeights& weights, const std::vector<float>& u);
 
+/// The weights with a spectrum of latents as trained models have it, for tests and benches: column
+/// j of W_DKV by (1 + j)^-exponent, then, where the rank is a power of two, in a Hadamard basis,
+/// which no slice is aligned with. Another layer, not the same one in another basis.
+/// @pre the weights hold all columns
+LatentWeights decaying(LatentWeights weights, double exponent);
+
 /// U = diag(random signs) H / sqrt(rank), H by Sylvester: spreads what a latent has over all its
 /// dims. Signs come before H: behind it they would only flip what is cached. Throws
 /// std::invalid_argument unless the rank is a power of two.

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <chrono>
+#include <span>
+
+#include "comm/transport.hpp"
+#include "parallel/plan.hpp"
+
+namespace dattn {
+
+// What the decoders of latent attention share.
+
+inline double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+inline void add_floats(const std::byte* in, std::byte* inout, std::int64_t records,
+                       std::int64_t record_bytes) {
+  const auto* from = reinterpret_cast<const float*>(in);
+  auto* into = reinterpret_cast<float*>(inout);
+  const auto count = records * record_bytes / static_cast<std::int64_t>(sizeof(float));
+  for (std::int64_t i = 0; i < count; ++i) into[i] += from[i];
+}
+
+/// Collective: numbers <- their sum over all ranks. Counts bytes and the message; gives seconds.
+template <comm::Transport T>
+double add_up(T& transport, std::span<float> numbers, Index& bytes, Index& messages) {
+  if (transport.size() == 1) return 0;
+  const double start = seconds_now();
+  transport.all_reduce(std::as_writable_bytes(numbers), sizeof(float),
+                       comm::operation<add_floats>());
+  bytes += reduce_bytes(static_cast<Index>(numbers.size()), sizeof(float), transport.size(),
+                        transport.rank());
+  ++messages;
+  return seconds_now() - start;
+}
+
+}  // namespace dattn

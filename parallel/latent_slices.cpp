@@ -1,0 +1,367 @@
+#include "parallel/latent_slices.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "kernels/bfloat.hpp"
+#include "kernels/check.hpp"
+#include "kernels/latent/attention.hpp"
+#include "kernels/latent/basis.hpp"
+#include "kernels/latent/operators.hpp"
+#include "kernels/latent/product.hpp"
+#include "kernels/masks/causal.hpp"
+#include "kernels/partial.hpp"
+#include "parallel/latent_parts.hpp"
+#include "parallel/plan.hpp"
+
+namespace dattn {
+namespace {
+
+constexpr Index kTile = 1024;  ///< tokens whose partial scores go into one message
+constexpr Index kRows = 512;   ///< tokens whose rows are made at a time
+
+double square(View<const float> x, Index row, Range dims) {
+  double sum = 0;
+  for (Index d = dims.begin; d < dims.end; ++d) {
+    sum += static_cast<double>(x.at(row, 0)[d]) * static_cast<double>(x.at(row, 0)[d]);
+  }
+  return sum;
+}
+
+LatentWeights in_basis(const LatentWeights& weights, const Slicing& slicing,
+                       View<const float> calibration, const Work& work) {
+  const Index rank = weights.sizes.kv_rank;
+  switch (slicing.basis) {
+    case Slicing::Basis::none:
+      return folded(weights);
+    case Slicing::Basis::hadamard:
+      return rotated(weights, hadamard_basis(rank, 1));
+    case Slicing::Basis::pca:
+      break;
+  }
+  const LatentWeights flat = folded(weights);
+  std::vector<float> rows(static_cast<std::size_t>(calibration.rows * weights.sizes.row()));
+  const View<float> made{rows.data(), calibration.rows, 1, weights.sizes.row()};
+  latent_rows(flat, calibration, {{0, calibration.rows, 1}}, made, work);
+  return rotated(weights, pca_basis(latent_values(View<const float>(made), rank)));
+}
+
+}  // namespace
+
+std::optional<std::string> complaint(const Slicing& slicing, const LatentSizes& sizes, int ranks) {
+  const auto text = [](Index n) { return std::to_string(n); };
+  if (slicing.slices < 1 || slicing.slices > sizes.kv_rank) {
+    return "from 1 to kv_rank = " + text(sizes.kv_rank) + " slices, not " + text(slicing.slices);
+  }
+  if (ranks % slicing.slices != 0) {
+    return text(slicing.slices) + " slices do not divide " + text(ranks) + " ranks; take a divisor";
+  }
+  const bool power = (sizes.kv_rank & (sizes.kv_rank - 1)) == 0;
+  if (slicing.basis == Slicing::Basis::hadamard && !power) {
+    return "a Hadamard basis wants a kv_rank that is a power of two, not " + text(sizes.kv_rank);
+  }
+  return std::nullopt;
+}
+
+template <comm::Transport T>
+SlicedDecoder<T>::SlicedDecoder(const LatentSizes& sizes, const MakeWeights& weights,
+                                const Decoding& decoding, const Slicing& slicing,
+                                View<const float> calibration, T& transport, EngineOptions options)
+    : transport_(transport),
+      slices_(transport.split(transport.rank() / slicing.slices, transport.rank())),
+      decoding_(decoding),
+      slicing_(slicing),
+      work_(scaled({.threads = options.threads, .isa = options.isa, .workspace = &workspace_},
+                   sizes)) {
+  const int parts = transport.size() / slicing.slices;
+  const Range heads = even_part(sizes.heads, parts, transport.rank() / slicing.slices);
+  const Range latent = even_part(sizes.kv_rank, slicing.slices, slices_.rank());
+  const LatentWeights all = in_basis(weights(heads), slicing, calibration, work_);
+  weights_ = slice(all, {heads, latent, {0, sizes.kv_rank}});
+  calibrate(all, calibration);
+  cache_ = Reserved(decoding.keys() * row() * bytes_of(decoding.type));
+}
+
+/// Fits the factors of this slice: its energy among that of latents, and its scores to the whole.
+template <comm::Transport T>
+void SlicedDecoder<T>::calibrate(const LatentWeights& all, View<const float> calibration) {
+  const LatentSizes& sizes = all.sizes;
+  const Range own = weights_.part.latent;
+  if (slicing_.exact || own.size() == sizes.kv_rank) return;
+  CHECK(calibration.rows > 0);
+  const Index count = calibration.rows;
+  std::vector<float> numbers(static_cast<std::size_t>(count * sizes.row()));
+  const View<float> rows{numbers.data(), count, 1, sizes.row()};
+  latent_rows(all, calibration, {{0, count, 1}}, rows, work_);
+  double whole_energy = 0;
+  double own_energy = 0;
+  for (Index n = 0; n < count; ++n) {
+    whole_energy += square(rows, n, {0, sizes.kv_rank});
+    own_energy += square(rows, n, own);
+  }
+  const double share = own_energy / whole_energy;
+  rms_factor_ =
+      std::sqrt(static_cast<double>(own.size()) / (share * static_cast<double>(sizes.kv_rank)));
+  if (slicing_.factor == Slicing::Factor::energy) factor_ = 1 / share;
+  if (slicing_.factor != Slicing::Factor::fitted || weights_.part.heads.empty()) return;
+  // Queries of some of the same tokens against all of them, without position.
+  const Index asked = std::min<Index>(count, 16);
+  const Range heads = weights_.part.heads;
+  const Index lanes = asked * heads.size();
+  std::vector<float> q(static_cast<std::size_t>(lanes * sizes.row()));
+  const View<const float> last{calibration.at(count - asked, 0), asked, 1, calibration.dim,
+                               calibration.row_stride()};
+  absorbed_queries<float>(all, heads, last, {{count - asked, asked, 1}},
+                          {q.data(), asked, heads.size(), sizes.row()}, work_);
+  std::vector<float> whole_scores(static_cast<std::size_t>(lanes * count));
+  std::vector<float> own_scores(whole_scores.size());
+  const auto product = [&](Range dims, std::vector<float>& scores) {
+    return Product{.a = q.data() + dims.begin,
+                   .a_stride = sizes.row(),
+                   .b = rows.data + dims.begin,
+                   .b_stride = sizes.row(),
+                   .transposed = true,
+                   .c = scores.data(),
+                   .c_stride = count,
+                   .rows = lanes,
+                   .columns = count,
+                   .inner = dims.size()};
+  };
+  const Product products[] = {product({0, sizes.kv_rank}, whole_scores), product(own, own_scores)};
+  multiply(products, work_);
+  double both = 0;
+  double squares = 0;
+  for (std::size_t i = 0; i < own_scores.size(); ++i) {
+    const auto x = static_cast<double>(own_scores[i]);
+    both += x * static_cast<double>(whole_scores[i]);
+    squares += x * x;
+  }
+  if (squares > 0) factor_ = both / squares;
+}
+
+template <comm::Transport T>
+std::byte* SlicedDecoder<T>::rows_of(std::size_t sequence) {
+  return cache_.get() + decoding_.first(sequence) * row() * bytes_of(decoding_.type);
+}
+
+template <comm::Transport T>
+Index SlicedDecoder<T>::cache_bytes(std::span<const Index> lengths) const {
+  return std::accumulate(lengths.begin(), lengths.end(), Index{0}) * row() *
+         bytes_of(decoding_.type);
+}
+
+template <comm::Transport T>
+void SlicedDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden) {
+  const Index model = weights_.sizes.model;
+  std::vector<float> x(static_cast<std::size_t>(kRows * model));
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    for (Range some{0, 0}; some.end < lengths[s];) {
+      some = {some.end, std::min(lengths[s], some.end + kRows)};
+      const Runs tokens{{some.begin, some.size(), 1}};
+      hidden(s, tokens, x.data());
+      write_any(s, tokens, {x.data(), some.size(), 1, model});
+    }
+  }
+}
+
+template <comm::Transport T>
+void SlicedDecoder<T>::write_any(std::size_t sequence, const Runs& tokens, View<const float> x) {
+  decoding_.type == Type::bf16 ? write<BFloat16>(sequence, tokens, x)
+                               : write<float>(sequence, tokens, x);
+}
+
+template <comm::Transport T>
+template <class E>
+void SlicedDecoder<T>::write(std::size_t sequence, const Runs& tokens, View<const float> x) {
+  const LatentSizes& sizes = weights_.sizes;
+  std::vector<float> numbers(static_cast<std::size_t>(x.rows * sizes.row()));
+  const View<float> c{numbers.data(), x.rows, 1, sizes.row()};
+  latents(weights_, x, c, work_);
+  std::vector<float> rms(static_cast<std::size_t>(x.rows));
+  const bool of_slice = !slicing_.exact && slicing_.norm == Slicing::Norm::slice;
+  const Range dims = of_slice ? weights_.part.latent : Range{0, sizes.kv_rank};
+  for (Index n = 0; n < x.rows; ++n) {
+    const double factor = of_slice ? rms_factor_ : 1;
+    const double mean = square(c, n, dims) / static_cast<double>(dims.size()) * factor * factor;
+    rms[static_cast<std::size_t>(n)] = static_cast<float>(std::sqrt(mean + sizes.epsilon));
+  }
+  E* to = reinterpret_cast<E*>(rows_of(sequence)) + tokens.front().first * row();
+  cache_rows<E>(weights_, c, rms, tokens, {to, x.rows, 1, row()});
+}
+
+template <comm::Transport T>
+LatentTimes SlicedDecoder<T>::step(std::span<const Index> lengths, View<const float> x,
+                                   std::span<float> y) {
+  const LatentSizes& sizes = weights_.sizes;
+  const Index each = decoding_.queries;
+  CHECK(x.rows == each * static_cast<Index>(lengths.size()) && x.dim == sizes.model, x.rows, x.dim);
+  CHECK(static_cast<Index>(y.size()) == x.rows * sizes.model, y.size());
+  LatentTimes times;
+  const double start = seconds_now();
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    CHECK(each <= lengths[s] && lengths[s] <= decoding_.capacity[s], s, lengths[s]);
+    write_any(s, {{lengths[s] - each, each, 1}},
+              {x.at(static_cast<Index>(s) * each, 0), each, 1, sizes.model, x.row_stride()});
+  }
+  const Range heads = weights_.part.heads;
+  const Index latent = weights_.part.latent.size();
+  std::vector<float> o(static_cast<std::size_t>(x.rows * heads.size() * latent));
+  const View<float> out{o.data(), x.rows, heads.size(), latent};
+  times.project = seconds_now() - start;
+  decoding_.type == Type::bf16 ? attend<BFloat16>(lengths, x, out, times)
+                               : attend<float>(lengths, x, out, times);
+  const double attended = seconds_now();
+  std::fill(y.begin(), y.end(), 0.0F);
+  if (!heads.empty()) {
+    values_out(weights_, heads, out, {y.data(), x.rows, 1, sizes.model}, work_);
+  }
+  times.project += seconds_now() - attended;
+  times.reduce = add_up(transport_, y, times.bytes_sent, times.messages);
+  times.seconds = seconds_now() - start;
+  return times;
+}
+
+template <comm::Transport T>
+template <class E>
+void SlicedDecoder<T>::attend(std::span<const Index> lengths, View<const float> x, View<float> o,
+                              LatentTimes& times) {
+  const LatentSizes& sizes = weights_.sizes;
+  const Range heads = weights_.part.heads;
+  const Index each = decoding_.queries;
+  const Index latent = weights_.part.latent.size();
+  const double start = seconds_now();
+  Runs positions;
+  for (const Index length : lengths) positions.push_back({length - each, each, 1});
+  std::vector<float> numbers(static_cast<std::size_t>(x.rows * heads.size() * row()));
+  const View<float> q{numbers.data(), x.rows, heads.size(), row()};
+  if (!heads.empty()) absorbed_queries<float>(weights_, heads, x, positions, q, work_);
+  times.project += seconds_now() - start;
+  const auto part = [&](auto view, std::size_t s) {
+    view.data = view.at(static_cast<Index>(s) * each, 0);
+    view.rows = each;
+    return view;
+  };
+  if (slicing_.exact) {
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      attend_exactly<E>(s, lengths[s], part(q, s), part(o, s), times);
+    }
+    return;
+  }
+  if (heads.empty()) return;
+  const double from = seconds_now();
+  std::vector<E> own(numbers.size());
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    const bool is_latent = static_cast<Index>(i) % row() < latent;
+    own[i] = E(is_latent ? numbers[i] * static_cast<float>(factor_) : numbers[i]);
+  }
+  std::vector<float> records(static_cast<std::size_t>(x.rows * heads.size() * (latent + 2)));
+  const View<float> sums{records.data(), x.rows, heads.size(), latent + 2};
+  clear(sums);
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    Shape shape = absorbed_shape(sizes, each, lengths[s], latent);
+    shape.query_heads = heads.size();
+    const Where where{shape,
+                      {0, heads.size()},
+                      {0, 1},
+                      {0, 1},
+                      {{shape.first_query(), each, 1}},
+                      {{0, lengths[s], 1}}};
+    const View<const E> rows{reinterpret_cast<const E*>(rows_of(s)), lengths[s], 1, row()};
+    attend_latent<E>(part(View<const E>{own.data(), x.rows, heads.size(), row()}, s), rows,
+                     part(sums, s), where, *causal_kind().make("", shape), work_);
+  }
+  std::vector<float> lse(static_cast<std::size_t>(x.rows * heads.size()));
+  finish(View<const float>(sums), std::span(o.data, static_cast<std::size_t>(o.size())),
+         std::span(lse));
+  times.attention.compute += seconds_now() - from;
+}
+
+/// Scores of all slices added up, tile by tile, then one softmax that is the same on all of them.
+template <comm::Transport T>
+template <class E>
+void SlicedDecoder<T>::attend_exactly(std::size_t sequence, Index length, View<const float> q,
+                                      View<float> o, LatentTimes& times) {
+  const Index latent = weights_.part.latent.size();
+  const Index rope = weights_.sizes.d_rope;
+  const Index heads = q.heads;
+  const Index lanes = q.rows * heads;
+  if (lanes == 0) return;  // none of these slices' ranks has heads
+  const auto scale = static_cast<float>(work_.score.scale);
+  std::vector<float> tile(static_cast<std::size_t>(kTile * row()));
+  std::vector<float> scores(static_cast<std::size_t>(lanes * kTile));
+  std::vector<float> most(static_cast<std::size_t>(lanes), -std::numeric_limits<float>::infinity());
+  std::vector<double> sums(static_cast<std::size_t>(lanes), 0);
+  std::fill_n(o.data, o.size(), 0.0F);
+  const auto* rows = reinterpret_cast<const E*>(rows_of(sequence));
+  for (Range keys{0, 0}; keys.end < length;) {
+    keys = {keys.end, std::min(length, keys.end + kTile)};
+    double from = seconds_now();
+    for (Index i = 0; i < keys.size() * row(); ++i) {
+      tile[static_cast<std::size_t>(i)] = static_cast<float>(rows[keys.begin * row() + i]);
+    }
+    const auto product = [&](Index first, Index inner, bool add) {
+      return Product{.a = q.data + first,
+                     .a_stride = row(),
+                     .b = tile.data() + first,
+                     .b_stride = row(),
+                     .transposed = true,
+                     .c = scores.data(),
+                     .c_stride = keys.size(),
+                     .rows = lanes,
+                     .columns = keys.size(),
+                     .inner = inner,
+                     .add = add};
+    };
+    const Product of_latent[] = {product(0, latent, false)};
+    multiply(of_latent, work_);
+    times.attention.compute += seconds_now() - from;
+    const std::span some(scores.data(), static_cast<std::size_t>(lanes * keys.size()));
+    times.attention.wait += add_up(slices_, some, times.bytes_sent, times.messages);
+    from = seconds_now();
+    const Product of_position[] = {product(latent, rope, true)};  // whole on every slice
+    multiply(of_position, work_);
+    for (Index lane = 0; lane < lanes; ++lane) {
+      const Index query = length - q.rows + lane / heads;
+      const Index seen = std::clamp<Index>(query + 1 - keys.begin, 0, keys.size());
+      float* score = scores.data() + lane * keys.size();
+      float& m = most[static_cast<std::size_t>(lane)];
+      float tops = m;
+      for (Index i = 0; i < seen; ++i) tops = std::max(tops, score[i] *= scale);
+      float* sum = o.at(lane / heads, lane % heads);
+      if (tops > m) {
+        const float down = std::exp(m - tops);
+        sums[static_cast<std::size_t>(lane)] *= static_cast<double>(down);
+        for (Index d = 0; d < latent; ++d) sum[d] *= down;
+        m = tops;
+      }
+      double weights = 0;
+      for (Index i = 0; i < seen; ++i)
+        weights += static_cast<double>(score[i] = std::exp(score[i] - m));
+      std::fill(score + seen, score + keys.size(), 0.0F);
+      sums[static_cast<std::size_t>(lane)] += weights;
+    }
+    const Product of_values[] = {{.a = scores.data(),
+                                  .a_stride = keys.size(),
+                                  .b = tile.data(),
+                                  .b_stride = row(),
+                                  .c = o.data,
+                                  .c_stride = latent,
+                                  .rows = lanes,
+                                  .columns = latent,
+                                  .inner = keys.size(),
+                                  .add = true}};
+    multiply(of_values, work_);
+    times.attention.compute += seconds_now() - from;
+  }
+  for (Index lane = 0; lane < lanes; ++lane) {
+    float* sum = o.at(lane / heads, lane % heads);
+    const auto total = static_cast<float>(sums[static_cast<std::size_t>(lane)]);
+    for (Index d = 0; d < latent; ++d) sum[d] /= total;
+  }
+}
+
+template class SlicedDecoder<comm::Communicator>;
+template class SlicedDecoder<comm::Loopback::Endpoint>;
+
+}  // namespace dattn

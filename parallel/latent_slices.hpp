@@ -1,0 +1,82 @@
+#pragma once
+
+#include <optional>
+
+#include "parallel/latent_decoder.hpp"
+#include "parallel/reserved.hpp"
+
+namespace dattn {
+
+/// How the latent is cut, and what stands for the numbers that a slice does not know.
+struct Slicing {
+  int slices = 1;  ///< g; the ranks are a multiple of it, and split the heads g by g
+  /// Partial scores are added up over the slices before the softmax: exact, at the price of a
+  /// message as long as the context. Else every slice has a softmax of its own (TPLA): APPROXIMATE.
+  bool exact = true;
+  enum class Basis { none, hadamard, pca };
+  Basis basis = Basis::none;  ///< in which the latent is cut
+  /// RMS of a latent: its own, which costs no message where W_DKV is on every rank; or, as TPLA has
+  /// it, that of the slice by a factor fitted to calibration tokens.
+  enum class Norm { exact, slice };
+  Norm norm = Norm::exact;
+  /// What the scores of a slice are multiplied by to stand for the whole: 1; one over its share of
+  /// the energy; or the least squares of whole scores on its own. (TPLA prints the share itself,
+  /// where its own condition asks for one over it.)
+  enum class Factor { one, energy, fitted };
+  Factor factor = Factor::fitted;
+};
+
+/// Why so many ranks cannot cut a latent so, with the fix; nothing if they can.
+std::optional<std::string> complaint(const Slicing& slicing, const LatentSizes& sizes, int ranks);
+
+/// Weights of a layer, or of some of its heads; the whole latent.
+using MakeWeights = std::function<LatentWeights(Range heads)>;
+
+/// Decoding of one layer of latent attention whose latent is cut: a rank caches some dims of every
+/// token, and the whole key with position.
+/// Source: TPLA (arXiv 2508.15881, 2025), and its exact form (partial scores are added up).
+template <comm::Transport T>
+class SlicedDecoder {
+ public:
+  /// `calibration` [tokens, model]: hidden states that the basis and the factors are fitted to; the
+  /// same on every rank. @pre complaint(slicing, sizes, ranks) is empty
+  SlicedDecoder(const LatentSizes& sizes, const MakeWeights& weights, const Decoding& decoding,
+                const Slicing& slicing, View<const float> calibration, T& transport,
+                EngineOptions options);
+
+  /// As in LatentDecoder.
+  void fill(std::span<const Index> lengths, const Hidden& hidden);
+  LatentTimes step(std::span<const Index> lengths, View<const float> x, std::span<float> y);
+
+  const LatentWeights& weights() const { return weights_; }
+  /// What the scores of this slice are multiplied by.
+  double factor() const { return factor_; }
+  /// Bytes of the rows that hold so many tokens of each sequence.
+  Index cache_bytes(std::span<const Index> lengths) const;
+
+ private:
+  void calibrate(const LatentWeights& all, View<const float> calibration);
+  template <class E>
+  void write(std::size_t sequence, const Runs& tokens, View<const float> x);
+  void write_any(std::size_t sequence, const Runs& tokens, View<const float> x);
+  template <class E>
+  void attend(std::span<const Index> lengths, View<const float> x, View<float> o, LatentTimes& t);
+  template <class E>
+  void attend_exactly(std::size_t sequence, Index length, View<const float> q, View<float> o,
+                      LatentTimes& t);
+  Index row() const { return weights_.part.latent.size() + weights_.sizes.d_rope; }
+  std::byte* rows_of(std::size_t sequence);
+
+  T& transport_;
+  T slices_;  ///< the ranks with the same heads
+  Decoding decoding_;
+  Slicing slicing_;
+  Work work_;
+  Workspace workspace_;
+  LatentWeights weights_;
+  double factor_ = 1;
+  double rms_factor_ = 1;  ///< RMS of the latent over that of the slice
+  Reserved cache_;
+};
+
+}  // namespace dattn

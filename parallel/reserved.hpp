@@ -1,0 +1,37 @@
+#pragma once
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <new>
+
+#include "kernels/range.hpp"
+
+namespace dattn {
+
+/// Address space for something that grows: the system gives pages of zeros as they are first
+/// touched, so that growing moves nothing. Throws std::bad_alloc where there is none left.
+class Reserved {
+ public:
+  Reserved() = default;
+  explicit Reserved(Index bytes) {
+    const auto size = static_cast<std::size_t>(std::max<Index>(1, bytes));
+    void* p = mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    memory_ = Memory(static_cast<std::byte*>(p), Unmapped{size});
+  }
+  std::byte* get() const { return memory_.get(); }
+
+ private:
+  struct Unmapped {
+    std::size_t bytes;
+    void operator()(std::byte* p) const { munmap(p, bytes); }
+  };
+  using Memory = std::unique_ptr<std::byte[], Unmapped>;
+  Memory memory_{nullptr, Unmapped{0}};
+};
+
+}  // namespace dattn
