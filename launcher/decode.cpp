@@ -8,8 +8,10 @@
 
 #include "comm/session.hpp"
 #include "kernels/isa.hpp"
+#include "kernels/latent/basis.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/decode_check.hpp"
+#include "launcher/decode_options.hpp"
 #include "launcher/host.hpp"
 #include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
@@ -19,209 +21,7 @@
 namespace dattn {
 namespace {
 
-namespace po = boost::program_options;
 using comm::Communicator;
-
-constexpr std::string_view kLatent = "latent-";
-
-std::vector<std::string> form_names() {
-  std::vector<std::string> names;
-  for (const Strategy& form : decode_forms()) names.emplace_back(form.name);
-  for (const Strategy& form : decode_forms())
-    names.push_back(std::string(kLatent) + std::string(form.name));
-  return names;
-}
-
-std::vector<std::string> model_names() {
-  std::vector<std::string> names;
-  for (const LatentModel& model : latent_models()) names.emplace_back(model.name);
-  return names;
-}
-
-po::options_description decode_options() {
-  po::options_description options(
-      "dattn decode: new tokens against a KV cache over the ranks of an MPI job");
-  po::options_description heads("Attention (GQA)");
-  heads.add_options()                                                         //
-      ("heads", po::value<Positive>(), "query heads [32; a model's own]")     //
-      ("kv-heads", po::value<Positive>(), "key and value heads [8]")          //
-      ("head-dim", po::value<Positive>(), "numbers a head of Q and K [128]")  //
-      ("value-dim", po::value<Positive>(), "numbers a head of V [as --head-dim]");
-  po::options_description latent("Latent attention (MLA); --model or --kv-rank asks for it");
-  latent.add_options()                                                                            //
-      ("model", word(model_names()), "the layer sizes of this model; what follows changes some")  //
-      ("hidden", po::value<Positive>(), "numbers of a token as it enters the layer")              //
-      ("q-rank", po::value<Count>(), "of compressed queries; 0: not compressed")                  //
-      ("kv-rank", po::value<Positive>(), "numbers of a latent")                                   //
-      ("nope-dim", po::value<Positive>(), "numbers of a head's query and key without position")   //
-      ("rope-dim", po::value<Positive>(), "with position")                                        //
-      ("v-dim", po::value<Positive>(), "numbers of a head's value");
-  po::options_description work("Decoding");
-  work.add_options()  //
-      ("form", word(form_names())->default_value("sequence"),
-       "how ranks share it (see dattn list); latent-NAME is NAME for latent attention")           //
-      ("mesh", po::value<MeshSize>(), "extents of the mesh, tokens x heads, e.g. 4x2 for helix")  //
-      ("context", po::value<std::string>()->default_value("4K"),
-       "tokens in the cache before the first step: of all sequences, or n1,n2,... of each")     //
-      ("batch", po::value<Positive>(), "sequences [1, or as many as --context has]")            //
-      ("new", po::value<Positive>()->default_value({1}), "new tokens of a sequence in a step")  //
-      ("steps", po::value<Positive>()->default_value({8}), "timed steps")                       //
-      ("warmup", po::value<Count>()->default_value({1}), "steps before those")                  //
-      ("dtype", word({"f4", "bf16"})->default_value("f4"), "of cache and queries")              //
-      ("seed", po::value<Count>()->default_value({1}), "which numbers")                         //
-      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")           //
-      ("check", "compare the last step with attention, or the whole layer, in double")          //
-      ("memory", po::value<Positive>(),
-       "bytes that a rank may use, e.g. 8G [what its host has, in equal shares]")  //
-      ("timeout", po::value<Positive>()->default_value({300}),
-       "seconds that a rank waits for others before it ends the job")                         //
-      ("json", po::value<std::string>(), "write the report as JSON [- for standard output]")  //
-      ("help", "this text");
-  options.add(heads).add(latent).add(work);
-  return options;
-}
-
-struct DecodeOptions {
-  std::optional<LatentSizes> latent;
-  Decoding decoding;
-  std::vector<Index> context;  ///< tokens of each sequence before the first step
-  const Strategy* form = nullptr;
-  std::optional<Mesh> mesh;
-  int steps = 1;
-  int warmup = 0;
-  int threads = 1;
-  int timeout = 300;
-  std::int64_t seed = 1;
-  bool check = false;
-  Index memory = 0;
-  std::string json;
-  std::string model = "none";
-};
-
-Index positive(const po::variables_map& values, const char* name, Index otherwise) {
-  return values.count(name) != 0 ? values[name].as<Positive>().value : otherwise;
-}
-
-std::optional<LatentSizes> latent_of(const po::variables_map& values) {
-  if (values.count("model") == 0 && values.count("kv-rank") == 0) {
-    for (const char* name : {"hidden", "q-rank", "nope-dim", "rope-dim", "v-dim"}) {
-      if (values.count(name) == 0) continue;
-      throw Failure(
-          Exit::usage,
-          fmt::format("--{}: is of latent attention; give --model or --kv-rank too", name));
-    }
-    return std::nullopt;
-  }
-  for (const char* name : {"kv-heads", "head-dim", "value-dim"}) {
-    if (values.count(name) == 0) continue;
-    throw Failure(Exit::usage,
-                  fmt::format("--{}: latent attention has none; leave it out, or leave "
-                              "--model and --kv-rank out",
-                              name));
-  }
-  LatentSizes sizes;
-  if (values.count("model") != 0) {
-    const auto models = latent_models();
-    sizes = std::find_if(models.begin(), models.end(), [&](const LatentModel& m) {
-              return m.name == values["model"].as<std::string>();
-            })->sizes;
-  } else if (values.count("hidden") == 0) {
-    throw Failure(Exit::usage, "--kv-rank: latent attention wants --hidden too, or --model");
-  }
-  sizes.model = positive(values, "hidden", sizes.model);
-  sizes.heads = positive(values, "heads", sizes.heads);
-  if (values.count("q-rank") != 0) sizes.q_rank = values["q-rank"].as<Count>().value;
-  sizes.kv_rank = positive(values, "kv-rank", sizes.kv_rank);
-  sizes.d_nope = positive(values, "nope-dim", sizes.d_nope);
-  sizes.d_rope = positive(values, "rope-dim", sizes.d_rope);
-  sizes.d_v = positive(values, "v-dim", sizes.d_v);
-  if (const auto why = complaint(sizes)) throw Failure(Exit::usage, "latent sizes: " + *why);
-  return sizes;
-}
-
-std::vector<Index> context_of(const po::variables_map& values) {
-  const std::string& text = values["context"].as<std::string>();
-  std::vector<Index> context;
-  for (std::size_t at = 0; at <= text.size();) {
-    const std::size_t end = std::min(text.find(',', at), text.size());
-    try {
-      context.push_back(parse_count(text.substr(at, end - at), 0));
-    } catch (const BadValue& e) {
-      throw Failure(Exit::usage, "--context: " + e.complaint);
-    }
-    at = end + 1;
-  }
-  const Index batch = positive(values, "batch", static_cast<Index>(context.size()));
-  constexpr Index kMost = 1 << 20;
-  if (batch > kMost)
-    throw Failure(Exit::usage, fmt::format("--batch: at most {}, not {}", kMost, batch));
-  if (context.size() == 1) context.resize(static_cast<std::size_t>(batch), context.front());
-  if (static_cast<Index>(context.size()) != batch) {
-    throw Failure(Exit::usage,
-                  fmt::format("--context: {} lengths for a batch of {}; give one, or as many",
-                              context.size(), batch));
-  }
-  return context;
-}
-
-DecodeOptions read_options(const po::variables_map& values) {
-  DecodeOptions o;
-  o.latent = latent_of(values);
-  if (values.count("model") != 0) o.model = values["model"].as<std::string>();
-  std::string form = values["form"].as<std::string>();
-  if (form.starts_with(kLatent)) {
-    if (!o.latent) {
-      throw Failure(
-          Exit::usage,
-          "--form " + form + ": is of latent attention; give --model, or --kv-rank and --hidden");
-    }
-    form.erase(0, kLatent.size());
-  }
-  o.form = find_decode_form(form);
-  o.context = context_of(values);
-  o.steps = at_most("steps", values["steps"].as<Positive>().value, 1000000);
-  o.warmup = at_most("warmup", values["warmup"].as<Count>().value, 1000000);
-  o.threads = at_most("threads", values["threads"].as<Positive>().value, 1024);
-  o.timeout = at_most("timeout", values["timeout"].as<Positive>().value, 1000000);
-  o.seed = values["seed"].as<Count>().value;
-  o.check = values.count("check") != 0;
-  o.memory = positive(values, "memory", 0);
-  o.json = file_name(values, "json");
-  if (!o.json.empty() && o.json != "-") refuse_unwritable(o.json);
-  const Index each = values["new"].as<Positive>().value;
-  const Type type = values["dtype"].as<std::string>() == "bf16" ? Type::bf16 : Type::f4;
-  std::vector<Index> capacity = o.context;
-  for (Index& tokens : capacity) tokens += each * (o.steps + o.warmup);
-  if (o.latent) {
-    o.decoding = latent_decoding(*o.latent, std::move(capacity), each, type);
-  } else {
-    const Index kv_heads = positive(values, "kv-heads", 8);
-    const Index dim = positive(values, "head-dim", 128);
-    o.decoding = {.capacity = std::move(capacity),
-                  .queries = each,
-                  .query_heads = positive(values, "heads", 32),
-                  .key_heads = kv_heads,
-                  .value_heads = kv_heads,
-                  .d_qk = dim,
-                  .d_v = positive(values, "value-dim", dim),
-                  .type = type};
-  }
-  if (const auto why = complaint(o.decoding))
-    throw Failure(Exit::usage, "--heads, --kv-heads, --context, --new: " + *why);
-  if (values.count("mesh") != 0) {
-    const auto& extents = values["mesh"].as<MeshSize>().extents;
-    if (extents.size() != 2) {
-      throw Failure(Exit::usage, "--mesh: two extents, tokens x heads, as in 4x2");
-    }
-    o.mesh = Mesh{{{"tokens", extents[0]}, {"heads", extents[1]}}};
-  }
-  try {
-    chosen_isa();
-  } catch (const std::invalid_argument& e) {  // DATTN_ISA names none
-    throw Failure(Exit::usage, e.what() + std::string("; set it to one of these, or unset it"));
-  }
-  return o;
-}
 
 /// One step on one rank.
 struct Step {
@@ -238,10 +38,23 @@ class DecodeJob {
     const EngineOptions engine{
         .score = {.scale = 1 / std::sqrt(static_cast<double>(o_.decoding.d_qk))},
         .threads = o_.threads};
+    if (o_.slicing) {
+      std::optional<SlicedDecoder<Communicator>> layer;
+      together(world_, [&] {
+        // Tokens of a sequence that is none of the batch's.
+        std::vector<float> x(static_cast<std::size_t>(o_.calibration * o_.latent->model));
+        hidden_states(o_.latent->model, o_.decoding, o_.seed + 1)(0, {{0, o_.calibration, 1}},
+                                                                  x.data());
+        layer.emplace(*o_.latent, weights(), o_.decoding, *o_.slicing,
+                      View<const float>{x.data(), o_.calibration, 1, o_.latent->model}, world_,
+                      engine);
+      });
+      return decode_latent(*layer);
+    }
     if (o_.latent) {
       std::optional<LatentDecoder<Communicator>> layer;
       together(world_, [&] {
-        layer.emplace(*o_.latent, o_.seed, o_.decoding, *o_.form, mesh_, world_, engine);
+        layer.emplace(*o_.latent, weights(), o_.decoding, *o_.form, mesh_, world_, engine);
       });
       return decode_latent(*layer);
     }
@@ -255,26 +68,21 @@ class DecodeJob {
   int turns() const { return o_.warmup + o_.steps; }
   Index rows() const { return o_.decoding.queries * static_cast<Index>(o_.context.size()); }
 
+  MakeWeights weights() const {
+    return [this](Range heads) {
+      LatentPart part = whole(*o_.latent);
+      part.heads = heads;
+      LatentWeights made = random_weights(*o_.latent, part, o_.seed, o_.threads);
+      return o_.spectrum != 0 ? decaying(std::move(made), o_.spectrum) : made;
+    };
+  }
+
   /// Mesh and memory, refused before anything is allocated.
   void settle() {
-    const Shape shape{1, 1, o_.decoding.query_heads, o_.decoding.key_heads, o_.decoding.value_heads,
-                      1, 1};
-    mesh_ = o_.mesh ? *o_.mesh : o_.form->mesh(world_.size(), shape);
     RankReport own;
     together(world_, [&] {
-      if (mesh_.ranks() != world_.size()) {
-        throw Failure(Exit::usage,
-                      fmt::format("--mesh: a mesh of {} has {} ranks, but there are {}",
-                                  mesh_.text(), mesh_.ranks(), world_.size()));
-      }
-      const Problem problem = decoding_problem(o_.decoding, mesh_);
-      if (const auto why = o_.form->refuses(problem)) {
-        throw Failure(Exit::usage, fmt::format("--form: {} {}", o_.form->name, *why));
-      }
       own.host = this_host();
-      const Program program = o_.form->program(problem, world_.rank());
-      needs_ = memory_bytes(program, problem) + kernel_bytes(problem, program, o_.threads);
-      if (o_.latent) needs_ += latent_bytes(problem, program);
+      o_.slicing ? settle_slices() : settle_form();
     });
     std::vector<RankReport> ranks;
     for (const std::string& text : world_.all_gather(encoded(own))) ranks.push_back(decoded(text));
@@ -286,27 +94,57 @@ class DecodeJob {
             fmt::format("{} needs {} on this rank, which has {}; use more hosts, fewer ranks "
                         "on this one, a larger --memory, a smaller --context or --batch, or "
                         "another --form",
-                        o_.form->name, in_bytes(needs_), in_bytes(may)));
+                        o_.form_name, in_bytes(needs_), in_bytes(may)));
       }
     });
   }
 
-  /// Weights beside the slots, less V, which lies in K.
-  Index latent_bytes(const Problem& problem, const Program& program) const {
-    const LatentSizes& s = *o_.latent;
+  void settle_form() {
+    const Shape shape{1, 1, o_.decoding.query_heads, o_.decoding.key_heads, o_.decoding.value_heads,
+                      1, 1};
+    mesh_ = o_.mesh ? *o_.mesh : o_.form->mesh(world_.size(), shape);
+    if (mesh_.ranks() != world_.size()) {
+      throw Failure(Exit::usage, fmt::format("--mesh: a mesh of {} has {} ranks, but there are {}",
+                                             mesh_.text(), mesh_.ranks(), world_.size()));
+    }
+    const Problem problem = decoding_problem(o_.decoding, mesh_);
+    if (const auto why = o_.form->refuses(problem)) {
+      throw Failure(Exit::usage, fmt::format("--form: {} {}", o_.form->name, *why));
+    }
+    const Program program = o_.form->program(problem, world_.rank());
+    needs_ = memory_bytes(program, problem) + kernel_bytes(problem, program, o_.threads);
+    if (!o_.latent) return;
     const auto block = [&](SlotId slot) -> const Block& {
       return program.slots[static_cast<std::size_t>(slot)].block;
     };
-    const Index heads = std::max(block(program.input(Kind::Q)).head_count(),
-                                 program.result(Kind::O).block.head_count());
+    needs_ += weight_bytes(std::max(block(program.input(Kind::Q)).head_count(),
+                                    program.result(Kind::O).block.head_count()));
+    needs_ -= bytes_of(block(program.input(Kind::V)), problem.shape(), problem.type());  // is in K
+  }
+
+  void settle_slices() {
+    if (const auto why = complaint(*o_.slicing, *o_.latent, world_.size())) {
+      throw Failure(Exit::usage, "--slices, --basis: " + *why);
+    }
+    const int parts = world_.size() / o_.slicing->slices;
+    mesh_ = {{{"heads", parts}, {"latent", o_.slicing->slices}}};
+    const Index heads = (o_.latent->heads + parts - 1) / parts;
+    const Index latent = (o_.latent->kv_rank + o_.slicing->slices - 1) / o_.slicing->slices;
+    // The weights are cut from those of the whole latent.
+    needs_ = 2 * weight_bytes(heads) +
+             o_.decoding.keys() * (latent + o_.latent->d_rope) * bytes_of(o_.decoding.type);
+  }
+
+  Index weight_bytes(Index heads) const {
+    const LatentSizes& s = *o_.latent;
     const Index numbers =
         s.model * (s.q_rank + s.row()) +
         heads * (s.q_width() * s.d_qk() + s.kv_rank * (s.d_nope + s.d_v) + s.d_v * s.model);
-    return numbers * static_cast<Index>(sizeof(float)) -
-           bytes_of(block(program.input(Kind::V)), problem.shape(), problem.type());
+    return numbers * static_cast<Index>(sizeof(float));
   }
 
-  Exit decode_latent(LatentDecoder<Communicator>& layer) {
+  template <class Layer>
+  Exit decode_latent(Layer& layer) {
     const Hidden hidden = hidden_states(o_.latent->model, o_.decoding, o_.seed);
     const Index each = o_.decoding.queries;
     const Index model = o_.latent->model;
@@ -324,10 +162,9 @@ class DecodeJob {
       note(turn, {t.seconds, t.project, t.attention.compute, t.attention.wait, t.reduce},
            t.bytes_sent, t.messages);
     }
-    if (o_.check)
-      verdict_ =
-          check_latent(world_, layer.weights().sizes, o_.seed, o_.decoding, lengths, hidden, y);
-    return report(layer.decoder(), lengths);
+    if (o_.check) verdict_ = check_latent(world_, weights(), o_.decoding, lengths, hidden, y);
+    if (verdict_ && approximate()) verdict_->bound = std::numeric_limits<double>::infinity();
+    return report(layer.cache_bytes(lengths), lengths);
   }
 
   Exit decode_heads(Decoder<Communicator>& decoder) {
@@ -346,7 +183,7 @@ class DecodeJob {
       note(turn, {t.seconds, 0, t.compute, t.wait, 0}, t.bytes_sent, t.messages);
     }
     if (o_.check) verdict_ = check_heads(world_, decoder, tensors, lengths);
-    return report(decoder, lengths);
+    return report(decoder.cache().bytes(lengths, o_.decoding), lengths);
   }
 
   void note(int turn, const Step& step, Index bytes, Index messages) {
@@ -355,8 +192,10 @@ class DecodeJob {
     messages_ = messages;
   }
 
-  template <class D>
-  Exit report(D& decoder, const std::vector<Index>& lengths) {
+  /// Whether the form computes something else than the model.
+  bool approximate() const { return o_.slicing && !o_.slicing->exact && o_.slicing->slices > 1; }
+
+  Exit report(Index cached, const std::vector<Index>& lengths) {
     // A step is as long as its slowest rank's.
     std::vector<double> seconds, phases(4, 0);
     for (const Step& s : steps_) seconds.push_back(s.seconds);
@@ -374,7 +213,6 @@ class DecodeJob {
     phases = {middle(&Step::project), middle(&Step::compute), middle(&Step::wait),
               middle(&Step::reduce)};
     world_.all_reduce_max(phases);
-    const Index cached = decoder.cache().bytes(lengths, o_.decoding);
     std::array<std::int64_t, 3> sums{cached, bytes_, messages_};
     world_.all_reduce_sum(std::span<std::int64_t>(sums));
     std::array<std::int64_t, 3> most{cached, bytes_, needs_};
@@ -382,7 +220,7 @@ class DecodeJob {
     together(world_, [&] {
       if (!leads()) return;
       const double rate = static_cast<double>(rows()) / median;
-      const std::string name = (o_.latent ? std::string(kLatent) : "") + std::string(o_.form->name);
+      const std::string& name = o_.form_name;
       const Index tokens = std::accumulate(lengths.begin(), lengths.end(), Index{0});
       nlohmann::json j{
           {"version", 1},
@@ -421,9 +259,12 @@ class DecodeJob {
       std::string text = fmt::format(
           "decode: {} over {} ranks (mesh {}), {} sequences, {} new tokens a step, {} tokens "
           "cached, {}, "
-          "kernels for {}; proved\n",
+          "kernels for {}{}\n",
           name, world_.size(), mesh_.text(), o_.context.size(), o_.decoding.queries, tokens,
-          name_of(o_.decoding.type), chosen_isa().name);
+          name_of(o_.decoding.type), chosen_isa().name,
+          approximate() ? "; APPROXIMATE: each slice has a softmax of its own"
+          : o_.slicing  ? ""
+                        : "; proved");
       text += fmt::format("step: median {:.6f} s of {} (p95 {:.6f}); {:.1f} tokens/s\n", median,
                           o_.steps, p95, rate);
       text += fmt::format(
@@ -435,7 +276,11 @@ class DecodeJob {
           "sends {} in {} messages\n",
           in_bytes(sums[0]), in_bytes(most[0]),
           static_cast<double>(most[0]) / static_cast<double>(tokens), in_bytes(sums[1]), sums[2]);
-      if (verdict_) {
+      if (verdict_ && approximate()) {
+        text +=
+            fmt::format("check: the layer's y of the last step is {:.3e} off that of the model\n",
+                        verdict_->error);
+      } else if (verdict_) {
         text += fmt::format(
             "check: {} of the last step, ||X-Xref||/||Xref|| = {:.3e} (bound {:.0e}) ...... {}\n",
             o_.latent ? "the layer's y" : "O", verdict_->error, verdict_->bound,
@@ -461,7 +306,7 @@ class DecodeJob {
 
 Exit decode_command(const std::vector<std::string>& given) {
   const std::vector<std::string> arguments = with_default_files(given);
-  const po::options_description described = decode_options();
+  const boost::program_options::options_description described = decode_options();
   if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
     return print_help(described);
   }
@@ -473,7 +318,7 @@ Exit decode_command(const std::vector<std::string>& given) {
               world.size(), std::getenv("OMPI_COMM_WORLD_SIZE"), std::getenv("SLURM_NTASKS"))) {
         throw Failure(Exit::usage, *complaint);
       }
-      options = read_options(parse(command, described, arguments));
+      options = read_decode_options(parse(command, described, arguments));
     });
     Signature fields{{"instruction set", chosen_isa().name}};
     for (const auto& option : described.options()) {

@@ -170,20 +170,22 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
   return joined(world, error, norm, d.type == Type::bf16 ? 8e-3 : 1e-5);
 }
 
-DecodeVerdict check_latent(comm::Communicator& world, const LatentSizes& sizes, std::int64_t seed,
+DecodeVerdict check_latent(comm::Communicator& world, const MakeWeights& make,
                            const Decoding& decoding, std::span<const Index> lengths,
                            const Hidden& hidden, std::span<const float> y) {
   double error = 0;
   double norm = 0;
   std::optional<LatentWeights> weights;
-  const auto part = static_cast<std::size_t>(decoding.queries * sizes.model);
+  const Index model =
+      static_cast<Index>(y.size()) / static_cast<Index>(lengths.size()) / decoding.queries;
+  const auto part = static_cast<std::size_t>(decoding.queries * model);
   for (std::size_t s = static_cast<std::size_t>(world.rank()); s < lengths.size();
        s += static_cast<std::size_t>(world.size())) {
-    if (!weights) weights = random_weights(sizes, whole(sizes), seed);
-    std::vector<float> x(static_cast<std::size_t>(lengths[s] * sizes.model));
+    if (!weights) weights = make({0, decoding.query_heads});
+    std::vector<float> x(static_cast<std::size_t>(lengths[s] * model));
     hidden(s, {{0, lengths[s], 1}}, x.data());
     const auto want =
-        latent_reference(*weights, {x.data(), lengths[s], 1, sizes.model}, decoding.queries);
+        latent_reference(*weights, {x.data(), lengths[s], 1, model}, decoding.queries);
     for (std::size_t i = 0; i < part; ++i) {
       const double off = static_cast<double>(y[s * part + i]) - want[i];
       error += off * off;

@@ -43,7 +43,7 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
 
 /// Collective: y [sequences * queries, model] of the last step against the whole layer in double,
 /// from the hidden states of all tokens; sequences are dealt to the ranks.
-DecodeVerdict check_latent(comm::Communicator& world, const LatentSizes& sizes, std::int64_t seed,
+DecodeVerdict check_latent(comm::Communicator& world, const MakeWeights& make,
                            const Decoding& decoding, std::span<const Index> lengths,
                            const Hidden& hidden, std::span<const float> y);
 

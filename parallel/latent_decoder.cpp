@@ -45,7 +45,7 @@ Decoding latent_decoding(const LatentSizes& sizes, std::vector<Index> capacity, 
 }
 
 template <comm::Transport T>
-LatentDecoder<T>::LatentDecoder(const LatentSizes& sizes, std::int64_t seed,
+LatentDecoder<T>::LatentDecoder(const LatentSizes& sizes, const MakeWeights& weights,
                                 const Decoding& decoding, const Strategy& form,
                                 std::optional<Mesh> mesh, T& transport, EngineOptions options)
     : transport_(transport),
@@ -54,9 +54,7 @@ LatentDecoder<T>::LatentDecoder(const LatentSizes& sizes, std::int64_t seed,
         options.score = work_.score;
         return options;
       }()) {
-  LatentPart part = whole(sizes);
-  part.heads = hull(decoder_.asks(), decoder_.gets());
-  weights_ = random_weights(sizes, part, seed, options.threads);
+  weights_ = weights(hull(decoder_.asks(), decoder_.gets()));
 }
 
 template <comm::Transport T>

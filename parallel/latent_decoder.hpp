@@ -20,6 +20,9 @@ struct LatentTimes {
 /// Hidden states of some tokens of a sequence (counted from its first): writes x [tokens, model].
 using Hidden = std::function<void(std::size_t sequence, const Runs& tokens, float* x)>;
 
+/// Weights of a layer, for some of its heads; the whole latent.
+using MakeWeights = std::function<LatentWeights(Range heads)>;
+
 /// Decoding of one layer of multi-head latent attention over ranks: absorbed queries meet a cache
 /// of latents (kernels/latent), split as one of decode_forms() says; W_UV and W_O of the heads that
 /// a rank gets, and one all-reduce of y. All ranks construct and step together; a rank makes just
@@ -31,10 +34,9 @@ using Hidden = std::function<void(std::size_t sequence, const Runs& tokens, floa
 template <comm::Transport T>
 class LatentDecoder {
  public:
-  /// Weights as random_weights() makes them. `type` is that of cache and queries, f4 or bf16.
-  /// Throws as Decoder. @pre complaint(sizes) is empty, and complaint(decoding) of
-  /// latent_decoding()
-  LatentDecoder(const LatentSizes& sizes, std::int64_t seed, const Decoding& decoding,
+  /// `type` of the decoding is that of cache and queries, f4 or bf16. Throws as Decoder.
+  /// @pre complaint(sizes) is empty, and complaint(decoding) of latent_decoding()
+  LatentDecoder(const LatentSizes& sizes, const MakeWeights& weights, const Decoding& decoding,
                 const Strategy& form, std::optional<Mesh> mesh, T& transport,
                 EngineOptions options);
 
@@ -49,6 +51,11 @@ class LatentDecoder {
   /// [sequences * queries, model] on every rank. Writes y [sequences * queries, model], the same on
   /// every rank.
   LatentTimes step(std::span<const Index> lengths, View<const float> x, std::span<float> y);
+
+  /// Bytes of the rows that hold so many tokens of each sequence.
+  Index cache_bytes(std::span<const Index> lengths) {
+    return decoder_.cache().bytes(lengths, decoder_.decoding());
+  }
 
  private:
   template <class E>

@@ -29,9 +29,6 @@ struct Slicing {
 /// Why so many ranks cannot cut a latent so, with the fix; nothing if they can.
 std::optional<std::string> complaint(const Slicing& slicing, const LatentSizes& sizes, int ranks);
 
-/// Weights of a layer, or of some of its heads; the whole latent.
-using MakeWeights = std::function<LatentWeights(Range heads)>;
-
 /// Decoding of one layer of latent attention whose latent is cut: a rank caches some dims of every
 /// token, and the whole key with position.
 /// Source: TPLA (arXiv 2508.15881, 2025), and its exact form (partial scores are added up).

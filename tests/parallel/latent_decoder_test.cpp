@@ -37,8 +37,14 @@ TEST(LatentDecoder, AgreesWithTheLayerInDoubleInEveryForm) {
         const Index each = ranks % 2 == 0 ? 1 : 3;
         const Decoding d = latent_decoding(sizes, {20, 7, 40}, each, type);
         ASSERT_FALSE(complaint(d));
+        const auto make = [&](Range heads) {
+          LatentPart part = whole(sizes);
+          part.heads = heads;
+          return random_weights(sizes, part, 7);
+        };
         on_all_ranks(ranks, {"delayed", false, 2}, 3, [&](comm::Loopback::Endpoint& end) {
-          LatentDecoder<comm::Loopback::Endpoint> layer(sizes, 7, d, form, std::nullopt, end, {});
+          LatentDecoder<comm::Loopback::Endpoint> layer(sizes, make, d, form, std::nullopt, end,
+                                                        {});
           const Hidden hidden = [&](std::size_t s, const Runs& tokens, float* x) {
             hidden_of(sizes, s, tokens, x);
           };

@@ -132,6 +132,9 @@ TEST(LatentSlices, LoseByASoftmaxOfTheirOwn) {
       }
     }
   }
+  const auto pca = static_cast<std::size_t>(Slicing::Basis::pca);
+  EXPECT_LT(errors[1][pca], 0.3 * errors[1][0]);
+  EXPECT_LT(errors[1][pca], 0.3 * errors[0][pca]);
 }
 
 TEST(LatentSlices, SayWhatTheyCannotCut) {

@@ -1,0 +1,249 @@
+#include "launcher/decode_options.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "kernels/isa.hpp"
+#include "launcher/output_file.hpp"
+#include "launcher/values.hpp"
+
+namespace dattn {
+
+namespace po = boost::program_options;
+
+namespace {
+
+constexpr std::string_view kLatent = "latent-";
+
+std::vector<std::string> form_names() {
+  std::vector<std::string> names;
+  for (const Strategy& form : decode_forms()) names.emplace_back(form.name);
+  for (const Strategy& form : decode_forms())
+    names.push_back(std::string(kLatent) + std::string(form.name));
+  for (const char* sliced : {"latent-exact", "latent-tpla"}) names.emplace_back(sliced);
+  return names;
+}
+
+std::vector<std::string> model_names() {
+  std::vector<std::string> names;
+  for (const LatentModel& model : latent_models()) names.emplace_back(model.name);
+  return names;
+}
+
+Index positive(const po::variables_map& values, const char* name, Index otherwise) {
+  return values.count(name) != 0 ? values[name].as<Positive>().value : otherwise;
+}
+
+std::optional<LatentSizes> latent_of(const po::variables_map& values) {
+  if (values.count("model") == 0 && values.count("kv-rank") == 0) {
+    for (const char* name : {"hidden", "q-rank", "nope-dim", "rope-dim", "v-dim"}) {
+      if (values.count(name) == 0) continue;
+      throw Failure(
+          Exit::usage,
+          fmt::format("--{}: is of latent attention; give --model or --kv-rank too", name));
+    }
+    return std::nullopt;
+  }
+  for (const char* name : {"kv-heads", "head-dim", "value-dim"}) {
+    if (values.count(name) == 0) continue;
+    throw Failure(Exit::usage,
+                  fmt::format("--{}: latent attention has none; leave it out, or leave "
+                              "--model and --kv-rank out",
+                              name));
+  }
+  LatentSizes sizes;
+  if (values.count("model") != 0) {
+    const auto models = latent_models();
+    sizes = std::find_if(models.begin(), models.end(), [&](const LatentModel& m) {
+              return m.name == values["model"].as<std::string>();
+            })->sizes;
+  } else if (values.count("hidden") == 0) {
+    throw Failure(Exit::usage, "--kv-rank: latent attention wants --hidden too, or --model");
+  }
+  sizes.model = positive(values, "hidden", sizes.model);
+  sizes.heads = positive(values, "heads", sizes.heads);
+  if (values.count("q-rank") != 0) sizes.q_rank = values["q-rank"].as<Count>().value;
+  sizes.kv_rank = positive(values, "kv-rank", sizes.kv_rank);
+  sizes.d_nope = positive(values, "nope-dim", sizes.d_nope);
+  sizes.d_rope = positive(values, "rope-dim", sizes.d_rope);
+  sizes.d_v = positive(values, "v-dim", sizes.d_v);
+  if (const auto why = complaint(sizes)) throw Failure(Exit::usage, "latent sizes: " + *why);
+  return sizes;
+}
+
+Slicing slicing_of(const po::variables_map& values, bool exact) {
+  Slicing slicing{.slices = at_most("slices", values["slices"].as<Positive>().value, 65536),
+                  .exact = exact};
+  const std::string& basis = values["basis"].as<std::string>();
+  slicing.basis = basis == "pca"        ? Slicing::Basis::pca
+                  : basis == "hadamard" ? Slicing::Basis::hadamard
+                                        : Slicing::Basis::none;
+  slicing.norm =
+      values["norm"].as<std::string>() == "slice" ? Slicing::Norm::slice : Slicing::Norm::exact;
+  const std::string& factor = values["factor"].as<std::string>();
+  slicing.factor = factor == "one"      ? Slicing::Factor::one
+                   : factor == "energy" ? Slicing::Factor::energy
+                                        : Slicing::Factor::fitted;
+  return slicing;
+}
+
+std::vector<Index> context_of(const po::variables_map& values) {
+  const std::string& text = values["context"].as<std::string>();
+  std::vector<Index> context;
+  for (std::size_t at = 0; at <= text.size();) {
+    const std::size_t end = std::min(text.find(',', at), text.size());
+    try {
+      context.push_back(parse_count(text.substr(at, end - at), 0));
+    } catch (const BadValue& e) {
+      throw Failure(Exit::usage, "--context: " + e.complaint);
+    }
+    at = end + 1;
+  }
+  const Index batch = positive(values, "batch", static_cast<Index>(context.size()));
+  constexpr Index kMost = 1 << 20;
+  if (batch > kMost)
+    throw Failure(Exit::usage, fmt::format("--batch: at most {}, not {}", kMost, batch));
+  if (context.size() == 1) context.resize(static_cast<std::size_t>(batch), context.front());
+  if (static_cast<Index>(context.size()) != batch) {
+    throw Failure(Exit::usage,
+                  fmt::format("--context: {} lengths for a batch of {}; give one, or as many",
+                              context.size(), batch));
+  }
+  return context;
+}
+
+}  // namespace
+
+po::options_description decode_options() {
+  po::options_description options(
+      "dattn decode: new tokens against a KV cache over the ranks of an MPI job");
+  po::options_description heads("Attention (GQA)");
+  heads.add_options()                                                         //
+      ("heads", po::value<Positive>(), "query heads [32; a model's own]")     //
+      ("kv-heads", po::value<Positive>(), "key and value heads [8]")          //
+      ("head-dim", po::value<Positive>(), "numbers a head of Q and K [128]")  //
+      ("value-dim", po::value<Positive>(), "numbers a head of V [as --head-dim]");
+  po::options_description latent("Latent attention (MLA); --model or --kv-rank asks for it");
+  latent.add_options()                                                                            //
+      ("model", word(model_names()), "the layer sizes of this model; what follows changes some")  //
+      ("hidden", po::value<Positive>(), "numbers of a token as it enters the layer")              //
+      ("q-rank", po::value<Count>(), "of compressed queries; 0: not compressed")                  //
+      ("kv-rank", po::value<Positive>(), "numbers of a latent")                                   //
+      ("nope-dim", po::value<Positive>(), "numbers of a head's query and key without position")   //
+      ("rope-dim", po::value<Positive>(), "with position")                                        //
+      ("v-dim", po::value<Positive>(), "numbers of a head's value")                               //
+      ("spectrum", po::value<Finite>()->default_value({0}),
+       "generated weights: latents whose spectrum decays by this power, as trained ones do");
+  po::options_description cut("Latents that are cut (--form latent-exact, latent-tpla)");
+  cut.add_options()  //
+      ("slices", po::value<Positive>()->default_value({2}),
+       "pieces of the latent; the ranks are a multiple of it and split the heads")  //
+      ("basis", word({"none", "hadamard", "pca"})->default_value("none"),
+       "in which the latent is cut")  //
+      ("norm", word({"exact", "slice"})->default_value("exact"),
+       "tpla: RMS of the latent, or that of the slice by a fitted factor, as published")  //
+      ("factor", word({"one", "energy", "fitted"})->default_value("fitted"),
+       "tpla: of a slice's scores, 1, one over its share of the energy, or least squares")  //
+      ("calibration", po::value<Positive>()->default_value({1024}),
+       "tokens that basis and factors are fitted to");
+  po::options_description work("Decoding");
+  work.add_options()  //
+      ("form", word(form_names())->default_value("sequence"),
+       "how ranks share it (see dattn list); latent-NAME is NAME for latent attention")           //
+      ("mesh", po::value<MeshSize>(), "extents of the mesh, tokens x heads, e.g. 4x2 for helix")  //
+      ("context", po::value<std::string>()->default_value("4K"),
+       "tokens in the cache before the first step: of all sequences, or n1,n2,... of each")     //
+      ("batch", po::value<Positive>(), "sequences [1, or as many as --context has]")            //
+      ("new", po::value<Positive>()->default_value({1}), "new tokens of a sequence in a step")  //
+      ("steps", po::value<Positive>()->default_value({8}), "timed steps")                       //
+      ("warmup", po::value<Count>()->default_value({1}), "steps before those")                  //
+      ("dtype", word({"f4", "bf16"})->default_value("f4"), "of cache and queries")              //
+      ("seed", po::value<Count>()->default_value({1}), "which numbers")                         //
+      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")           //
+      ("check", "compare the last step with attention, or the whole layer, in double")          //
+      ("memory", po::value<Positive>(),
+       "bytes that a rank may use, e.g. 8G [what its host has, in equal shares]")  //
+      ("timeout", po::value<Positive>()->default_value({300}),
+       "seconds that a rank waits for others before it ends the job")                         //
+      ("json", po::value<std::string>(), "write the report as JSON [- for standard output]")  //
+      ("help", "this text");
+  options.add(heads).add(latent).add(cut).add(work);
+  return options;
+}
+
+DecodeOptions read_decode_options(const po::variables_map& values) {
+  DecodeOptions o;
+  o.latent = latent_of(values);
+  if (values.count("model") != 0) o.model = values["model"].as<std::string>();
+  std::string form = values["form"].as<std::string>();
+  const bool sliced = form == "latent-exact" || form == "latent-tpla";
+  o.form_name = o.latent && !form.starts_with(kLatent) ? std::string(kLatent) + form : form;
+  if (form.starts_with(kLatent)) {
+    if (!o.latent) {
+      throw Failure(
+          Exit::usage,
+          "--form " + form + ": is of latent attention; give --model, or --kv-rank and --hidden");
+    }
+    form.erase(0, kLatent.size());
+  }
+  o.form = sliced ? nullptr : find_decode_form(form);
+  if (sliced) o.slicing = slicing_of(values, form == "exact");
+  for (const char* name : {"slices", "basis", "norm", "factor", "calibration"}) {
+    if (values[name].defaulted() || sliced) continue;
+    throw Failure(Exit::usage, fmt::format("--{}: is of --form latent-tpla or latent-exact", name));
+  }
+  o.calibration = values["calibration"].as<Positive>().value;
+  o.spectrum = values["spectrum"].as<Finite>().value;
+  if (o.spectrum != 0 && !o.latent) {
+    throw Failure(Exit::usage, "--spectrum: is of latent attention; give --model or --kv-rank too");
+  }
+  o.context = context_of(values);
+  o.steps = at_most("steps", values["steps"].as<Positive>().value, 1000000);
+  o.warmup = at_most("warmup", values["warmup"].as<Count>().value, 1000000);
+  o.threads = at_most("threads", values["threads"].as<Positive>().value, 1024);
+  o.timeout = at_most("timeout", values["timeout"].as<Positive>().value, 1000000);
+  o.seed = values["seed"].as<Count>().value;
+  o.check = values.count("check") != 0;
+  o.memory = positive(values, "memory", 0);
+  o.json = file_name(values, "json");
+  if (!o.json.empty() && o.json != "-") refuse_unwritable(o.json);
+  const Index each = values["new"].as<Positive>().value;
+  const Type type = values["dtype"].as<std::string>() == "bf16" ? Type::bf16 : Type::f4;
+  std::vector<Index> capacity = o.context;
+  for (Index& tokens : capacity) tokens += each * (o.steps + o.warmup);
+  if (o.latent) {
+    o.decoding = latent_decoding(*o.latent, std::move(capacity), each, type);
+  } else {
+    const Index kv_heads = positive(values, "kv-heads", 8);
+    const Index dim = positive(values, "head-dim", 128);
+    o.decoding = {.capacity = std::move(capacity),
+                  .queries = each,
+                  .query_heads = positive(values, "heads", 32),
+                  .key_heads = kv_heads,
+                  .value_heads = kv_heads,
+                  .d_qk = dim,
+                  .d_v = positive(values, "value-dim", dim),
+                  .type = type};
+  }
+  if (const auto why = complaint(o.decoding))
+    throw Failure(Exit::usage, "--heads, --kv-heads, --context, --new: " + *why);
+  if (o.slicing && values.count("mesh") != 0) {
+    throw Failure(Exit::usage, "--mesh: --slices says how a latent is cut; leave --mesh out");
+  }
+  if (values.count("mesh") != 0) {
+    const auto& extents = values["mesh"].as<MeshSize>().extents;
+    if (extents.size() != 2) {
+      throw Failure(Exit::usage, "--mesh: two extents, tokens x heads, as in 4x2");
+    }
+    o.mesh = Mesh{{{"tokens", extents[0]}, {"heads", extents[1]}}};
+  }
+  try {
+    chosen_isa();
+  } catch (const std::invalid_argument& e) {  // DATTN_ISA names none
+    throw Failure(Exit::usage, e.what() + std::string("; set it to one of these, or unset it"));
+  }
+  return o;
+}
+
+}  // namespace dattn

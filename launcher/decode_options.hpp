@@ -1,0 +1,38 @@
+#pragma once
+
+#include <boost/program_options/options_description.hpp>
+#include <boost/program_options/variables_map.hpp>
+
+#include "launcher/options.hpp"
+#include "parallel/latent_slices.hpp"
+
+namespace dattn {
+
+/// What `dattn decode` is asked for, checked.
+struct DecodeOptions {
+  std::optional<LatentSizes> latent;
+  Decoding decoding;
+  std::vector<Index> context;      ///< tokens of each sequence before the first step
+  const Strategy* form = nullptr;  ///< null where `slicing` says how
+  std::optional<Slicing> slicing;  ///< of the latent
+  std::string form_name;           ///< as reports have it
+  double spectrum = 0;             ///< of generated weights, see decaying()
+  Index calibration = 0;           ///< tokens
+  std::optional<Mesh> mesh;
+  int steps = 1;
+  int warmup = 0;
+  int threads = 1;
+  int timeout = 300;
+  std::int64_t seed = 1;
+  bool check = false;
+  Index memory = 0;
+  std::string json;
+  std::string model = "none";
+};
+
+boost::program_options::options_description decode_options();
+
+/// Failure(usage or output) if the options contradict each other or cannot be.
+DecodeOptions read_decode_options(const boost::program_options::variables_map& values);
+
+}  // namespace dattn
