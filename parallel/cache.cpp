@@ -13,8 +13,33 @@ Index CacheNeed::bytes(const Problem& problem, int rank) const {
     return std::accumulate(of.begin(), of.end(), Index{0});
   };
   const Shape& shape = problem.shape();
-  return (sum(keys) * shape.d_qk + sum(values) * shape.d_v) * bytes_of(problem.type());
+  return (sum(keys) * shape.d_qk + sum(values) * shape.d_v) * bytes_of(problem.type()) +
+         (sum(pseudo_keys) * (shape.d_qk + 1) + sum(pseudo_values) * shape.d_v) *
+             sum_bytes_of(problem.type());
 }
+
+namespace {
+
+void add_pseudo_keys(const Problem& problem, Index later, CacheNeed& need) {
+  const Shape& shape = problem.shape();
+  const auto ranks = static_cast<std::size_t>(problem.ranks());
+  const auto none = [&](Index heads) {
+    return std::vector(ranks, std::vector<Index>(static_cast<std::size_t>(heads), 0));
+  };
+  need.pseudo_keys = none(shape.key_heads);
+  need.pseudo_values = none(shape.value_heads);
+  if (problem.compensate() == Compensate::off) return;
+  for (const Dropped& entry : dropped_keys(problem.mask(), shape, {shape.keys, later, 1})) {
+    for (std::size_t r = 0; r < ranks; ++r) {
+      if (problem.keys().rows_at(static_cast<int>(r), entry.keys).empty()) continue;
+      need.pseudo_keys[r][static_cast<std::size_t>(entry.key_head)] = 1;
+      ++need.pseudo_values[r][static_cast<std::size_t>(entry.value_head)];
+      if (problem.compensate() == Compensate::head) break;
+    }
+  }
+}
+
+}  // namespace
 
 CacheNeed cache_need(const Problem& problem, Index later) {
   const Shape& shape = problem.shape();
@@ -43,7 +68,9 @@ CacheNeed cache_need(const Problem& problem, Index later) {
     }
     return all;
   };
-  return {tokens(shape.key_heads), tokens(shape.value_heads)};
+  CacheNeed need{tokens(shape.key_heads), tokens(shape.value_heads), {}, {}};
+  add_pseudo_keys(problem, later, need);
+  return need;
 }
 
 }  // namespace dattn

@@ -11,8 +11,13 @@ namespace dattn {
 struct CacheNeed {
   std::vector<std::vector<Index>> keys;    ///< [rank][key head]
   std::vector<std::vector<Index>> values;  ///< [rank][value head]
+  /// Where the Problem compensates, the pseudo-keys of the tokens that need not be kept: as many
+  /// keys of each [rank][key head] (none or one) and values of each [rank][value head] (one for
+  /// each key head that shares it). With Compensate::rank at each rank that owns such tokens, with
+  /// Compensate::head at the first of these.
+  std::vector<std::vector<Index>> pseudo_keys, pseudo_values;
 
-  /// Of a rank's K and V, in bytes.
+  /// Of a rank's K and V, in bytes; pseudo-keys in the type of sums, a key with its log-weight.
   Index bytes(const Problem& problem, int rank) const;
 };
 

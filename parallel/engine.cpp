@@ -10,6 +10,7 @@
 #include "kernels/attend_backward.hpp"
 #include "kernels/check.hpp"
 #include "kernels/partial.hpp"
+#include "parallel/compensate.hpp"
 #include "parallel/pairs.hpp"
 #include "parallel/wire.hpp"
 
@@ -81,6 +82,7 @@ struct Engine<T>::State {
   std::vector<Memory> homes;
   std::vector<Staging> staging;  ///< by home
   Workspace workspace;
+  std::optional<Compensation<T>> compensation;  ///< where there are pseudo-keys
   std::vector<const std::byte*> bound;  ///< by home, for inputs: the caller's memory or ours
   std::vector<Index> strides;           ///< by home: bytes from row to row, 0 where rows are dense
   const Mask* mask;                     ///< the Problem's, or a narrower one
@@ -123,6 +125,13 @@ struct Engine<T>::State {
       }
     }
     times.steps.resize(program.steps.size());
+    if (problem.compensate() != Compensate::off) {
+      const Score& score = options.score;
+      CHECK(program.pass == Pass::forward, name_of(problem.compensate()));
+      CHECK(!score.sigmoid && score.alibi.empty() && score.bias.empty(),
+            name_of(problem.compensate()), score.sigmoid);
+      if (pseudo_key_count(problem) > 0) compensation.emplace(problem, program.rank);
+    }
   }
 
   bool is_input(int home) const {
@@ -395,16 +404,21 @@ struct Engine<T>::State {
                       write<Sum>(step.dv).only(s.v), s.where, *mask, work());
     }
   }
-  template <class S>
-  void attend_any(const S& step) {
+  /// Calls f with a number of the Problem's type.
+  template <class F>
+  void as_typed(const F& f) {
     switch (problem.type()) {
       case Type::bf16:
-        return attend_as<BFloat16>(step);
+        return f(BFloat16{});
       case Type::f4:
-        return attend_as<float>(step);
+        return f(float{});
       case Type::f8:
-        return attend_as<double>(step);
+        return f(double{});
     }
+  }
+  template <class S>
+  void attend_any(const S& step) {
+    as_typed([&]<class E>(E) { attend_as<E>(step); });
   }
   /// Whether what is added up is float; else double.
   bool narrow() const { return problem.type() != Type::f8; }
@@ -523,6 +537,72 @@ struct Engine<T>::State {
     times.steps[static_cast<std::size_t>(now_at)].wait += seconds;
   }
 
+  // ---- pseudo-keys -----------------------------------------------------------------------------
+
+  /// Has a failure name what it hit.
+  template <class F>
+  void compensating(const F& f) {
+    const double from = now();
+    try {
+      f();
+    } catch (const comm::Timeout& e) {
+      throw StepFailure(std::string("pseudo-keys: ") + e.what(), true);
+    } catch (const std::exception& e) {
+      throw StepFailure(std::string("pseudo-keys: ") + e.what(), false);
+    }
+    times.wait += now() - from;
+  }
+
+  /// Before the first step: sums of what is dropped are under way to all ranks.
+  void sum_dropped() {
+    as_typed([&]<class E>(E) {
+      const double from = now();
+      if (parts.kernels) {
+        compensation->sum(read<E>(program.input(Kind::K)), read<E>(program.input(Kind::V)),
+                          options.threads);
+      }
+      times.compute += now() - from;
+      if (!parts.messages) return;
+      compensating([&] {
+        const auto sent = compensation->template start<E>(transport);
+        times.bytes_sent += sent.bytes;
+        times.messages += sent.messages;
+      });
+    });
+  }
+
+  /// After the last step: what the rank delivers has seen the pseudo-keys too.
+  void merge_pseudo_keys() {
+    if (parts.messages) compensating([&] { compensation->wait(); });
+    if (!parts.kernels) return;
+    const double from = now();
+    as_typed([&]<class E>(E) {
+      const Result& result = program.result(Kind::O);
+      const SlotId q = program.input(Kind::Q);
+      const View<const E> queries = read<E>(q);
+      const View<SumOf<E>> all = write<SumOf<E>>(result.slot);
+      for (const Range rows : result.block.rows) {
+        const Index in_q = place_in(q, rows);
+        const Index in_all = place_in(result.slot, rows);
+        compensation->merge(
+            View<const E>{queries.at(in_q, 0), rows.size(), queries.heads, queries.dim},
+            View<SumOf<E>>{all.at(in_all, 0), rows.size(), all.heads, all.dim}, options.score,
+            options.threads);
+      }
+    });
+    times.compute += now() - from;
+  }
+
+  /// Where `rows` begin in the slot, which has them side by side and all heads.
+  Index place_in(SlotId s, Range rows) const {
+    const Block& whole = slot(s).block;
+    const auto first = place_of(whole.rows, rows.begin);
+    CHECK(whole.head_count() == heads_of(whole.kind, problem.shape()) && first.has_value() &&
+              place_of(whole.rows, rows.end - 1) == *first + rows.size() - 1,
+          rows.begin, rows.end, text(whole));
+    return *first;
+  }
+
   /// Calls f with the rows of a result, piece by piece: dense, if it has all heads of its slot;
   /// else neighbouring ones.
   template <class E, class F>
@@ -562,6 +642,7 @@ struct Engine<T>::State {
       }
       seen[home] = true;
     }
+    if (compensation) sum_dropped();
     for (std::size_t i = 0; i < program.steps.size(); ++i) {
       now_at = static_cast<int>(i);
       if (options.progress) options.progress(i);
@@ -573,6 +654,7 @@ struct Engine<T>::State {
       settle([](const Flight&) { return true; });
       times.steps.back().end = now();
     }
+    if (compensation) merge_pseudo_keys();
     times.seconds = now();
     times.hidden = std::max(0.0, on_the_wire - times.wait);
     return times;

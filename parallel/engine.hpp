@@ -59,13 +59,17 @@ struct RunParts {
 };
 
 /// Runs a Program over a transport: allocates the slots once, posts and awaits messages, polls
-/// while kernels work, and times every step. Used by one thread. All ranks construct and run
+/// while kernels work, and times every step. Where the Problem compensates, the sums of what is
+/// dropped are exchanged before the first step, and attention to pseudo-keys is merged into what
+/// the rank delivers after the last one. Used by one thread. All ranks construct and run
 /// together. Messages that fail throw std::runtime_error naming the step; no wait is longer than
 /// the transport's deadline.
 template <comm::Transport T>
 class Engine {
  public:
   /// `problem`, `program` and `transport` must outlive the engine.
+  /// @pre a problem that compensates has a forward program, and scores of a softmax without rules
+  /// that ask for positions
   Engine(const Problem& problem, const Program& program, T& transport, EngineOptions options);
   Engine(Engine&&) = delete;
   ~Engine();

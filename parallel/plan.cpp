@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "kernels/check.hpp"
+#include "parallel/pseudo_keys.hpp"
 
 namespace dattn {
 
@@ -92,7 +93,7 @@ Index memory_bytes(const Program& program, const Problem& problem) {
   for (const auto& bytes : {home_bytes(program, problem), staging_bytes(program, problem)}) {
     sum = std::accumulate(bytes.begin(), bytes.end(), sum);
   }
-  return sum;
+  return sum + pseudo_key_cost(problem, program.rank).memory_bytes;
 }
 
 Index kept_bytes(const Program& program, const Problem& problem) {

@@ -107,7 +107,7 @@ using Plan = std::vector<Program>;
 
 /// Bytes of each home of the program: its largest slot.
 std::vector<Index> home_bytes(const Program& program, const Problem& problem);
-/// Bytes of all that an Engine holds for the program.
+/// Bytes of all that an Engine holds for the program, the Problem's pseudo-keys included.
 Index memory_bytes(const Program& program, const Problem& problem);
 /// Bytes of what the program keeps, of these.
 Index kept_bytes(const Program& program, const Problem& problem);

@@ -16,6 +16,7 @@ struct Wish {
   int ranks = 1;
   bool gradients = false;  ///< also the backward pass; what counts is both together
   Wire wire = Wire::exact;
+  Compensate compensate = Compensate::off;  ///< not with gradients
   /// Bytes that a rank may use, needed_bytes() with `kernels`; 0: any number.
   Index memory = 0;
   KernelBytes kernels;

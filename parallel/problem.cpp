@@ -62,6 +62,9 @@ struct Problem::Found {
   std::vector<std::vector<Ranges>> needs;  ///< [rank][group] positions
   std::once_flag seers_once;
   std::vector<std::vector<Ranges>> seers;  ///< likewise, of queries
+  std::once_flag dropped_once;
+  std::vector<Dropped> dropped;
+  std::vector<std::vector<Index>> dropped_of;  ///< [rank][entry of dropped]
   std::once_flag fetched_once;
   Fetched fetched;
   std::once_flag schedule_once[2];
@@ -114,6 +117,12 @@ Problem Problem::prefetching(int stages) const {
   return other;
 }
 
+Problem Problem::compensating(Compensate how) const {
+  Problem other = *this;
+  other.compensate_ = how;
+  return other;
+}
+
 template <class See>
 std::vector<std::vector<Ranges>> Problem::by_rank_and_group(const See& see) const {
   std::vector<std::vector<Ranges>> found(static_cast<std::size_t>(ranks()));
@@ -147,6 +156,32 @@ const Ranges& Problem::queries_needed(int rank, std::size_t group) const {
     });
   });
   return found_->seers[static_cast<std::size_t>(rank)][group];
+}
+
+void Problem::find_dropped() const {
+  std::call_once(found_->dropped_once, [&] {
+    Found& found = *found_;
+    found.dropped = dropped_keys(*mask_, shape_, {shape_.first_query(), shape_.queries, 1});
+    found.dropped_of.resize(static_cast<std::size_t>(ranks()));
+    for (int r = 0; r < ranks(); ++r) {
+      std::vector<Index>& counts = found.dropped_of[static_cast<std::size_t>(r)];
+      for (std::size_t i = 0; i < found.dropped.size(); ++i) {
+        // Heads under one mask drop the same keys.
+        const bool same = i > 0 && found.dropped[i].keys == found.dropped[i - 1].keys;
+        counts.push_back(same ? counts.back() : size(keys_.rows_at(r, found.dropped[i].keys)));
+      }
+    }
+  });
+}
+
+const std::vector<Dropped>& Problem::dropped() const {
+  find_dropped();
+  return found_->dropped;
+}
+
+const std::vector<Index>& Problem::dropped_of(int rank) const {
+  find_dropped();
+  return found_->dropped_of[static_cast<std::size_t>(rank)];
 }
 
 Problem::Fetched Problem::backward_fetched() const {

@@ -4,7 +4,7 @@
 #include <mutex>
 #include <string>
 
-#include "kernels/mask.hpp"
+#include "kernels/dropped.hpp"
 #include "parallel/block.hpp"
 #include "parallel/mesh.hpp"
 #include "parallel/partition.hpp"
@@ -20,6 +20,20 @@ class Schedule;
 enum class Wire { exact, bf16 };
 
 inline const char* name_of(Wire wire) { return wire == Wire::bf16 ? "bf16" : "exact"; }
+
+/// What stands for the dropped keys of a head (kernels/dropped.hpp), which no query sees: nothing;
+/// one pseudo-key, the mean of all of them and of their values; or one for each rank, the mean of
+/// those that the rank owns. Every query of the head sees pseudo-keys, each weighted by the number
+/// of keys that it stands for:
+///   O = (N exp(q.kc) vc + sum exp(q.k) v) / (N exp(q.kc) + sum exp(q.k)),
+/// where the sums are over the keys that the mask allows. A query that sees no key sees pseudo-keys
+/// alone. The means take all that is dropped, also what a mask hides because it is another
+/// document's. Source: RazorAttention (Tang et al. 2024), whose formula `head` is.
+enum class Compensate { off, head, rank };
+
+inline const char* name_of(Compensate how) {
+  return how == Compensate::head ? "head" : how == Compensate::rank ? "rank" : "off";
+}
 
 /// One attention computation and the ranks it is split over: all that a Strategy may look at.
 class Problem {
@@ -37,6 +51,8 @@ class Problem {
   Problem caching(bool cached) const;
   /// The same problem with prefetch() as given. @pre it is positive
   Problem prefetching(int stages) const;
+  /// The same problem with compensate() as given. There is no backward pass of what compensates.
+  Problem compensating(Compensate how) const;
 
   const Shape& shape() const { return shape_; }
   const Mask& mask() const { return *mask_; }
@@ -54,6 +70,7 @@ class Problem {
   /// How many stages before it is computed the inputs of a stage may arrive: so many have slots
   /// beside the one that is computed.
   int prefetch() const { return prefetch_; }
+  Compensate compensate() const { return compensate_; }
   const std::string& partition() const { return partition_; }
   /// Who owns which rows of Q and O, and which of K and V. The same partition where there are as
   /// many queries as keys.
@@ -66,6 +83,12 @@ class Problem {
 
   /// Query positions that see any key of `rank`, likewise.
   const Ranges& queries_needed(int rank, std::size_t group) const;
+
+  /// The dropped keys of each head that has any, before the first query. Found once for all ranks,
+  /// whether they are compensated for or not.
+  const std::vector<Dropped>& dropped() const;
+  /// How many of those of each entry `rank` owns.
+  const std::vector<Index>& dropped_of(int rank) const;
 
   /// Bytes that all ranks together send in a backward pass where each fetches just what it needs of
   /// the others: keys_needed() and values, their gradients going back; or queries_needed(), dO and
@@ -94,6 +117,8 @@ class Problem {
  private:
   struct Found;
 
+  void find_dropped() const;
+
   /// For each rank and head group the union of what `see(rank, head)` finds for its heads.
   template <class See>
   std::vector<std::vector<Ranges>> by_rank_and_group(const See& see) const;
@@ -106,6 +131,7 @@ class Problem {
   bool keeps_ = false;
   bool cached_ = false;
   int prefetch_ = 1;
+  Compensate compensate_ = Compensate::off;
   std::string partition_;
   Partition queries_;
   Partition keys_;

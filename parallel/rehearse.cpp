@@ -12,6 +12,7 @@
 #include "parallel/inspect.hpp"
 #include "parallel/messages.hpp"
 #include "parallel/pairs.hpp"
+#include "parallel/pseudo_keys.hpp"
 
 namespace dattn {
 namespace {
@@ -100,6 +101,9 @@ class Stage {
       result_.fault = std::move(found);
       return false;
     }
+    if (program.pass == Pass::backward && problem_.compensate() != Compensate::off) {
+      return fault(r, 0, "there is no backward pass of what pseudo-keys stand for");
+    }
     Rank& rank = ranks_[static_cast<std::size_t>(r)];
     rank.program = &program;
     rank.homes.resize(static_cast<std::size_t>(program.homes));
@@ -119,8 +123,20 @@ class Stage {
       home_of(rank, s).resident = s;
       content_of(rank, s).whole = true;
     }
+    compensate(r, rank);
     wake(r, 0);
     return true;
+  }
+
+  /// Pseudo-keys are the engine's own doing, at the start; no step says so.
+  void compensate(int r, Rank& rank) {
+    const PseudoKeyCost cost = pseudo_key_cost(problem_, r, machine_);
+    const auto at = static_cast<std::size_t>(r);
+    result_.bytes_sent[at] += cost.bytes_sent;
+    result_.messages += cost.messages;
+    result_.wait_seconds[at] += cost.wait_seconds;
+    result_.compute_seconds[at] += cost.compute_seconds;
+    rank.clock = cost.wait_seconds + cost.compute_seconds;
   }
 
   // ---- taking steps ----------------------------------------------------------------------------

@@ -21,11 +21,13 @@ struct Case {
   Type type = Type::f4;
   Wire wire = Wire::exact;
   int prefetch = 1;
+  Compensate compensate = Compensate::off;
 
   int ranks() const { return mesh.ranks(); }
   Problem problem() const {
     return Problem(shape, parse_mask(mask, shape), mesh, partition, type, wire)
-        .prefetching(prefetch);
+        .prefetching(prefetch)
+        .compensating(compensate);
   }
   const Strategy& how() const { return *find_strategy(strategy); }
 
@@ -37,7 +39,9 @@ struct Case {
            s(shape.query_heads) + ":" + s(shape.key_heads) + ":" + s(shape.value_heads) +
            ", dims " + s(shape.d_qk) + ":" + s(shape.d_v) +
            (wire == Wire::bf16 ? ", wire bf16" : "") +
-           (prefetch > 1 ? ", " + s(prefetch) + " stages ahead" : "");
+           (prefetch > 1 ? ", " + s(prefetch) + " stages ahead" : "") +
+           (compensate != Compensate::off ? std::string(", compensate ") + name_of(compensate)
+                                          : "");
   }
 };
 
@@ -150,6 +154,47 @@ inline std::vector<Case> wire_cases(int ranks) {
                turn % 3 == 0 ? Type::bf16 : Type::f4,
                Wire::bf16};
         ++turn;
+        if (!strategy.refuses(c.problem())) all.push_back(std::move(c));
+      }
+    }
+  }
+  return all;
+}
+
+/// Every strategy where queries drop keys, or might: heads by groups, uneven and none at all, with
+/// pseudo-keys in turn of all ranks and of each.
+inline std::vector<Case> compensated_cases(int ranks) {
+  const std::vector<Lengths> lengths{{3, 29}, {1, 40}, {12, 31}, {1, ranks + 1}, {5, 5}, {7, 4}};
+  const char* masks[] = {"stream:sink=2,recent=5",
+                         "window:3,0",
+                         "sink:0",
+                         "causal",
+                         "s2:block=3,local=1,stride=3,step=1",
+                         "documents:1,"};
+  std::vector<Case> all;
+  std::size_t turn = static_cast<std::size_t>(ranks);
+  for (const Strategy& strategy : strategies()) {
+    // Every mask meets other shapes, types and kinds of pseudo-keys under the next partition.
+    for (const PartitionKind& partition : partition_kinds()) {
+      turn += 5;
+      for (std::size_t i = 0; i < 6; ++i, ++turn) {
+        const Shape shape =
+            shape_of(lengths[turn / 2 % lengths.size()], head_counts()[turn % 7], 4, 6);
+        std::string mask = masks[i];
+        if (i == 5) mask += std::to_string(shape.keys - 1) + "+causal";
+        if (i == 0 && shape.query_heads > 2) {
+          mask += "@0;causal@1;stream:sink=1,recent=3@2-" + std::to_string(shape.query_heads - 1);
+        }
+        Case c{shape,
+               mask,
+               partition.name,
+               strategy.name,
+               strategy.mesh(ranks, shape),
+               turn % 3 == 0   ? Type::f8
+               : turn % 3 == 1 ? Type::bf16
+                               : Type::f4};
+        c.wire = c.type != Type::f8 && turn % 4 == 0 ? Wire::bf16 : Wire::exact;
+        c.compensate = turn % 2 == 0 ? Compensate::head : Compensate::rank;
         if (!strategy.refuses(c.problem())) all.push_back(std::move(c));
       }
     }

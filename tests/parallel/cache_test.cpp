@@ -52,6 +52,46 @@ TEST(Cache, HoldsWhatLaterQueriesMaySeeOfEveryRankAndHead) {
   }
 }
 
+TEST(Cache, HasAPseudoKeyForWhatItDrops) {
+  constexpr Index kLater = 20;
+  // Key heads 0 and 1 drop keys, 2 drops none; value head 0 serves key head 0 and half of 1.
+  const Shape shape{37, 37, 6, 3, 2, 4, 5};
+  const MaskPtr mask = parse_mask("stream:sink=2,recent=5@0-2;window:9,0@3;causal@4-5", shape);
+  for (const int ranks : {1, 3, 4, 40}) {
+    for (const std::string_view partition : {"contiguous", "zigzag", "striped"}) {
+      for (const Type type : {Type::bf16, Type::f8}) {
+        const Problem off(shape, mask, line(ranks), partition, type);
+        const CacheNeed plain = cache_need(off, kLater);
+        for (const Compensate how : {Compensate::head, Compensate::rank}) {
+          const CacheNeed need = cache_need(off.compensating(how), kLater);
+          EXPECT_EQ(need.keys, plain.keys);
+          EXPECT_EQ(need.values, plain.values);
+          std::vector<bool> stands(3, false);
+          for (int r = 0; r < ranks; ++r) {
+            const auto at = static_cast<std::size_t>(r);
+            std::vector<Index> pseudo(3, 0);
+            for (std::size_t h = 0; h < 3; ++h) {
+              const bool drops = need.keys[at][h] < off.keys().rows(r).size();
+              if (drops && (how == Compensate::rank || !stands[h])) pseudo[h] = 1;
+              stands[h] = stands[h] || drops;
+            }
+            EXPECT_EQ(need.pseudo_keys[at], pseudo)
+                << partition << ", rank " << r << " of " << ranks;
+            // Key head 1 is read with either value head.
+            const std::vector<Index> values{pseudo[0] + pseudo[1], pseudo[1] + pseudo[2]};
+            EXPECT_EQ(need.pseudo_values[at], values) << partition << ", rank " << r;
+            const Index numbers =
+                (pseudo[0] + pseudo[1] + pseudo[2]) * (4 + 1) + (values[0] + values[1]) * 5;
+            EXPECT_EQ(need.bytes(off, r) - plain.bytes(off, r),
+                      numbers * (type == Type::f8 ? 8 : 4));
+          }
+          EXPECT_EQ(stands, (std::vector<bool>{true, true, false}));
+        }
+      }
+    }
+  }
+}
+
 TEST(Cache, OfShardsIsTheLocalBlocksAndOneInStride) {
   const Index n = 4096;
   const Shape shape{n, n, 8, 8, 8, 4, 4};

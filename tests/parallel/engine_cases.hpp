@@ -11,6 +11,7 @@
 #include "parallel/stats.hpp"
 #include "parallel/strategies.hpp"
 #include "tests/cases.hpp"
+#include "tests/parallel/compensated.hpp"
 
 namespace dattn::testing {
 
@@ -61,6 +62,7 @@ struct Outcome {
   double error = 0;      ///< sum of squares against the reference
   double reference = 0;  ///< sum of squares of the reference
   double lse_error = 0;  ///< largest absolute
+  Index dropped = 0;     ///< keys that are compensated for, over key heads
   bool rows_without_keys_are_empty = true;
   RunTimes times;
   std::vector<std::byte> bits;  ///< of O and LSE
@@ -101,12 +103,13 @@ Outcome run_and_judge(const Problem& problem, const Strategy& strategy, Transpor
   const View<const T> q{tensors.q.data(), s.queries, s.query_heads, s.d_qk};
   const View<const T> k{tensors.k.data(), s.keys, s.key_heads, s.d_qk};
   const View<const T> v{tensors.v.data(), s.keys, s.value_heads, s.d_v};
+  const Expected<T> expected(problem, options.score, q, k, v);
+  outcome.dropped = expected.dropped();
   std::size_t record = 0;
   for (const Run& run : problem.queries().positions(delivers.rows)) {
     for (Index i = 0; i < run.count; ++i) {
       for (Index h = 0; h < s.query_heads; ++h, ++record) {
-        const ReferenceRow want = reference_row(s, problem.mask(), options.score, q, k, v, h,
-                                                run.at(i) - s.first_query());
+        const ReferenceRow want = expected.row(h, run.at(i) - s.first_query());
         const auto got_lse = static_cast<double>(lse[record]);
         const bool none = want.lse == -std::numeric_limits<double>::infinity();
         for (std::size_t n = 0; n < want.o.size(); ++n) {
@@ -366,7 +369,11 @@ std::string trouble_in(const Case& c, Transport& transport, bool checked, const 
     trouble += " sent " + std::to_string(mine.times.bytes_sent) + " bytes, planned " +
                std::to_string(planned);
   }
-  trouble += gradient_trouble(c, problem, transport, tensors, checked, mine, sum);
+  if (c.compensate == Compensate::off) {
+    trouble += gradient_trouble(c, problem, transport, tensors, checked, mine, sum);
+  } else if ((mine.dropped > 0) != !problem.dropped().empty()) {
+    trouble += " drops " + std::to_string(mine.dropped) + " keys";
+  }
   return trouble.empty() ? trouble : c.text() + " " + name_of(c.type) + ":" + trouble;
 }
 

@@ -44,6 +44,19 @@ TEST_P(EngineOverLoopback, SumsMayTravelInBfloat16) {
   }
 }
 
+TEST_P(EngineOverLoopback, CompensatesForDroppedKeys) {
+  for (const int ranks : kSanitized ? std::vector{1, 3} : std::vector{1, 2, 3, 5, 8}) {
+    for (const Case& c : compensated_cases(ranks)) {
+      std::vector<std::string> troubles(static_cast<std::size_t>(ranks));
+      on_all_ranks(ranks, GetParam(), 11, [&](comm::Loopback::Endpoint& end) {
+        const auto own = [](double x) { return x; };
+        troubles[static_cast<std::size_t>(end.rank())] = trouble_with(c, end, true, own);
+      });
+      for (const std::string& trouble : troubles) ASSERT_EQ(trouble, "");
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Modes, EngineOverLoopback,
                          ::testing::Values(Mode{"eager", false, 0}, Mode{"delayed", false, 5},
                                            Mode{"rendezvous", true, 3}),
@@ -120,6 +133,37 @@ TEST(Engine, DoubleIsExactToDoubleRounding) {
       EXPECT_LE(std::sqrt(outcome.error), 1e-14 * std::sqrt(outcome.reference)) << strategy.name;
       EXPECT_LE(outcome.lse_error, 1e-13) << strategy.name;
     });
+  }
+}
+
+TEST(Engine, OneDroppedKeyIsThatKey) {
+  const Shape shape{1, 11, 4, 2, 1, 8, 5};
+  const MaskPtr with = parse_mask("causal", shape);
+  const MaskPtr without = parse_mask("causal@0-1;window:9,0@2-3", shape);  // drops key 0
+  const Tensors<double> tensors(shape, 9);
+  for (const Compensate how : {Compensate::head, Compensate::rank}) {
+    for (const Strategy& strategy : strategies()) {
+      const auto problem = [&](const MaskPtr& mask) {
+        return Problem(shape, mask, strategy.mesh(3, shape), "striped", Type::f8);
+      };
+      const Problem dense = problem(with);
+      const Problem sparse = problem(without).compensating(how);
+      if (strategy.refuses(dense)) continue;
+      ASSERT_EQ(sparse.dropped().size(), 1u);
+      ASSERT_EQ(sparse.dropped()[0].keys, (Ranges{{0, 1}}));
+      on_all_ranks(3, {"delayed", false, 2}, 5, [&](comm::Loopback::Endpoint& end) {
+        const Outcome all = run_and_judge(dense, strategy, end, tensors, {.checked = true});
+        const Outcome some = run_and_judge(sparse, strategy, end, tensors, {.checked = true});
+        EXPECT_EQ(some.dropped, 1);
+        ASSERT_EQ(all.o.size(), some.o.size());
+        for (std::size_t i = 0; i < all.o.size(); ++i) {
+          EXPECT_NEAR(all.o[i], some.o[i], 1e-14) << strategy.name;
+        }
+        for (std::size_t i = 0; i < all.lse.size(); ++i) {
+          EXPECT_NEAR(all.lse[i], some.lse[i], 1e-14) << strategy.name;
+        }
+      });
+    }
   }
 }
 

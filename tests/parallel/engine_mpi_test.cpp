@@ -31,6 +31,11 @@ TEST(EngineOverMpi, SumsMayTravelInBfloat16) {
   for (const Case& c : wire_cases(comm::world().size())) EXPECT_EQ(trouble_with(c, true), "");
 }
 
+TEST(EngineOverMpi, CompensatesForDroppedKeys) {
+  for (const Case& c : compensated_cases(comm::world().size()))
+    EXPECT_EQ(trouble_with(c, true), "");
+}
+
 TEST(EngineOverMpi, EveryMeshOfTwoAxes) {
   for (const Mesh& mesh : meshes(comm::world().size())) {
     for (const std::string_view strategy : strategies_of_two_axes()) {

@@ -1,0 +1,65 @@
+#pragma once
+
+#include <vector>
+
+#include "comm/transport.hpp"
+#include "kernels/bfloat.hpp"
+#include "kernels/score.hpp"
+#include "kernels/view.hpp"
+#include "parallel/pseudo_keys.hpp"
+
+namespace dattn {
+
+/// One rank's part in making the pseudo-keys of a Problem, over a transport, and attention to them.
+/// An Engine has one and calls sum(), start(), wait() and merge() in each forward run; whoever has
+/// K, V and a Partial without an Engine may do so too. E is the element type of Q, K and V, the
+/// same in all calls. What comes of it is the same on all ranks, for every strategy: `head` up to
+/// the order in which the ranks' sums are added, all of them kept in double.
+template <comm::Transport T>
+class Compensation {
+ public:
+  /// @pre `problem` outlives this
+  Compensation(const Problem& problem, int rank);
+
+  /// Sums up what is dropped of the rank's own rows, in their order. k [own keys, key heads, d_qk],
+  /// v [own keys, value heads, d_v]
+  template <class E>
+  void sum(View<const E> k, View<const E> v, int threads);
+
+  /// What start() puts on the wire: bytes counted from the messages themselves, an all-reduce by
+  /// reduce_bytes; messages to other ranks, and collectives.
+  struct Sent {
+    Index bytes = 0;
+    Index messages = 0;
+  };
+  /// Collective: starts to exchange what was summed up, before any other message of a run. Errors
+  /// are the transport's.
+  template <class E>
+  Sent start(T& transport);
+  /// Until what start() has sent and asked for is there. No wait is longer than the transport's
+  /// deadline.
+  void wait();
+
+  /// out <- out merged with attention of q to all pseudo-keys. q [rows, query heads, d_qk], any
+  /// rows of Q with all heads; out [rows, query heads, d_v + 2], their records. @pre as
+  /// attend_pseudo_keys
+  template <class E>
+  void merge(View<const E> q, View<SumOf<E>> out, const Score& score, int threads);
+
+ private:
+  /// The numbers of the pseudo-keys, d_qk + d_v each, by entry and rank.
+  template <class Sum>
+  std::vector<Sum>& numbers();
+
+  const Problem& problem_;
+  int rank_;
+  std::size_t length_;  ///< of a pseudo-key, in numbers
+  std::vector<PseudoKey> all_;
+  std::vector<Index> counts_;  ///< of all_
+  std::vector<double> sums_;   ///< of the rank's own keys, or of all after start(); by entry
+  std::vector<float> floats_;
+  std::vector<double> doubles_;
+  std::vector<typename T::Request> requests_;
+};
+
+}  // namespace dattn
