@@ -11,13 +11,15 @@
 namespace dattn {
 
 template <class T>
-void add_rows(View<const T> view, Index head, const Ranges& rows, std::span<double> sum) {
-  CHECK(std::ssize(sum) == view.dim, sum.size(), view.dim);
+void add_rows(View<const T> view, std::span<const Index> heads, const Ranges& rows, double* sums,
+              Index stride) {
   for (const Range range : rows) {
     for (Index row = range.begin; row < range.end; ++row) {
-      const T* numbers = view.at(row, head);
-      for (Index i = 0; i < view.dim; ++i) {
-        sum[static_cast<std::size_t>(i)] += static_cast<double>(numbers[i]);
+      double* sum = sums;
+      for (const Index head : heads) {
+        const T* numbers = view.at(row, head);
+        for (Index i = 0; i < view.dim; ++i) sum[i] += static_cast<double>(numbers[i]);
+        sum += stride;
       }
     }
   }
@@ -87,9 +89,9 @@ void attend_pseudo_keys(View<const E> q, const PseudoKeys<SumOf<E>>& pseudo, Vie
   }
 }
 
-#define DATTN_FOR(E)                                                                           \
-  template void add_rows(View<const E>, Index, const Ranges&, std::span<double>);              \
-  template void attend_pseudo_keys(View<const E>, const PseudoKeys<SumOf<E>>&, View<SumOf<E>>, \
+#define DATTN_FOR(E)                                                                            \
+  template void add_rows(View<const E>, std::span<const Index>, const Ranges&, double*, Index); \
+  template void attend_pseudo_keys(View<const E>, const PseudoKeys<SumOf<E>>&, View<SumOf<E>>,  \
                                    const Score&, int);
 DATTN_FOR(float)
 DATTN_FOR(double)

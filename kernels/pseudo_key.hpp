@@ -17,10 +17,13 @@ struct PseudoKeys {
   std::span<const Index> counts;  ///< one a pseudo-key, each positive
 };
 
-/// sum += the rows `rows` (counted from 0) of the head `head` of `view`, one after the other.
-/// @pre sum has view.dim numbers
+/// sums[i * stride] ... += the rows `rows` (counted from 0) of head heads[i] of `view`, one row
+/// after the other. Memory is read in its order, so heads that drop the same rows are best given
+/// together.
+/// @pre stride >= view.dim
 template <class T>
-void add_rows(View<const T> view, Index head, const Ranges& rows, std::span<double> sum);
+void add_rows(View<const T> view, std::span<const Index> heads, const Ranges& rows, double* sums,
+              Index stride);
 
 /// out <- out merged with attention of q to pseudo-keys, which have no position: every row and head
 /// of q sees all of them. A pseudo-key's weight is count * exp(score), as if ln(count) were added

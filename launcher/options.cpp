@@ -97,6 +97,16 @@ po::options_description problem_options() {
   return options;
 }
 
+po::options_description compensate_option() {
+  po::options_description options("Dropped keys");
+  options.add_options()  //
+      ("compensate", word({"off", "head", "rank"})->default_value("off"),
+       "keys before the first query that no query of their head sees are left out; or one "
+       "pseudo-key a head stands for them, their mean and that of their values, weighted by their "
+       "number (RazorAttention); or one a head and rank. Forward only");
+  return options;
+}
+
 po::options_description split_options(bool with_strategy) {
   po::options_description options("Split");
   if (with_strategy) {
@@ -171,6 +181,17 @@ Task make_task(const po::variables_map& values) {
   if (task.wish.wire == Wire::bf16 && task.type == Type::f8) {
     throw Failure(Exit::usage,
                   "--wire bf16: float64 sums travel exactly; leave it out, or take --dtype f4");
+  }
+  if (values.count("compensate") != 0) {
+    const std::string how = values["compensate"].as<std::string>();
+    task.wish.compensate = how == "head"   ? Compensate::head
+                           : how == "rank" ? Compensate::rank
+                                           : Compensate::off;
+    if (task.wish.compensate != Compensate::off && task.wish.gradients) {
+      throw Failure(Exit::usage, "--compensate " + how +
+                                     ": pseudo-keys have no backward pass; leave it out, or leave "
+                                     "out --grad (run) or --backward (plan)");
+    }
   }
   set_mask(values, task);
   task.scale = values.count("scale") != 0 ? values["scale"].as<Finite>().value

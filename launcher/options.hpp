@@ -12,10 +12,13 @@
 namespace dattn {
 
 /// The options that say which problem to solve and how to split it; shared by run, plan and
-/// benches. make_task() also looks for "grad" (a file, or random) and "backward".
+/// benches. make_task() also looks for "grad" (a file, or random), "backward" and "compensate".
 boost::program_options::options_description problem_options();
 /// With "strategy", which is one strategy or auto; without, for commands that try several.
 boost::program_options::options_description split_options(bool with_strategy = true);
+
+/// The option that says what stands for dropped keys; for run and plan.
+boost::program_options::options_description compensate_option();
 
 /// A problem as the options give it, checked.
 struct Task {

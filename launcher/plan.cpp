@@ -43,14 +43,21 @@ std::string cache_line(const Problem& problem, const CacheNeed& cache) {
   const Shape& s = problem.shape();
   const Index whole =
       s.keys * (s.key_heads * s.d_qk + s.value_heads * s.d_v) * dattn::bytes_of(problem.type());
-  return fmt::format("KV cache: later queries see {} of {}, {} at most on a rank", in_bytes(kept),
-                     in_bytes(whole), in_bytes(most));
+  return fmt::format("KV cache: later queries see {} of {}{}, {} at most on a rank", in_bytes(kept),
+                     in_bytes(whole),
+                     problem.compensate() == Compensate::off ? "" : " (pseudo-keys included)",
+                     in_bytes(most));
 }
 
 nlohmann::json cache_json(const Problem& problem, const CacheNeed& cache) {
   nlohmann::json bytes = nlohmann::json::array();
   for (int r = 0; r < problem.ranks(); ++r) bytes.push_back(cache.bytes(problem, r));
-  return {{"key_tokens", cache.keys}, {"value_tokens", cache.values}, {"bytes", bytes}};
+  nlohmann::json j{{"key_tokens", cache.keys}, {"value_tokens", cache.values}, {"bytes", bytes}};
+  if (problem.compensate() != Compensate::off) {
+    j["pseudo_keys"] = cache.pseudo_keys;
+    j["pseudo_values"] = cache.pseudo_values;
+  }
+  return j;
 }
 
 }  // namespace
@@ -58,7 +65,7 @@ nlohmann::json cache_json(const Problem& problem, const CacheNeed& cache) {
 Exit plan_command(const std::vector<std::string>& arguments) {
   namespace po = boost::program_options;
   po::options_description options("dattn plan: proves and prices a plan, without MPI or data");
-  options.add(problem_options()).add(split_options());
+  options.add(problem_options()).add(compensate_option()).add(split_options());
   po::options_description own("Plan");
   own.add_options()                                                               //
       ("ranks", po::value<Positive>()->required(), "how many ranks to plan for")  //
@@ -105,6 +112,7 @@ Exit plan_command(const std::vector<std::string>& arguments) {
     }
   }
   if (task.wish.gradients) text += memory_line(choice, slots) + "\n";
+  if (task.wish.compensate != Compensate::off) text += compensation_line(*choice.problem) + "\n";
   const CacheNeed cache = cache_need(*choice.problem);
   text += cache_line(*choice.problem, cache) + "\n";
   const bool wrong = std::any_of(rehearsals.begin(), rehearsals.end(),

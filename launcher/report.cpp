@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "launcher/version.hpp"
+#include "parallel/pseudo_keys.hpp"
 
 namespace dattn {
 namespace {
@@ -201,6 +202,46 @@ std::string memory_line(const Choice& choice, const std::vector<Index>& slot_byt
   return line;
 }
 
+namespace {
+
+/// Dropped keys of each key head.
+std::vector<Index> dropped_by_key_head(const Problem& problem) {
+  std::vector<Index> dropped(static_cast<std::size_t>(problem.shape().key_heads), 0);
+  for (const Dropped& entry : problem.dropped()) {
+    dropped[static_cast<std::size_t>(entry.key_head)] = size(entry.keys);
+  }
+  return dropped;
+}
+
+json compensation_json(const Problem& problem) {
+  json j{{"pseudo_keys", pseudo_key_count(problem)},
+         {"dropped_keys", dropped_by_key_head(problem)}};
+  for (int r = 0; r < problem.ranks(); ++r) {
+    const PseudoKeyCost cost = pseudo_key_cost(problem, r);
+    j["bytes_sent"].push_back(cost.bytes_sent);
+    j["memory_bytes"].push_back(cost.memory_bytes);
+  }
+  return j;
+}
+
+}  // namespace
+
+std::string compensation_line(const Problem& problem) {
+  const std::vector<Index> dropped = dropped_by_key_head(problem);
+  const auto heads = std::ssize(dropped) - std::count(dropped.begin(), dropped.end(), 0);
+  if (heads == 0) {
+    return "compensation: the queries see every key before the first of them; nothing is dropped";
+  }
+  Index sent = 0;
+  for (int r = 0; r < problem.ranks(); ++r) sent += pseudo_key_cost(problem, r).bytes_sent;
+  return fmt::format(
+      "compensation: {} pseudo-keys, one a {}, for what {} of {} key heads drop, {} of {} keys at "
+      "most; {} of what is sent is theirs",
+      pseudo_key_count(problem),
+      problem.compensate() == Compensate::head ? "head" : "head and rank", heads, dropped.size(),
+      *std::max_element(dropped.begin(), dropped.end()), problem.shape().keys, in_bytes(sent));
+}
+
 json plan_json(const Task& task, const Choice& choice, const std::vector<Rehearsal>& rehearsals,
                const std::vector<Index>& slot_bytes) {
   const Shape& s = task.shape;
@@ -217,7 +258,8 @@ json plan_json(const Task& task, const Choice& choice, const std::vector<Rehears
            {"mask", task.mask_words},
            {"scale", task.scale},
            {"dtype", name_of(task.type)},
-           {"wire", name_of(task.wish.wire)}}},
+           {"wire", name_of(task.wish.wire)},
+           {"compensate", name_of(task.wish.compensate)}}},
          {"strategy", choice.strategy->name},
          {"partition", choice.problem->partition()},
          {"mesh", choice.problem->mesh().text()},
@@ -232,6 +274,9 @@ json plan_json(const Task& task, const Choice& choice, const std::vector<Rehears
     return j;
   }
   add_figures(j, rehearsals.front());
+  if (task.wish.compensate != Compensate::off) {
+    j["compensation"] = compensation_json(*choice.problem);
+  }
   if (rehearsals.size() > 1) {
     add_figures(j["backward"], rehearsals[1]);
     j["both_passes"] = {{"keeps", choice.problem->keeps()},
@@ -277,6 +322,9 @@ std::string heading(const RunReport& report) {
     out += plan_line(*report.choice, report.rehearsal(pass), pass) + "\n";
   }
   if (report.task->wish.gradients) out += memory_line(*report.choice, report.slot_bytes) + "\n";
+  if (report.task->wish.compensate != Compensate::off) {
+    out += compensation_line(*report.choice->problem) + "\n";
+  }
   return out;
 }
 
@@ -380,13 +428,15 @@ std::string to_csv(const RunReport& report) {
   };
   // Only the mask can hold a comma.
   std::string row = fmt::format(
-      "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},\"{}\",{:.9g},{:.9g},{:.9g},{:.9g},{:.6g},{},"
+      "{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},{},\"{}\",{:.9g},{:.9g},{:.9g},{:.9g},{:.6g},{}"
+      ","
       "{:.9g},{:.9g},{:.9g},{},",
       report.choice->strategy->name, report.choice->problem->partition(),
       report.choice->problem->mesh().text(), report.ranks.size(), report.ranks.front().threads,
-      report.isa, name_of(report.task->type), name_of(report.task->wish.wire), s.queries, s.keys,
-      s.query_heads, s.key_heads, s.value_heads, s.d_qk, s.d_v, report.task->mask_words,
-      median_seconds(report, Pass::forward), *std::min_element(seconds.begin(), seconds.end()),
+      report.isa, name_of(report.task->type), name_of(report.task->wish.wire),
+      name_of(report.task->wish.compensate), s.queries, s.keys, s.query_heads, s.key_heads,
+      s.value_heads, s.d_qk, s.d_v, report.task->mask_words, median_seconds(report, Pass::forward),
+      *std::min_element(seconds.begin(), seconds.end()),
       *std::max_element(seconds.begin(), seconds.end()),
       report.rehearsal(Pass::forward).forecast_seconds(), gflops(report, Pass::forward),
       bytes_sent(report, Pass::forward), mean(kPhases[0].of), mean(kPhases[1].of),
@@ -399,8 +449,8 @@ std::string to_csv(const RunReport& report) {
   } else {
     row += ",,,,,";
   }
-  return "strategy,partition,mesh,ranks,threads,isa,dtype,wire,queries,keys,heads,key_heads,value_"
-         "heads,"
+  return "strategy,partition,mesh,ranks,threads,isa,dtype,wire,compensate,queries,keys,heads,"
+         "key_heads,value_heads,"
          "head_dim,value_dim,mask,seconds,seconds_min,seconds_max,forecast_seconds,gflops,"
          "bytes_sent_total,compute,wait,hidden,check,residual,backward_seconds,"
          "backward_forecast_seconds,backward_gflops,backward_bytes_sent_total,gradient_check,"

@@ -66,6 +66,9 @@ std::string plan_line(const Choice& choice, const Rehearsal& rehearsal, Pass pas
 /// What both passes together hold, and whether the second has what the first redistributed.
 std::string memory_line(const Choice& choice, const std::vector<Index>& slot_bytes);
 
+/// What is dropped, and what pseudo-keys stand for it. @pre the problem compensates
+std::string compensation_line(const Problem& problem);
+
 /// Chrome trace (chrome://tracing, Perfetto) of one run that began `from` seconds after the first:
 /// one row a rank; made rank by rank.
 std::string trace_events(const Program& program, const RunTimes& times, double from);

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "kernels/view.hpp"
+#include "launcher/means.hpp"
 
 namespace dattn {
 namespace {
@@ -109,7 +110,9 @@ std::vector<Sum> sums_of(const Problem& problem, const Source& source, double sc
   if (rows.empty()) return sums;
   const std::vector<T> q = rows_of<T>(source, Kind::Q, positions, rows);
   const std::vector<Index> at = positions_of(positions, rows);
+  Means means(problem);
   each_piece_of_keys<T>(source, [&](const Run& piece, View<const T> k, View<const T> v) {
+    means.add(piece, k, v);
     for (std::size_t i = 0; i < rows.size(); ++i) {
       for (std::size_t h = 0; h < heads; ++h) {
         const auto head = static_cast<Index>(h);
@@ -122,6 +125,16 @@ std::vector<Sum> sums_of(const Problem& problem, const Source& source, double sc
       }
     }
   });
+  for (const Means::Mean& mean : std::move(means).finish()) {
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      for (Index head = mean.query_heads.begin; head < mean.query_heads.end; ++head) {
+        const std::size_t record = i * heads + static_cast<std::size_t>(head);
+        const T* q_row = q.data() + record * static_cast<std::size_t>(shape.d_qk);
+        sums[record].add(scale * dot(q_row, mean.key.data(), shape.d_qk) + std::log(mean.count),
+                         mean.value.data());
+      }
+    }
+  }
   return sums;
 }
 

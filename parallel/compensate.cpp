@@ -57,19 +57,28 @@ void Compensation<T>::sum(View<const E> k, View<const E> v, int threads) {
   CHECK(v.rows == own.size() && v.heads == shape.value_heads && v.dim == shape.d_v, v.rows, v.heads,
         v.dim);
   std::fill(sums_.begin(), sums_.end(), 0.0);
-  const auto entries = std::ssize(problem_.dropped());
-  const auto d_qk = static_cast<std::size_t>(shape.d_qk);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (Index part = 0; part < 2 * entries; ++part) {  // keys and values
-    const auto i = static_cast<std::size_t>(part / 2);
-    const Dropped& entry = problem_.dropped()[i];
-    Ranges rows = problem_.keys().rows_at(rank_, entry.keys);
-    for (Range& r : rows) r = {r.begin - own.begin, r.end - own.begin};
-    const std::span<double> sum = std::span(sums_).subspan(i * length_, length_);
-    if (part % 2 == 0) {
-      add_rows(k, entry.key_head, rows, sum.first(d_qk));
-    } else {
-      add_rows(v, entry.value_head, rows, sum.subspan(d_qk));
+  const std::vector<Dropped>& all = problem_.dropped();
+  // Each thread has some entries and all their rows: the order in which numbers are added does not
+  // depend on the threads.
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (Index part = 0; part < threads; ++part) {
+    const Range mine = even_part(std::ssize(all), threads, part);
+    std::vector<Index> key_heads;
+    std::vector<Index> value_heads;
+    for (Index from = mine.begin, to = from; from < mine.end; from = to) {
+      key_heads.clear();
+      value_heads.clear();
+      const Ranges& keys = all[static_cast<std::size_t>(from)].keys;
+      for (; to < mine.end && all[static_cast<std::size_t>(to)].keys == keys; ++to) {
+        key_heads.push_back(all[static_cast<std::size_t>(to)].key_head);
+        value_heads.push_back(all[static_cast<std::size_t>(to)].value_head);
+      }
+      Ranges rows = problem_.keys().rows_at(rank_, keys);
+      for (Range& r : rows) r = {r.begin - own.begin, r.end - own.begin};
+      const auto stride = static_cast<Index>(length_);
+      double* sums = sums_.data() + from * stride;
+      add_rows(k, key_heads, rows, sums, stride);
+      add_rows(v, value_heads, rows, sums + shape.d_qk, stride);
     }
   }
 }

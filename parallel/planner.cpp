@@ -156,8 +156,7 @@ std::vector<Choice> candidates(const Wish& wish, const Shape& shape, const MaskP
     if (wish.partition != "auto" && wish.partition != partition.name) continue;
     if (wish.partition == "auto" && partition.strided && scattered(*mask, shape)) continue;
     const Problem problem(shape, mask, line(wish.ranks), partition.name, type, wish.wire);
-    dealt.push_back(
-        problem.prefetching(wish.prefetch.value_or(1)).compensating(wish.compensate));
+    dealt.push_back(problem.prefetching(wish.prefetch.value_or(1)).compensating(wish.compensate));
   }
   std::vector<Choice> out;
   for (const Strategy& strategy : strategies()) {

@@ -159,14 +159,19 @@ TEST(PseudoKeys, ScoresOfMinusInfinityWeighNothing) {
   for (const float x : found.lse.numbers) EXPECT_EQ(x, -std::numeric_limits<float>::infinity());
 }
 
-TEST(AddRows, AddsTheRowsOfOneHead) {
+TEST(AddRows, AddsTheRowsOfTheirHeads) {
   const auto k = random_tensor<BFloat16>(20, 3, 4, 5);
-  std::vector<double> sum{1, 2, 3, 4};
-  add_rows(k.view(), 1, {{2, 5}, {19, 20}}, sum);
-  for (Index i = 0; i < 4; ++i) {
-    double want = static_cast<double>(i + 1);
-    for (const Index row : {2, 3, 4, 19}) want += static_cast<double>(k.view().at(row, 1)[i]);
-    EXPECT_DOUBLE_EQ(sum[static_cast<std::size_t>(i)], want);
+  std::vector<double> sums(16);
+  for (std::size_t i = 0; i < sums.size(); ++i) sums[i] = static_cast<double>(i);
+  const std::vector<Index> heads{2, 0, 2};  // two sums may be of one head
+  add_rows(std::as_const(k).view(), heads, {{2, 5}, {19, 20}}, sums.data(), 6);
+  for (Index i = 0; i < 16; ++i) {
+    double want = static_cast<double>(i);
+    for (const Index row : {2, 3, 4, 19}) {
+      const Index head = heads[static_cast<std::size_t>(i / 6)];
+      if (i % 6 < 4) want += static_cast<double>(k.view().at(row, head)[i % 6]);
+    }
+    EXPECT_DOUBLE_EQ(sums[static_cast<std::size_t>(i)], want);
   }
 }
 

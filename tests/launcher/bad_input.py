@@ -247,6 +247,15 @@ def cases():
     add("wire unknown", run + "--wire bfloat16", USAGE, "--wire.*exact, bf16")
     add("wire bf16 of f8", plan + "--dtype f8 --wire bf16", USAGE, "--wire bf16.*--dtype f4")
     add("wire bf16 checked", run + "--wire bf16 --check --grad random", 0, "PASSED.*PASSED")
+    add("compensate unknown", run + "--compensate heads", USAGE, "--compensate.*off, head, rank")
+    add("compensate without a value", run + "--compensate", USAGE, "--compensate")
+    for how in ("head", "rank"):
+        add(f"compensate {how} with gradients", f"{run}--compensate {how} --grad random --queries 5", USAGE, f"--compensate {how}.*no backward pass.*--grad")
+        add(f"compensate {how} backward", f"{plan}--compensate {how} --backward", USAGE, f"--compensate {how}.*no backward pass.*--backward")
+        add(f"compensate {how}", f"{run}--queries 5 --mask window:3,0 --compensate {how} --check", 0, "(?s)8 pseudo-keys.*PASSED")
+        add(f"compensate {how} for nothing", f"{run}--mask window:3,0 --compensate {how} --check", 0, "(?s)nothing is dropped.*PASSED")
+    add("compensate off with gradients", run + "--compensate off --check --grad random", 0, "PASSED.*PASSED")
+    add("compensate on one rank only", "run --tokens 31 --threads 1 --compensate head", USAGE, "rank 1.*--compensate.*same arguments", ranks=2, other="run --tokens 31 --threads 1")
     add("strategy unknown", run + "--strategy rign", USAGE, "--strategy.*ring")
     add("partition unknown", run + "--partition zig-zag", USAGE, "--partition.*zigzag")
     for word in ("0x3", "2x", "x2", "2y3", "-1", "''", "2x3x", "99999x99999", "99999999999999999999", "1x1x1x1x1x1x1x1x1"):
@@ -387,6 +396,7 @@ def cases():
         ("--partition", "zigzag", "striped"),
         ("--dtype", "f4", "f8"),
         ("--wire", "bf16", "exact"),
+        ("--compensate", "head", "rank"),
         ("--repeat", "1", "2"),
         ("--warmup", "0", "1"),
         ("--out", "O.npy", "P.npy"),

@@ -103,6 +103,7 @@ class Case:
     twice: bool = False  # the second run must give the same bytes
     gradients: bool = True
     short: int | None = None  # bytes a rank lacks to keep what the forward pass redistributed
+    compensate: str = "off"  # anything else is for compensation.py
 
     def text(self):
         i = self.inputs
@@ -378,6 +379,7 @@ class Bench:
         require(report["ranks"] == case.ranks, f"report of {report['ranks']} ranks")
         require(report["check"]["passed"] is True, "the report says that the check failed")
         require(report["problem"]["wire"] == case.wire, f"wire {report['problem']['wire']}")
+        require(report["problem"]["compensate"] == case.compensate, f"{report['problem']}")
         sent = report["bytes_sent"]
         require(len(sent) == case.ranks, f"bytes_sent has {len(sent)} entries")
         require(report["planned_bytes_sent"] == sent, f"sent {sent}, planned otherwise")
@@ -410,6 +412,7 @@ class Bench:
         require(len(rows) == 2 and len(rows[0]) == len(rows[1]), f"the CSV is {rows}")
         named = dict(zip(*rows))
         require(named["check"] == "passed", f"the CSV says check {named['check']}")
+        require(named["compensate"] == case.compensate, f"the CSV says {named['compensate']}")
         require(named["mask"] == case.mask, f"the CSV says mask {named['mask']}")
         checked = "passed" if case.gradients else ""
         require(named["gradient_check"] == checked, f"the CSV says {named['gradient_check']}")
@@ -443,6 +446,11 @@ def small(start, scratch, only):
     for strategy in STRATEGIES:
         text = f"{strategy}: the error at P = 8 is about that at P = 1"
         work.append((text, functools.partial(bench.error_does_not_grow, strategy)))
+    return judge_all(work, only)
+
+
+def judge_all(work, only):
+    """Runs what has `only` in its text, of pairs (text, judge); prints, and returns the number of failures."""
     work = [(text, judge) for text, judge in work if only in text]
     failures = 0
     # Two at a time, because much of a start is waiting.

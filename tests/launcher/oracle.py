@@ -152,6 +152,43 @@ def attention(q, k, v, mask, scale):
     return o, lse
 
 
+def owners(partition, keys, ranks):
+    """The rank that owns each key of a problem with fewer queries, as `dattn list` deals them out."""
+    at = numpy.arange(keys)
+    if partition == "striped":
+        return at % ranks
+    pieces = 2 * ranks if partition == "zigzag" else ranks
+    ends = numpy.arange(1, pieces + 1) * keys // pieces
+    piece = numpy.searchsorted(ends, at, side="right")
+    return numpy.minimum(piece, 2 * ranks - 1 - piece) if partition == "zigzag" else piece
+
+
+def compensated(q, k, v, mask, scale, dropped, owner):
+    """attention() where means stand for the keys `dropped` [key heads, keys], one for each `owner` of some.
+
+    RazorAttention: O = (N exp(q.kc) vc + sum exp(q.k) v) / (N exp(q.kc) + sum exp(q.k)), with kc and vc
+    the means of N dropped keys and of their values; one such term for each owner.
+    """
+    queries, heads, _ = q.shape
+    q, k, v = (x.astype(numpy.float64) for x in (q, k, v))
+    o = numpy.zeros((queries, heads, v.shape[2]))
+    lse = numpy.full((queries, heads), -numpy.inf)
+    for h in range(heads):
+        kh, vh = h * k.shape[1] // heads, h * v.shape[1] // heads
+        terms = [numpy.where(mask[h], numpy.exp(scale * (q[:, h] @ k[:, kh].T)), 0.0)]
+        values = [v[:, vh]]
+        for rank in numpy.unique(owner[dropped[kh]]):
+            mine = dropped[kh] & (owner == rank)
+            score = scale * (q[:, h] @ k[mine, kh].mean(axis=0))
+            terms.append((mine.sum() * numpy.exp(score))[:, None])
+            values.append(v[mine, vh].mean(axis=0)[None])
+        total = sum(term.sum(axis=1) for term in terms)
+        some = total > 0
+        o[some, h] = sum(term @ value for term, value in zip(terms, values))[some] / total[some, None]
+        lse[some, h] = numpy.log(total[some])
+    return o, lse
+
+
 def gradients(q, k, v, d_o, mask, scale):
     """dQ, dK, dV of sum(d_o * O), and for each the sizes of what cancels in it.
 

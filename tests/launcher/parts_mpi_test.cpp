@@ -19,14 +19,18 @@ const Shape kShape{37, 37, 4, 2, 2, 8, 5};
 
 /// A ring's result on this rank, as `dattn run` has it before the check.
 struct Computed {
+  Shape shape;
   Problem problem;
-  Source source = Source::random(kShape, 3);
+  Source source;
   Block delivers;
   std::vector<float> o, lse;
   double scale = 0.25;
 
-  explicit Computed(const char* mask)
-      : problem(kShape, parse_mask(mask, kShape), line(comm::world().size()), "striped") {
+  explicit Computed(const char* mask, const Shape& of = kShape, Compensate how = Compensate::off)
+      : shape(of),
+        problem(Problem(of, parse_mask(mask, of), line(comm::world().size()), "striped")
+                    .compensating(how)),
+        source(Source::random(of, 3)) {
     const Program program = find_strategy("ring")->program(problem, comm::world().rank());
     Engine<comm::Communicator> engine(problem, program, comm::world(), {.score = {.scale = scale}});
     const auto load = [&](Kind kind, SlotId slot, const Partition& tokens) {
@@ -39,8 +43,8 @@ struct Computed {
     load(Kind::V, program.input(Kind::V), problem.keys());
     engine.run();
     delivers = program.result(Kind::O).block;
-    lse.resize(static_cast<std::size_t>(delivers.row_count() * kShape.query_heads));
-    o.resize(lse.size() * static_cast<std::size_t>(kShape.d_v));
+    lse.resize(static_cast<std::size_t>(delivers.row_count() * shape.query_heads));
+    o.resize(lse.size() * static_cast<std::size_t>(shape.d_v));
     engine.result(std::span(o), std::span(lse));
   }
 
@@ -80,6 +84,24 @@ TEST(Verify, FailsNanAndMissingEmptyRows) {
   EXPECT_TRUE(empty.verdict().passed());
   if (comm::world().rank() == 0) empty.lse.front() = 0;
   EXPECT_FALSE(empty.verdict().passed());
+}
+
+TEST(Verify, FailsWithoutItsPseudoKeys) {
+  const Shape shape{5, 37, 4, 2, 2, 8, 5};
+  for (const Compensate how : {Compensate::head, Compensate::rank}) {
+    Computed computed("window:6,0", shape, how);
+    EXPECT_TRUE(computed.verdict().passed()) << text(computed.verdict());
+    computed.problem = computed.problem.compensating(Compensate::off);
+    EXPECT_FALSE(computed.verdict().passed());
+    Computed plain("window:6,0", shape);
+    EXPECT_TRUE(plain.verdict().passed()) << text(plain.verdict());
+    plain.problem = plain.problem.compensating(how);
+    EXPECT_FALSE(plain.verdict().passed());
+    if (comm::world().size() == 1) continue;  // the same formula
+    const bool by_head = how == Compensate::head;
+    computed.problem = computed.problem.compensating(by_head ? Compensate::rank : Compensate::head);
+    EXPECT_FALSE(computed.verdict().passed());
+  }
 }
 
 /// The gradients of a Computed, of dO out of the same seed.
