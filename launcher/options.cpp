@@ -101,9 +101,9 @@ po::options_description compensate_option() {
   po::options_description options("Dropped keys");
   options.add_options()  //
       ("compensate", word({"off", "head", "rank"})->default_value("off"),
-       "keys before the first query that no query of their head sees are left out; or one "
-       "pseudo-key a head stands for them, their mean and that of their values, weighted by their "
-       "number (RazorAttention); or one a head and rank. Forward only");
+       "what stands for the keys before the first query that no query of their key head sees. off: "
+       "nothing; head: one pseudo-key a head, their mean and that of their values, weighted by "
+       "their number (RazorAttention); rank: one for those of each rank. Forward only");
   return options;
 }
 

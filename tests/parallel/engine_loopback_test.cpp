@@ -189,6 +189,29 @@ TEST(Engine, SaysWhichStepWaitedTooLong) {
   }
 }
 
+TEST(Engine, SaysThatPseudoKeysWaitedTooLong) {
+  const Shape shape{1, 16, 2, 1, 1, 4, 4};
+  for (const Compensate how : {Compensate::head, Compensate::rank}) {
+    const Problem problem =
+        Problem(shape, parse_mask("window:3,0", shape), line(2), "striped").compensating(how);
+    comm::Loopback job(2, {.rendezvous = true, .deadline = 0.05});
+    // A plan without messages, so that only the pseudo-keys' can be late.
+    Program program = find_strategy("tree")->program(problem, 0);
+    std::erase_if(program.steps, [](const Step& s) { return std::holds_alternative<Reduce>(s); });
+    Engine<comm::Loopback::Endpoint> engine(problem, program, job.at(0), {});
+    for (const SlotId slot : program.inputs) {
+      std::memset(engine.input(slot).data(), 0, engine.input(slot).size());
+    }
+    try {
+      engine.run();  // rank 1 never comes
+      FAIL();
+    } catch (const StepFailure& e) {
+      EXPECT_TRUE(e.timed_out);
+      EXPECT_EQ(std::string(e.what()).find("pseudo-keys: "), 0u) << e.what();
+    }
+  }
+}
+
 TEST(Engine, UsesTheCallersMemory) {
   const Shape shape{5, 5, 1, 1, 1, 2, 1};
   const Problem problem(shape, parse_mask("full", shape), line(1), "contiguous");
