@@ -13,11 +13,10 @@ void check_failed(const char* condition, const char* file, int line, const std::
   std::abort();
 }
 
-std::string shown(std::string_view text) {
-  constexpr std::size_t kMost = 40;
+std::string shown(std::string_view text, std::size_t most) {
   constexpr std::string_view kDigits = "0123456789abcdef";
   std::string out = "'";
-  for (const char c : text.substr(0, kMost)) {
+  for (const char c : text.substr(0, most)) {
     if (' ' <= c && c <= '~') {
       out += c;
     } else {
@@ -25,7 +24,7 @@ std::string shown(std::string_view text) {
       out += {'\\', 'x', kDigits[byte / 16u], kDigits[byte % 16u]};
     }
   }
-  return out + (text.size() > kMost ? "...'" : "'");
+  return out + (text.size() > most ? "...'" : "'");
 }
 
 }  // namespace dattn

@@ -17,9 +17,9 @@ std::string listed(const Values&... values) {
   return out.str();
 }
 
-/// `text` in quotes, fit for one line of a message: at most 40 characters of it, and only printable
-/// ones (others as \xNN).
-std::string shown(std::string_view text);
+/// `text` in quotes, fit for one line of a message: at most `most` characters of it, and only
+/// printable ones (others as \xNN).
+std::string shown(std::string_view text, std::size_t most = 40);
 
 }  // namespace dattn
 

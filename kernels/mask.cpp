@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "kernels/check.hpp"
+#include "kernels/masks/blocks.hpp"
 #include "kernels/masks/causal.hpp"
 #include "kernels/masks/dilated.hpp"
 #include "kernels/masks/documents.hpp"
@@ -53,7 +54,7 @@ Index Mask::heads() const { return 1; }
 std::span<const MaskKind> mask_kinds() {
   static const std::array kinds{full_kind(),   causal_kind(),  window_kind(),  documents_kind(),
                                 prefix_kind(), sink_kind(),    stream_kind(),  span_kind(),
-                                s2_kind(),     dilated_kind(), neighbor_kind()};
+                                s2_kind(),     dilated_kind(), neighbor_kind(), blocks_kind()};
   return kinds;
 }
 

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -41,6 +43,20 @@ class Mask {
 
 using MaskPtr = std::shared_ptr<const Mask>;
 
+/// An array of whole numbers in a file that a mask names.
+struct NumberFile {
+  std::vector<Index> extents;
+  std::function<std::vector<Index>()> read;  ///< all numbers, in C order; called once at most
+};
+/// Opens such a file; throws what its caller wants to catch.
+using OpenNumbers = std::function<NumberFile(const std::string& file)>;
+
+/// The numbers that a mask is made of, in files or arrays, are not what they should be; what()
+/// names them.
+struct BadMaskNumbers : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
 /// One primitive mask as the user names it.
 struct MaskKind {
   std::string_view name;
@@ -48,15 +64,17 @@ struct MaskKind {
   std::string_view summary;    ///< one sentence
   std::string_view requires_;  ///< what it needs, one clause
   /// Makes the mask from the text behind the colon. Throws std::invalid_argument with the reason.
-  MaskPtr (*make)(std::string_view arguments, const Shape& shape);
+  MaskPtr (*make)(std::string_view arguments, const Shape& shape, const OpenNumbers& open);
 };
 
 /// The table of masks. A new mask is one file in masks/ and one line here.
 std::span<const MaskKind> mask_kinds();
 
 /// Makes a mask from words: `a+b` is a and b, `a/b` is a or b ('+' binds tighter, parentheses
-/// group), `a@0-3;b@4-7` gives head ranges their own masks. Throws std::invalid_argument.
-MaskPtr parse_mask(std::string_view spec, const Shape& shape);
+/// group), `a@0-3;b@4-7` gives head ranges their own masks. What stands in double quotes is taken
+/// as it is, "" for one quote. `open` is for masks that name files. Throws std::invalid_argument,
+/// BadMaskNumbers where a file is wrong, and what `open` throws.
+MaskPtr parse_mask(std::string_view spec, const Shape& shape, const OpenNumbers& open = {});
 
 /// @pre neither is a table (per_head)
 MaskPtr both(MaskPtr a, MaskPtr b);

@@ -5,6 +5,7 @@
 
 #include "kernels/check.hpp"
 #include "kernels/mask.hpp"
+#include "kernels/settings.hpp"
 
 namespace dattn {
 namespace {
@@ -158,7 +159,8 @@ class PerHead final : public Mask {
 /// Recursive descent over: table = or@a-b ; ...   or = and / ...   and = atom + ...
 class Words {
  public:
-  Words(std::string_view text, const Shape& shape) : text_(text), shape_(shape) {}
+  Words(std::string_view text, const Shape& shape, const OpenNumbers& open)
+      : text_(text), shape_(shape), open_(open) {}
 
   MaskPtr table() {
     std::vector<std::pair<Range, MaskPtr>> rows;
@@ -217,8 +219,15 @@ class Words {
     }
     // Bounded too: a long chain is a deep tree, and its destructor recurses.
     if (++parts_ > 256) fail("more than 256 masks joined into one");
-    const std::string_view word = text_.substr(0, text_.find_first_of("+/;@()"));
+    const std::string_view word = text_.substr(0, find_unquoted(text_, "+/;@()"));
     text_.remove_prefix(word.size());
+    // The same words are the same mask: what it read from files is there once.
+    MaskPtr& mask = made_[word];
+    if (!mask) mask = primitive(word);
+    return mask;
+  }
+
+  MaskPtr primitive(std::string_view word) const {
     const std::size_t colon = word.find(':');
     const std::string_view name = word.substr(0, colon);
     if (colon != std::string_view::npos && colon + 1 == word.size()) {
@@ -227,7 +236,8 @@ class Words {
     std::string known;
     for (const MaskKind& kind : mask_kinds()) {
       if (kind.name == name) {
-        return kind.make(colon == std::string_view::npos ? "" : word.substr(colon + 1), shape_);
+        return kind.make(colon == std::string_view::npos ? "" : word.substr(colon + 1), shape_,
+                         open_);
       }
       known += (known.empty() ? "" : ", ") + std::string(kind.name);
     }
@@ -256,6 +266,8 @@ class Words {
 
   std::string_view text_;
   const Shape& shape_;
+  const OpenNumbers& open_;
+  std::map<std::string_view, MaskPtr> made_;
   int depth_ = 0;
   int parts_ = 0;  ///< of the row at hand
 };
@@ -284,6 +296,8 @@ MaskPtr per_head(std::vector<std::pair<Range, MaskPtr>> table) {
   return std::make_shared<PerHead>(std::move(table));
 }
 
-MaskPtr parse_mask(std::string_view spec, const Shape& shape) { return Words(spec, shape).table(); }
+MaskPtr parse_mask(std::string_view spec, const Shape& shape, const OpenNumbers& open) {
+  return Words(spec, shape, open).table();
+}
 
 }  // namespace dattn

@@ -17,7 +17,7 @@ constexpr Index kMost = Index{1} << 40;
 
 Settings::Settings(std::string_view text, std::string_view form) : form_(form) {
   while (!text.empty()) {
-    const std::string_view word = text.substr(0, text.find(','));
+    const std::string_view word = text.substr(0, find_unquoted(text, ","));
     text.remove_prefix(std::min(text.size(), word.size() + 1));
     const std::size_t sign = word.find('=');
     if (sign == 0 || sign == std::string_view::npos || sign + 1 == word.size()) {
@@ -71,6 +71,29 @@ std::vector<Index> Settings::counts(std::string_view name, Index least) {
   }
 }
 
+std::string Settings::file(std::string_view name) {
+  const Setting* setting = find(name);
+  if (setting == nullptr) return {};
+  std::string_view text = setting->text;
+  const bool quoted = text.front() == '"';
+  if (quoted && (text.size() < 2 || text.back() != '"')) {
+    fail(std::string(name) + " has " + shown(text) + " where a file's name ends in no quote");
+  }
+  if (quoted) text = text.substr(1, text.size() - 2);
+  std::string file;
+  for (; !text.empty(); text.remove_prefix(1)) {
+    if (text.front() == '"') {
+      if (!quoted || !text.starts_with(R"("")")) {
+        fail(std::string(name) + " has " + shown(setting->text) +
+             " where a quote inside of a file's name is written twice, and the name in quotes");
+      }
+      text.remove_prefix(1);
+    }
+    file += text.front();
+  }
+  return file;
+}
+
 double Settings::number(std::string_view name, double otherwise) {
   const Setting* setting = find(name);
   if (setting == nullptr) return otherwise;
@@ -88,6 +111,24 @@ void Settings::done() const {
   for (const Setting& setting : settings_) {
     if (!setting.used) fail("nothing is called " + shown(setting.name));
   }
+}
+
+std::size_t find_unquoted(std::string_view text, std::string_view any) {
+  bool quoted = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '"') {
+      quoted = !quoted;
+    } else if (!quoted && any.find(text[i]) != std::string_view::npos) {
+      return i;
+    }
+  }
+  return std::string_view::npos;
+}
+
+std::string quoted_file(std::string_view file) {
+  std::string out = "\"";
+  for (const char c : file) out += c == '"' ? std::string(R"("")") : std::string(1, c);
+  return out + '"';
 }
 
 std::string joined(const std::vector<Index>& counts) {

@@ -18,6 +18,9 @@ class Settings {
   Index count(std::string_view name, Index otherwise, Index least = 0);
   /// Counts joined by 'x', of at least `least`; empty where it is not set.
   std::vector<Index> counts(std::string_view name, Index least = 0);
+  /// The name of a file, as it is or in double quotes ("" in them for one); empty where it is not
+  /// set.
+  std::string file(std::string_view name);
   /// A finite number of at least 0.
   double number(std::string_view name, double otherwise);
   /// To be called when everything known was asked for: what is left has no meaning.
@@ -36,6 +39,12 @@ class Settings {
   std::string_view form_;
   std::vector<Setting> settings_;
 };
+
+/// Where the first of these characters stands outside of double quotes; npos if nowhere. A quote
+/// that is not closed reaches to the end.
+std::size_t find_unquoted(std::string_view text, std::string_view any);
+/// A file's name as Settings::file reads it.
+std::string quoted_file(std::string_view file);
 
 /// `axb` for {a, b}.
 std::string joined(const std::vector<Index>& counts);

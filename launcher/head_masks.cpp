@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "kernels/settings.hpp"
 #include "launcher/failure.hpp"
 
 namespace dattn {
@@ -53,7 +54,7 @@ struct File {
   std::string words(const json& mask, const std::string& of) const {
     if (!mask.is_string()) fail(fmt::format("the mask of {} is not a string", of));
     const auto text = mask.get<std::string>();
-    if (text.find_first_of("@;") != std::string::npos) {
+    if (find_unquoted(text, "@;") != std::string::npos) {
       fail(fmt::format("the mask of {} is itself a table of heads, {}", of, in_quotes(text)));
     }
     return text;

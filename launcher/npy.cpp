@@ -1,6 +1,7 @@
 #include "launcher/npy.hpp"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <optional>
 #include <string_view>
@@ -15,6 +16,15 @@ constexpr std::size_t max_dims = 8;
 constexpr std::int64_t max_header_bytes = std::int64_t{1} << 20;
 constexpr std::string_view to_float32 =
     "fix: numpy.save(file, array.astype('<f4')), also '<f2' or '<f8'";
+constexpr std::string_view to_int64 = "fix: numpy.save(file, array.astype('<i8')), also '<i4'";
+constexpr std::array all_types{NpyHeader::Type::f2, NpyHeader::Type::f4, NpyHeader::Type::f8,
+                               NpyHeader::Type::i4, NpyHeader::Type::i8};
+
+/// As 'descr' has it, behind the byte order.
+std::string_view name_of(NpyHeader::Type type) {
+  constexpr std::array<std::string_view, all_types.size()> names{"f2", "f4", "f8", "i4", "i8"};
+  return names[static_cast<std::size_t>(type)];
+}
 
 [[noreturn]] void refuse(const std::string& name, const std::string& what) {
   throw Failure(Exit::input, quoted_path(name) + ": " + what);
@@ -24,7 +34,8 @@ constexpr std::string_view to_float32 =
 /// {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }
 class Dictionary {
  public:
-  Dictionary(std::string_view text, const std::string& name) : text_(text), name_(name) {}
+  Dictionary(std::string_view text, const std::string& name, NpyKind kind)
+      : text_(text), name_(name), kind_(kind) {}
 
   /// Fills in type and shape.
   void parse(NpyHeader& header) {
@@ -114,19 +125,34 @@ class Dictionary {
                         std::string("numpy.save(file, array['field'])"));
     }
     const std::string descr = string("'descr'");
-    if (descr == "<f2" || descr == "=f2") return NpyHeader::Type::f2;
-    if (descr == "<f4" || descr == "=f4") return NpyHeader::Type::f4;
-    if (descr == "<f8" || descr == "=f8") return NpyHeader::Type::f8;
-    refuse(name_, "holds " + describe(descr) + " (" + in_quotes(descr) +
-                      "), not floats of 2, 4 or 8 bytes; " + std::string(to_float32));
+    for (const NpyHeader::Type type : all_types) {
+      const std::string_view known = name_of(type);
+      const bool wanted =
+          kind_ == NpyKind::numbers || (known[0] == 'i') == (kind_ == NpyKind::integers);
+      if (wanted && (descr == "<" + std::string(known) || descr == "=" + std::string(known))) {
+        return type;
+      }
+    }
+    refuse(name_, "holds " + describe(descr) + " (" + in_quotes(descr) + "), not " + wants());
+  }
+
+  std::string wants() const {
+    const std::string floats = "floats of 2, 4 or 8 bytes";
+    const std::string integers = "signed integers of 4 or 8 bytes";
+    if (kind_ == NpyKind::floats) return floats + "; " + std::string(to_float32);
+    if (kind_ == NpyKind::integers) return integers + "; " + std::string(to_int64);
+    return floats + " or " + integers + "; " + std::string(to_float32);
   }
 
   static std::string describe(std::string_view descr) {
     if (descr == ">f2" || descr == ">f4" || descr == ">f8") return "big-endian floats";
+    if (descr == ">i4" || descr == ">i8") return "big-endian integers";
     const std::size_t kind = descr.find_first_not_of("<>=|");
     switch (kind == std::string_view::npos ? ' ' : descr[kind]) {
       case 'O':
         return "Python objects";
+      case 'f':
+        return "floats";
       case 'i':
         return "signed integers";
       case 'u':
@@ -195,6 +221,7 @@ class Dictionary {
 
   std::string_view text_;
   const std::string& name_;
+  NpyKind kind_;
 };
 
 /// Bytes of the data; zero extents count as one in the overflow check, so that every product of
@@ -213,12 +240,10 @@ std::int64_t data_bytes(const NpyHeader& header, const std::string& name) {
 
 }  // namespace
 
-std::int64_t npy_item_bytes(NpyHeader::Type type) {
-  return type == NpyHeader::Type::f2 ? 2 : type == NpyHeader::Type::f4 ? 4 : 8;
-}
+std::int64_t npy_item_bytes(NpyHeader::Type type) { return name_of(type)[1] - '0'; }
 
 NpyHeader parse_npy_header(std::span<const std::byte> first_bytes, std::int64_t file_size,
-                           const std::string& name) {
+                           const std::string& name, NpyKind kind) {
   const std::string_view bytes(reinterpret_cast<const char*>(first_bytes.data()),
                                first_bytes.size());
   const auto byte = [&](std::size_t at) {
@@ -261,7 +286,7 @@ NpyHeader parse_npy_header(std::span<const std::byte> first_bytes, std::int64_t 
   }
 
   NpyHeader header;
-  Dictionary(text, name).parse(header);
+  Dictionary(text, name, kind).parse(header);
   header.data_offset = end;
   const std::int64_t wanted = data_bytes(header, name);
   const std::int64_t held = file_size - end;
@@ -281,8 +306,8 @@ std::string npy_header(NpyHeader::Type type, std::span<const std::int64_t> shape
   if (shape.empty() || shape.size() > max_dims) {
     throw Failure(Exit::internal, "npy_header: the shape has not 1 to 8 extents");
   }
-  std::string text = "{'descr': '<f" + std::to_string(npy_item_bytes(type)) +
-                     "', 'fortran_order': False, 'shape': (";
+  std::string text =
+      "{'descr': '<" + std::string(name_of(type)) + "', 'fortran_order': False, 'shape': (";
   for (std::size_t dim = 0; dim < shape.size(); ++dim) {
     text += (dim > 0 ? ", " : "") + std::to_string(shape[dim]);
   }

@@ -10,12 +10,15 @@ namespace dattn {
 
 /// The header of a NumPy file: what its data is and where it begins. Always C order, little endian.
 struct NpyHeader {
-  enum class Type { f2, f4, f8 };
+  enum class Type { f2, f4, f8, i4, i8 };
 
   Type type = Type::f4;
   std::vector<std::int64_t> shape;  ///< 1 to 8 extents, each >= 0.
   std::int64_t data_offset = 0;     ///< First byte of the data in the file.
 };
+
+/// What a file may hold: floats of 2, 4 or 8 bytes, signed integers of 4 or 8, or either.
+enum class NpyKind { floats, integers, numbers };
 
 /// Bytes of one element.
 std::int64_t npy_item_bytes(NpyHeader::Type type);
@@ -25,9 +28,10 @@ inline constexpr std::int64_t npy_header_limit = 12 + (std::int64_t{1} << 20);
 
 /// Parses the first bytes of a file of `file_size` bytes; `name` is the path, for messages only.
 /// `first_bytes` holds the first min(file_size, npy_header_limit) bytes. Throws
-/// Failure(Exit::input) unless header and file size agree to the byte.
+/// Failure(Exit::input) unless header and file size agree to the byte and the elements are of
+/// `kind`.
 NpyHeader parse_npy_header(std::span<const std::byte> first_bytes, std::int64_t file_size,
-                           const std::string& name);
+                           const std::string& name, NpyKind kind = NpyKind::floats);
 
 /// The bytes that numpy.save puts before the data of a C-ordered array (format 1.0).
 /// @pre 1 to 8 extents, each >= 0
@@ -41,7 +45,7 @@ float half_to_float(std::uint16_t half);
 class NpyReader {
  public:
   /// Opens and checks `path`; Failure(Exit::input) if it is not a NumPy file we can use.
-  explicit NpyReader(std::string path);
+  explicit NpyReader(std::string path, NpyKind kind = NpyKind::floats);
   NpyReader(NpyReader&& other) noexcept;
   NpyReader& operator=(NpyReader&& other) noexcept;
   ~NpyReader();
@@ -56,10 +60,15 @@ class NpyReader {
   std::int64_t row_size() const { return row_size_; }
 
   /// Copies rows first, first + step, ... to `out`, `count` of them, converted to T (float,
-  /// double). Uses at most 8 MiB of its own; a file that became shorter is a Failure(Exit::input).
+  /// double; std::int64_t from integers only). Uses at most 8 MiB of its own; a file that became
+  /// shorter is a Failure(Exit::input).
   /// @pre first, count >= 0, step >= 1, all those rows exist, out holds count * row_size()
   template <class T>
   void read_rows(std::int64_t first, std::int64_t count, std::int64_t step, T* out) const;
+
+  /// Copies the bytes of rows first, first + 1, ... as they are; as many as fill `out`.
+  /// @pre those rows exist, and `out` holds whole rows
+  void read_row_bytes(std::int64_t first, std::span<std::byte> out) const;
 
  private:
   template <class T>

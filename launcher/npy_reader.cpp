@@ -33,7 +33,7 @@ void convert(const std::byte* raw, std::int64_t count, T* out) {
     From value;
     std::memcpy(&value, raw + i * static_cast<std::int64_t>(sizeof value), sizeof value);
     if constexpr (std::is_same_v<From, std::uint16_t>) {
-      out[i] = half_to_float(value);
+      out[i] = static_cast<T>(half_to_float(value));
     } else {
       out[i] = static_cast<T>(value);
     }
@@ -49,12 +49,16 @@ void convert(NpyHeader::Type type, const std::byte* raw, std::int64_t count, T* 
       return convert<float>(raw, count, out);
     case NpyHeader::Type::f8:
       return convert<double>(raw, count, out);
+    case NpyHeader::Type::i4:
+      return convert<std::int32_t>(raw, count, out);
+    case NpyHeader::Type::i8:
+      return convert<std::int64_t>(raw, count, out);
   }
 }
 
 }  // namespace
 
-NpyReader::NpyReader(std::string path) : path_(std::move(path)) {
+NpyReader::NpyReader(std::string path, NpyKind kind) : path_(std::move(path)) {
   // O_NONBLOCK because opening a FIFO would otherwise wait for its writer.
   file_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   if (file_ < 0) refuse_errno(path_, "cannot be opened");
@@ -68,7 +72,7 @@ NpyReader::NpyReader(std::string path) : path_(std::move(path)) {
     std::vector<std::byte> first(
         static_cast<std::size_t>(std::min<std::int64_t>(info.st_size, npy_header_limit)));
     read_bytes(0, first);
-    header_ = parse_npy_header(first, info.st_size, path_);
+    header_ = parse_npy_header(first, info.st_size, path_, kind);
   } catch (...) {
     ::close(file_);
     throw;
@@ -109,11 +113,21 @@ void NpyReader::read_bytes(std::int64_t offset, std::span<std::byte> out) const 
   }
 }
 
+namespace {
+
+template <class T>
+constexpr NpyHeader::Type type_of() {
+  using enum NpyHeader::Type;
+  return std::is_same_v<T, float> ? f4 : std::is_same_v<T, double> ? f8 : i8;
+}
+
+}  // namespace
+
 template <class T>
 void NpyReader::read_elements(std::int64_t first, std::int64_t count, T* out) const {
   const std::int64_t item = npy_item_bytes(header_.type);
   const std::int64_t offset = header_.data_offset + first * item;
-  const bool same = header_.type == (sizeof(T) == 4 ? NpyHeader::Type::f4 : NpyHeader::Type::f8);
+  const bool same = header_.type == type_of<T>();
   if (same) {
     return read_bytes(offset,
                       std::as_writable_bytes(std::span(out, static_cast<std::size_t>(count))));
@@ -129,6 +143,10 @@ void NpyReader::read_elements(std::int64_t first, std::int64_t count, T* out) co
 
 template <class T>
 void NpyReader::read_rows(std::int64_t first, std::int64_t count, std::int64_t step, T* out) const {
+  const bool floats = header_.type < NpyHeader::Type::i4;
+  if (std::is_integral_v<T> && floats) {
+    throw Failure(Exit::internal, "NpyReader: floats as integers, of " + quoted_path(path_));
+  }
   if (first < 0 || count < 0 || step < 1 ||
       (count > 0 && (first >= rows() || (rows() - 1 - first) / step < count - 1))) {
     throw Failure(Exit::internal, "NpyReader: rows outside of " + quoted_path(path_));
@@ -158,7 +176,17 @@ void NpyReader::read_rows(std::int64_t first, std::int64_t count, std::int64_t s
   }
 }
 
+void NpyReader::read_row_bytes(std::int64_t first, std::span<std::byte> out) const {
+  const std::int64_t row = row_size_ * npy_item_bytes(header_.type);
+  if (out.empty()) return;
+  if (first < 0 || std::ssize(out) % row != 0 || first > rows() - std::ssize(out) / row) {
+    throw Failure(Exit::internal, "NpyReader: rows outside of " + quoted_path(path_));
+  }
+  read_bytes(header_.data_offset + first * row, out);
+}
+
 template void NpyReader::read_rows(std::int64_t, std::int64_t, std::int64_t, float*) const;
+template void NpyReader::read_rows(std::int64_t, std::int64_t, std::int64_t, std::int64_t*) const;
 template void NpyReader::read_rows(std::int64_t, std::int64_t, std::int64_t, double*) const;
 
 }  // namespace dattn

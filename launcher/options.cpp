@@ -9,6 +9,7 @@
 
 #include "launcher/failure.hpp"
 #include "launcher/head_masks.hpp"
+#include "launcher/mask_files.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/report.hpp"
 #include "launcher/values.hpp"
@@ -150,7 +151,15 @@ void set_mask(const po::variables_map& values, Task& task) {
   task.mask_words =
       file.empty() ? values["mask"].as<std::string>() : read_head_masks(file, layer, task.shape);
   try {
-    task.mask = parse_mask(task.mask_words, task.shape);
+    MaskFiles files;
+    const auto open = [&](const std::string& path) { return files.open(path); };
+    task.mask = parse_mask(task.mask_words, task.shape, open);
+    task.mask_files = files.paths();
+    if (!file.empty()) task.mask_files.push_back(file);
+    task.mask_sum = files.sum();
+  } catch (const BadMaskNumbers& e) {
+    const std::string option = file.empty() ? "--mask" : "--head-masks " + quoted_path(file);
+    throw Failure(Exit::input, option + ": " + e.what());
   } catch (const std::invalid_argument& e) {
     if (file.empty()) {
       throw Failure(Exit::usage, "--mask " + in_quotes(task.mask_words) + ": " + e.what());

@@ -26,7 +26,9 @@ struct Task {
   Shape shape;
   Type type = Type::f4;
   MaskPtr mask;
-  std::string mask_words;  ///< as the user wrote it
+  std::string mask_words;               ///< as the user wrote it
+  std::vector<std::string> mask_files;  ///< that say it, or that it names
+  std::string mask_sum;                 ///< over what these files held
   double scale = 1;
   Wish wish;            ///< without the number of ranks
   std::string machine;  ///< --machine, or empty

@@ -93,7 +93,8 @@ RunOptions read_options(const po::variables_map& values) {
         "a file");
   }
   const std::string grad = path("grad");
-  const std::string inputs[] = {path("q"), path("k"), path("v"), grad == "random" ? "" : grad};
+  std::vector<std::string> inputs = options.task.mask_files;
+  inputs.insert(inputs.end(), {path("q"), path("k"), path("v"), grad == "random" ? "" : grad});
   const std::string outputs[] = {options.out, options.lse,  options.dq,  options.dk,
                                  options.dv,  options.json, options.csv, options.trace};
   refuse_same_file(inputs, outputs);
@@ -128,6 +129,9 @@ Signature signature(const RunOptions& o, const po::options_description& describe
     const std::string name = "--" + option->long_name();
     fields.emplace_back(name, written(arguments, name));
   }
+  // The same names of files may stand for other masks on another rank's disk.
+  fields.emplace_back("mask", o.task.mask->spec());
+  fields.emplace_back("contents of the mask's files", o.task.mask_sum);
   return fields;
 }
 

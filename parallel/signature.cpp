@@ -38,7 +38,7 @@ std::string complaint(const std::vector<std::string>& all) {
       if (first[i] != other[i]) {
         return "rank " + std::to_string(r) + " has " + other[i].first + " '" +
                shown(other[i].second) + "' where rank 0 has '" + shown(first[i].second) +
-               "'; start all ranks with the same arguments";
+               "'; start all ranks with the same arguments and files";
       }
     }
     return "rank " + std::to_string(r) + " runs another version of the program than rank 0";

@@ -23,7 +23,7 @@ class Causal final : public Mask {
 
 MaskKind causal_kind() {
   return {"causal", "causal", "a query sees the keys at its own position and before it", "nothing",
-          [](std::string_view arguments, const Shape&) -> MaskPtr {
+          [](std::string_view arguments, const Shape&, const OpenNumbers&) -> MaskPtr {
             if (!arguments.empty()) throw std::invalid_argument("'causal' takes no argument");
             return std::make_shared<Causal>();
           }};

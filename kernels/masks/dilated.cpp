@@ -59,7 +59,7 @@ class Dilated final : public Mask {
 MaskKind dilated_kind() {
   return {"dilated", kForm, "query i sees keys i-L*T, ..., i-T, i, i+T, ..., i+R*T",
           "two counts and a step of at least 1",
-          [](std::string_view arguments, const Shape&) -> MaskPtr {
+          [](std::string_view arguments, const Shape&, const OpenNumbers&) -> MaskPtr {
             const std::vector<Index> counts = parse_counts(arguments, kForm);
             constexpr Index kMost = Index{1} << 30;  // products stay far from overflow
             if (counts.size() != 3 || counts[2] < 1 ||

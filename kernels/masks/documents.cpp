@@ -53,7 +53,7 @@ class Documents final : public Mask {
 MaskKind documents_kind() {
   return {"documents", "documents:n1,n2,...", "a query sees the keys of its own document",
           "lengths that add up to the keys",
-          [](std::string_view arguments, const Shape& shape) -> MaskPtr {
+          [](std::string_view arguments, const Shape& shape, const OpenNumbers&) -> MaskPtr {
             const std::vector<Index> lengths = parse_counts(arguments, "documents:n1,n2,...");
             Index sum = 0;
             for (const Index n : lengths) {

@@ -21,7 +21,7 @@ class Full final : public Mask {
 
 MaskKind full_kind() {
   return {"full", "full", "every query sees every key", "nothing",
-          [](std::string_view arguments, const Shape&) -> MaskPtr {
+          [](std::string_view arguments, const Shape&, const OpenNumbers&) -> MaskPtr {
             if (!arguments.empty()) throw std::invalid_argument("'full' takes no argument");
             return std::make_shared<Full>();
           }};

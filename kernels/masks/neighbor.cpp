@@ -222,7 +222,7 @@ class Neighbor final : public Mask {
   throw std::invalid_argument(why + "; the mask is written " + std::string(kForm));
 }
 
-MaskPtr make(std::string_view arguments, const Shape& shape) {
+MaskPtr make(std::string_view arguments, const Shape& shape, const OpenNumbers&) {
   Settings settings(arguments, kForm);
   const std::vector<Index> dims = settings.counts("dims", 1);
   if (dims.empty() || dims.size() > kMostDims) fail("dims takes one to three lengths");

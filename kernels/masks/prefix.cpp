@@ -31,7 +31,7 @@ class Prefix final : public Mask {
 
 MaskKind prefix_kind() {
   return {"prefix", "prefix:N", "causal, and every query also sees the first N keys (prefix-LM)",
-          "a count", [](std::string_view arguments, const Shape&) -> MaskPtr {
+          "a count", [](std::string_view arguments, const Shape&, const OpenNumbers&) -> MaskPtr {
             const std::vector<Index> length = parse_counts(arguments, "prefix:N");
             if (length.size() != 1)
               throw std::invalid_argument("a prefix has one length: prefix:N");

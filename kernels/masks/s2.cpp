@@ -162,7 +162,7 @@ class Relative final : public S2 {
   }
 };
 
-MaskPtr make(std::string_view arguments, const Shape& shape) {
+MaskPtr make(std::string_view arguments, const Shape& shape, const OpenNumbers&) {
   Settings settings(arguments, kForm);
   Settled s{};
   const Index relative = settings.count("relative", 0);

@@ -28,7 +28,7 @@ class Sink final : public Mask {
 
 MaskKind sink_kind() {
   return {"sink", "sink:S", "every query sees the first S keys; join it, as in window:256,0/sink:4",
-          "a count", [](std::string_view arguments, const Shape&) -> MaskPtr {
+          "a count", [](std::string_view arguments, const Shape&, const OpenNumbers&) -> MaskPtr {
             const std::vector<Index> count = parse_counts(arguments, "sink:S");
             if (count.size() != 1) throw std::invalid_argument("a sink has one count: sink:S");
             return std::make_shared<Sink>(count[0]);

@@ -13,7 +13,7 @@ constexpr std::string_view kForm = "span:alpha=A,beta=B,sink=64,least=128,unit=6
 /// The spans of MoA (Fu et al. 2024, arXiv 2406.14909): alpha + beta * N keys of N, `least` at
 /// least, up to the next multiple of `unit`; the first `sink` keys are some of them, the rest are
 /// the most recent ones. For a given N that is a stream.
-MaskPtr make(std::string_view arguments, const Shape& shape) {
+MaskPtr make(std::string_view arguments, const Shape& shape, const OpenNumbers&) {
   Settings settings(arguments, kForm);
   const double alpha = settings.number("alpha", 0);
   const double beta = settings.number("beta", 0);

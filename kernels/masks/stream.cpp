@@ -55,7 +55,8 @@ MaskPtr stream_mask(Index sink, Index recent) { return std::make_shared<Stream>(
 MaskKind stream_kind() {
   return {"stream", kForm,
           "causal; a query sees the first keys and the most recent ones, its own counted",
-          "two counts, each optional", [](std::string_view arguments, const Shape&) -> MaskPtr {
+          "two counts, each optional",
+          [](std::string_view arguments, const Shape&, const OpenNumbers&) -> MaskPtr {
             Settings settings(arguments, kForm);
             const Index sink = settings.count("sink", 64);
             const Index recent = settings.count("recent", 256);

@@ -39,7 +39,7 @@ class Window final : public Mask {
 
 MaskKind window_kind() {
   return {"window", "window:L,R", "query i sees keys i-L to i+R (sliding window)", "two counts",
-          [](std::string_view arguments, const Shape&) -> MaskPtr {
+          [](std::string_view arguments, const Shape&, const OpenNumbers&) -> MaskPtr {
             const std::vector<Index> sides = parse_counts(arguments, "window:L,R");
             // The bound keeps position arithmetic far from overflow.
             if (sides.size() != 2 || std::max(sides[0], sides[1]) > (Index{1} << 60)) {
