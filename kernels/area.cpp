@@ -8,10 +8,10 @@ namespace {
 /// Up to this many queries, counting row by row beats cutting further.
 constexpr Index kFewRows = 8;
 
-/// Visits the rectangle `q` x `k` in pieces: all(q, k) for pieces that are allowed whole, row(query
-/// position, ascending spans, k) for single rows. A visitor that returns true ends the visit.
-template <class All, class Row>
-bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Row& row,
+/// Visits the rectangle `q` x `k` in pieces: all(q, k) for pieces that are allowed whole, alike(q,
+/// ascending spans, k) for rows that see the same. A visitor that returns true ends the visit.
+template <class All, class Alike>
+bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Alike& alike,
            std::vector<Range>& scratch) {
   if (q.count == 0 || k.count == 0) return false;
   // The bounds of a strided run hold more positions than the run: None and All stay true of it.
@@ -23,24 +23,34 @@ bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Row
     case Cover::Some:
       break;
   }
+  const Index same = mask.alike(head, q.first, k.bounds());
+  const auto rows = [&](Run part) {
+    scratch.clear();
+    mask.spans(head, part.first, k.bounds(), scratch);
+    return alike(part, scratch, k);
+  };
+  if (same >= q.bounds().size()) return rows(q);
   if (q.count <= kFewRows) {
     for (Index i = 0; i < q.count; ++i) {
-      scratch.clear();
-      mask.spans(head, q.at(i), k.bounds(), scratch);
-      if (row(q.at(i), scratch, k)) return true;
+      if (rows({q.at(i), 1, 1})) return true;
     }
     return false;
+  }
+  if (same > kFewRows && q.step == 1) {
+    const Index cut = std::max(same, q.count / 2 / same * same);
+    return visit(mask, head, q.part({0, cut}), k, all, alike, scratch) ||
+           visit(mask, head, q.part({cut, q.count}), k, all, alike, scratch);
   }
   // Cut the longer side, so that pieces stay square and leave the mask's edge soon. Measured by
   // bounds: a single row is 1 long whatever its step, so what is cut has two rows or more.
   if (q.bounds().size() >= k.bounds().size()) {
     const Index half = q.count / 2;
-    return visit(mask, head, q.part({0, half}), k, all, row, scratch) ||
-           visit(mask, head, q.part({half, q.count}), k, all, row, scratch);
+    return visit(mask, head, q.part({0, half}), k, all, alike, scratch) ||
+           visit(mask, head, q.part({half, q.count}), k, all, alike, scratch);
   }
   const Index half = k.count / 2;
-  return visit(mask, head, q, k.part({0, half}), all, row, scratch) ||
-         visit(mask, head, q, k.part({half, k.count}), all, row, scratch);
+  return visit(mask, head, q, k.part({0, half}), all, alike, scratch) ||
+         visit(mask, head, q, k.part({half, k.count}), all, alike, scratch);
 }
 
 /// Positions first + i * step + j for i < rounds, j < width: what neighbouring ranks own together
@@ -213,12 +223,12 @@ Index area(const Mask& mask, Index head, const Runs& queries, const Runs& keys) 
     sum += q.count * k.count;
     return false;
   };
-  const auto row = [&](Index, const std::vector<Range>& spans, Run k) {
-    for (const Range span : spans) sum += k.inside(span).size();
+  const auto alike = [&](Run q, const std::vector<Range>& spans, Run k) {
+    for (const Range span : spans) sum += q.count * k.inside(span).size();
     return false;
   };
   for (const Run& q : dense(q_bands) ? runs_of(q_bands) : queries) {
-    for (const Run& k : runs_of(k_bands)) visit(mask, head, q, k, all, row, scratch);
+    for (const Run& k : runs_of(k_bands)) visit(mask, head, q, k, all, alike, scratch);
   }
   return sum;
 }
@@ -231,10 +241,10 @@ std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queri
     found = Pair{q.first, k.first};
     return true;
   };
-  const auto row = [&](Index query, const std::vector<Range>& spans, Run k) {
+  const auto alike = [&](Run q, const std::vector<Range>& spans, Run k) {
     for (const Range span : spans) {
       if (const Range members = k.inside(span); !members.empty()) {
-        found = Pair{query, k.at(members.begin)};
+        found = Pair{q.first, k.at(members.begin)};
         return true;
       }
     }
@@ -242,7 +252,7 @@ std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queri
   };
   for (const Run& q : queries) {
     for (const Run& k : keys) {
-      if (visit(mask, head, q, k, all, row, scratch)) return found;
+      if (visit(mask, head, q, k, all, alike, scratch)) return found;
     }
   }
   return found;
@@ -251,6 +261,7 @@ std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queri
 Ranges keys_seen(const Mask& mask, Index head, const Runs& queries, Index keys) {
   std::vector<Range> seen;
   std::vector<Range> row;
+  std::vector<Range> above;
   // Rows of one run see much the same keys: what the joined ones, which ascend, hold already is
   // left out, and the others are joined before they are many.
   const auto join = [&] {
@@ -275,10 +286,12 @@ Ranges keys_seen(const Mask& mask, Index head, const Runs& queries, Index keys) 
   };
   for (const Run& run : queries) {
     for (Index i = 0; i < run.count; ++i) {
+      std::swap(row, above);
       row.clear();
       mask.spans(head, run.at(i), {0, keys}, row);
-      for (const Range r : row) {
-        if (!held(r)) seen.push_back(r);
+      for (std::size_t n = 0; n < row.size(); ++n) {
+        const bool again = n < above.size() && row[n] == above[n];
+        if (!again && !held(row[n])) seen.push_back(row[n]);
       }
       if (seen.size() > 2 * joined + 64) {
         join();
@@ -302,10 +315,21 @@ void add_seeing(const Mask& mask, Index head, const Run& queries, Range part, co
   const auto sees_all = [&](Index key) {
     return mask.cover(head, bounds, {key, key + 1}) == Cover::All;
   };
+  const auto sees = [&](const std::vector<Range>& spans) {
+    return std::any_of(spans.begin(), spans.end(),
+                       [&](Range span) { return !keys.inside(span).empty(); });
+  };
   const Cover all = mask.cover(head, bounds, keys.bounds());
   if (all == Cover::None) return;
   if (all == Cover::All || sees_all(keys.first) || sees_all(keys.at(keys.count - 1))) {
     append(out, 0, part);
+    return;
+  }
+  const Run run = queries.part(part);
+  if (mask.alike(head, run.first, keys.bounds()) >= bounds.size()) {
+    scratch.clear();
+    mask.spans(head, run.first, keys.bounds(), scratch);
+    if (sees(scratch)) append(out, 0, part);
     return;
   }
   if (part.size() > kFewRows) {
@@ -317,10 +341,7 @@ void add_seeing(const Mask& mask, Index head, const Run& queries, Range part, co
   for (Index i = part.begin; i < part.end; ++i) {
     scratch.clear();
     mask.spans(head, queries.at(i), keys.bounds(), scratch);
-    if (std::any_of(scratch.begin(), scratch.end(),
-                    [&](Range span) { return !keys.inside(span).empty(); })) {
-      append(out, 0, {i, i + 1});
-    }
+    if (sees(scratch)) append(out, 0, {i, i + 1});
   }
 }
 

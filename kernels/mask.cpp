@@ -47,6 +47,8 @@ Cover Mask::cover(Index head, Range queries, Range keys) const {
   return any ? Cover::All : Cover::None;
 }
 
+Index Mask::alike(Index, Index, Range) const { return 1; }
+
 Index Mask::variant(Index) const { return 0; }
 
 Index Mask::heads() const { return 1; }

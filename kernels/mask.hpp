@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -12,6 +13,9 @@
 #include "kernels/shape.hpp"
 
 namespace dattn {
+
+/// What Mask::alike says where all queries to come see the same.
+inline constexpr Index kAllAlike = std::numeric_limits<Index>::max();
 
 /// How much of a tile (a rectangle of queries x keys) a mask allows. Of an empty tile: None.
 enum class Cover { None, Some, All };
@@ -31,6 +35,10 @@ class Mask {
 
   /// Exact, for any tile. Derived from `spans`, row by row until the answer is known.
   virtual Cover cover(Index head, Range queries, Range keys) const;
+
+  /// Of the queries from this one on, how many see the same of `keys`: 1 at least, and it may say
+  /// less than there are. What counts rows asks so once for many.
+  virtual Index alike(Index head, Index query, Range keys) const;
 
   /// Heads with equal variants see the same pairs.
   virtual Index variant(Index head) const;

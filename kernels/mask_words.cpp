@@ -58,6 +58,9 @@ class Either final : public Mask {
     if (a == Cover::None || b == Cover::All) return b;
     return b == Cover::None ? a : Mask::cover(head, queries, keys);
   }
+  Index alike(Index head, Index query, Range keys) const override {
+    return std::min(a_->alike(head, query, keys), b_->alike(head, query, keys));
+  }
   Index variant(Index head) const override { return at_head(variants_, head); }
   Index heads() const override { return std::ssize(variants_); }
   std::string spec() const override { return a_->spec() + "/" + b_->spec(); }
@@ -94,6 +97,9 @@ class Both final : public Mask {
     if (a == Cover::All || b == Cover::None) return b;
     return b == Cover::All ? a : Mask::cover(head, queries, keys);
   }
+  Index alike(Index head, Index query, Range keys) const override {
+    return std::min(a_->alike(head, query, keys), b_->alike(head, query, keys));
+  }
   Index variant(Index head) const override { return at_head(variants_, head); }
   Index heads() const override { return std::ssize(variants_); }
   std::string spec() const override { return grouped(*a_) + "+" + grouped(*b_); }
@@ -125,6 +131,9 @@ class PerHead final : public Mask {
   }
   Cover cover(Index head, Range queries, Range keys) const override {
     return of(head).cover(head, queries, keys);
+  }
+  Index alike(Index head, Index query, Range keys) const override {
+    return of(head).alike(head, query, keys);
   }
   Index variant(Index head) const override {
     CHECK(head >= 0 && head < heads(), "no mask for head", head);

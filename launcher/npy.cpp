@@ -146,13 +146,12 @@ class Dictionary {
 
   static std::string describe(std::string_view descr) {
     if (descr == ">f2" || descr == ">f4" || descr == ">f8") return "big-endian floats";
+    if (descr == "<f2" || descr == "<f4" || descr == "<f8") return "floats";
     if (descr == ">i4" || descr == ">i8") return "big-endian integers";
     const std::size_t kind = descr.find_first_not_of("<>=|");
     switch (kind == std::string_view::npos ? ' ' : descr[kind]) {
       case 'O':
         return "Python objects";
-      case 'f':
-        return "floats";
       case 'i':
         return "signed integers";
       case 'u':

@@ -8,13 +8,14 @@
 #include <vector>
 
 #include "parallel/strategies.hpp"
+#include "tests/block_files.hpp"
 
 namespace dattn {
 
 /// One computation and one way to split it.
 struct Case {
   Shape shape;
-  std::string mask;  ///< words for parse_mask
+  std::string mask;  ///< words for parse_mask, with the files of block_files.hpp
   std::string_view partition;
   std::string_view strategy;
   Mesh mesh;
@@ -25,7 +26,7 @@ struct Case {
 
   int ranks() const { return mesh.ranks(); }
   Problem problem() const {
-    return Problem(shape, parse_mask(mask, shape), mesh, partition, type, wire)
+    return Problem(shape, parse_mask(mask, shape, open_blocks), mesh, partition, type, wire)
         .prefetching(prefetch)
         .compensating(compensate);
   }
@@ -90,6 +91,7 @@ inline std::vector<std::string> masks(const Shape& shape) {
                                "neighbor:dims=" + s(n) + ",window=" + s(std::min<Index>(n, 3)),
                                "dilated:3,1,2"};
   const Index heads = shape.query_heads;
+  all.push_back("causal+" + block_words(3, 2, shape.key_heads, n));
   if (heads > 1) {
     const std::string rest = "@" + s(heads / 2) + "-" + s(heads - 1);
     all.push_back("causal@0-" + s(heads / 2 - 1) + ";window:1,0" + rest);

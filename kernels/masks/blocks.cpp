@@ -136,6 +136,11 @@ class Blocks final : public Mask {
     }
     return any ? Cover::All : Cover::None;
   }
+  Index alike(Index, Index query, Range) const override {
+    if (query < 0) return -query;
+    if (query / query_block_ >= query_blocks_) return kAllAlike;
+    return query_block_ - query % query_block_;
+  }
 
   Index variant(Index head) const override { return of_row_[row_of(head)]; }
   Index heads() const override { return lists_.size() == 1 ? 1 : shape_.query_heads; }

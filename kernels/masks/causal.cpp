@@ -16,6 +16,10 @@ class Causal final : public Mask {
     if (queries.empty() || keys.empty() || keys.begin >= queries.end) return Cover::None;
     return keys.end - 1 <= queries.begin ? Cover::All : Cover::Some;
   }
+  Index alike(Index, Index query, Range keys) const override {
+    if (keys.empty() || query >= keys.end - 1) return kAllAlike;
+    return std::max<Index>(1, keys.begin - query);
+  }
   std::string spec() const override { return "causal"; }
 };
 

@@ -14,6 +14,7 @@ class Full final : public Mask {
   Cover cover(Index, Range queries, Range keys) const override {
     return queries.empty() || keys.empty() ? Cover::None : Cover::All;
   }
+  Index alike(Index, Index, Range) const override { return kAllAlike; }
   std::string spec() const override { return "full"; }
 };
 

@@ -18,6 +18,7 @@ class Sink final : public Mask {
     if (queries.empty() || keys.empty() || keys.begin >= count_) return Cover::None;
     return keys.end <= count_ ? Cover::All : Cover::Some;
   }
+  Index alike(Index, Index, Range) const override { return kAllAlike; }
   std::string spec() const override { return "sink:" + std::to_string(count_); }
 
  private:

@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include "tests/block_files.hpp"
+
 namespace dattn {
 namespace {
 
@@ -58,7 +60,7 @@ class EveryMask : public testing::TestWithParam<const char*> {};
 
 TEST_P(EveryMask, AgreesWithCountingPairs) {
   const Shape shape{.queries = kKeys + 5, .keys = kKeys, .query_heads = 2};
-  const MaskPtr mask = parse_mask(GetParam(), shape);
+  const MaskPtr mask = parse_mask(GetParam(), shape, open_blocks);
   std::vector<Runs> queries = holdings();
   queries.push_back({{-5, 53, 1}});
   queries.push_back({{-4, 10, 5}});
@@ -101,12 +103,13 @@ TEST_P(EveryMask, AgreesWithCountingPairs) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Table, EveryMask,
-                         testing::Values("full", "causal", "window:0,0", "window:7,0",
-                                         "window:0,20", "documents:1,0,20,9,18", "prefix:5",
-                                         "sink:3", "causal+window:5,5/sink:2",
-                                         "causal+documents:24,24", "sink:0",
-                                         "causal@0;window:3,0/sink:1@1"));
+INSTANTIATE_TEST_SUITE_P(
+    Table, EveryMask,
+    testing::Values("full", "causal", "window:0,0", "window:7,0", "window:0,20",
+                    "documents:1,0,20,9,18", "prefix:5", "sink:3", "causal+window:5,5/sink:2",
+                    "causal+documents:24,24", "sink:0", "causal@0;window:3,0/sink:1@1",
+                    "blocks:size=9x4,rows=\"rows 2x6x12\",columns=\"columns 2x6x12\"",
+                    "causal+blocks:size=20x16,rows=\"rows 0x3x3\",columns=\"columns 0x3x3\""));
 
 TEST(Area, OfAMillionCausalTokensIsTheTriangle) {
   constexpr Index n = Index{1} << 20;

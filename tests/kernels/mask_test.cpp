@@ -8,6 +8,9 @@
 #include <cmath>
 #include <functional>
 
+#include "kernels/masks/blocks.hpp"
+#include "tests/block_files.hpp"
+
 namespace dattn {
 namespace {
 
@@ -150,6 +153,13 @@ Allowed neighbor(const Grid& g) {
     return true;
   };
 }
+/// `lists` of three: 0 or 1 for all heads.
+Allowed blocks(Index query_block, Index key_block, Index lists, Index keys = 11) {
+  return [=](Index h, Index q, Index k) {
+    if (q < 0 || q / query_block > (keys - 1) / query_block) return false;
+    return block_listed(lists < 2 ? 0 : h, q / query_block, k / key_block);
+  };
+}
 Allowed operator+(Allowed a, Allowed b) {
   return [=](Index h, Index q, Index k) { return a(h, q, k) && b(h, q, k); };
 }
@@ -250,6 +260,17 @@ const std::vector<Case>& cases() {
        neighbor({{2, 3, 3}, {1, 2, 3}, {1, 1, 1}, {2, 1, 1}, {0, 0, 0}, {2, 2, 1}}), 18},
       {"neighbor:dims=3x4,window=1x2,dilation=3x2,tile=3",
        neighbor({{3, 4}, {1, 2}, {1, 1}, {3, 2}, {0, 0}, {3, 3}}), 12},
+      {block_words(3, 2, 0, 11), blocks(3, 2, 0)},
+      {block_words(2, 3, 1, 11), blocks(2, 3, 1)},
+      {block_words(4, 1, 3, 11), blocks(4, 1, 3)},
+      {block_words(11, 11, 3, 11), blocks(11, 11, 3)},
+      {"causal+" + block_words(2, 2, 3, 11), causal() + blocks(2, 2, 3)},
+      {"(" + block_words(3, 4, 3, 11) + "/sink:1)+window:6,1",
+       (blocks(3, 4, 3) / sink(1)) + window(6, 1)},
+      {block_words(2, 2, 3, 11) + "@0-1;causal@2",
+       [](Index h, Index q, Index k) {
+         return h < 2 ? blocks(2, 2, 3)(h, q, k) : causal()(h, q, k);
+       }},
   };
   return table;
 }
@@ -265,7 +286,7 @@ class EveryMask : public testing::TestWithParam<std::size_t> {
                         .query_heads = kHeads,
                         .key_heads = kHeads,
                         .value_heads = kHeads};
-      check(shape, *parse_mask(spec(), shape));
+      check(shape, *parse_mask(spec(), shape, open_blocks));
     }
   }
   const std::string& spec() const { return cases()[GetParam()].spec; }
@@ -336,9 +357,31 @@ TEST_P(EveryMask, CoverIsExactForEveryTile) {
   });
 }
 
+TEST_P(EveryMask, AlikeQueriesSeeTheSame) {
+  for_each_shape([&](const Shape& shape, const Mask& mask) {
+    for (Index h = 0; h < kHeads; ++h) {
+      for (Index q = shape.first_query() - 2; q < shape.keys + 2; ++q) {
+        for (Index begin = 0; begin <= shape.keys; ++begin) {
+          for (Index end = begin; end <= shape.keys + 2; ++end) {
+            const Index alike = mask.alike(h, q, {begin, end});
+            ASSERT_GE(alike, 1);
+            std::vector<Range> first;
+            mask.spans(h, q, {begin, end}, first);
+            for (Index other = q + 1; other < shape.keys + 3 && other - q < alike; ++other) {
+              std::vector<Range> spans;
+              mask.spans(h, other, {begin, end}, spans);
+              ASSERT_EQ(spans, first) << h << ' ' << q << ' ' << other << ' ' << begin << ' ' << end;
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST_P(EveryMask, WordsMakeTheSameMaskAgain) {
   for_each_shape([&](const Shape& shape, const Mask& mask) {
-    const MaskPtr again = parse_mask(mask.spec(), shape);
+    const MaskPtr again = parse_mask(mask.spec(), shape, open_blocks);
     EXPECT_EQ(again->spec(), mask.spec());
     for (Index h = 0; h < kHeads; ++h) {
       EXPECT_EQ(again->variant(h), mask.variant(h));
@@ -396,6 +439,33 @@ TEST(S2, ShardsOfAllHeadsHoldEveryKeyAndADroppedKeyStaysDropped) {
     }
     EXPECT_TRUE(kept) << k;
   }
+}
+
+TEST(Blocks, ListsAreForAllHeadsForKeyHeadsOrForQueryHeads) {
+  const Shape shape{.queries = 5, .keys = 5, .query_heads = 4, .key_heads = 2, .value_heads = 2};
+  for (const Index lists : {0, 1, 2, 4}) {
+    const MaskPtr mask = parse_mask(block_words(2, 1, lists, 5), shape, open_blocks);
+    EXPECT_EQ(mask->heads(), lists < 2 ? 1 : 4);
+    for (Index h = 0; h < 4; ++h) {
+      const Index list = lists < 2 ? 0 : lists == 2 ? h / 2 : h;
+      for (Index q = 0; q < 5; ++q) {
+        for (Index k = 0; k < 5; ++k) {
+          ASSERT_EQ(mask->allows(h, q, k), block_listed(list, q / 2, k)) << lists << ' ' << h;
+        }
+      }
+    }
+  }
+}
+
+TEST(Blocks, EqualListsAreOneVariant) {
+  const Shape shape{.queries = 4, .keys = 4, .query_heads = 3, .key_heads = 3, .value_heads = 3};
+  const BlockLists lists{.query_block = 2,
+                         .key_block = 2,
+                         .rows = {0, 1, 2, 0, 1, 3, 0, 1, 2},
+                         .columns = {0, 1, 0, 0, 1, 0, 1}};
+  const MaskPtr mask = blocks_mask(lists, shape);
+  EXPECT_EQ(mask->variant(0), mask->variant(2));
+  EXPECT_NE(mask->variant(0), mask->variant(1));
 }
 
 TEST(EveryMask, TheTableNamesEveryKind) {

@@ -1,10 +1,13 @@
 // What parse_mask refuses, and how it says so.
 #include <gmock/gmock.h>
 
+#include <limits>
 #include <stdexcept>
 
 #include "kernels/check.hpp"
 #include "kernels/mask.hpp"
+#include "kernels/masks/blocks.hpp"
+#include "tests/block_files.hpp"
 
 namespace dattn {
 namespace {
@@ -15,7 +18,7 @@ const Shape kShape{.queries = 10, .keys = 10, .query_heads = 4};
 
 std::string refusal(const std::string& spec) {
   try {
-    return "accepted as " + parse_mask(spec, kShape)->spec();
+    return "accepted as " + parse_mask(spec, kShape, open_blocks)->spec();
   } catch (const std::invalid_argument& error) {
     return error.what();
   }
@@ -102,7 +105,79 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"causal;full", "written mask@first-last"},                                    //
         Refused{"causal@0-3x", "unexpected 'x'"},                                             //
         Refused{"causal@0-3@0-3", "unexpected '@0-3'"},                                       //
-        Refused{"(causal@0-3)", "a '(' is not closed"}));
+        Refused{"(causal@0-3)", "a '(' is not closed"},                                       //
+        Refused{"blocks", "size takes one or two counts"},                                    //
+        Refused{"blocks:size=2", "rows and columns a file each"},                             //
+        Refused{"blocks:size=0,rows=a,columns=b", "'0' where it takes a count"},              //
+        Refused{"blocks:size=1x2x3,rows=a,columns=b", "one or two counts"},                   //
+        Refused{"blocks:rows=a,columns=b", "one or two counts"},                              //
+        Refused{"blocks:size=2,rows=\"\",columns=b", "a file each"},                          //
+        Refused{"blocks:size=2,rows=a/b,columns=c", "stands in double quotes"},               //
+        Refused{"blocks:size=2,rows=\"a,columns=c", "ends in no quote"},                      //
+        Refused{"blocks:size=2,rows=\"a\"b,columns=c", "ends in no quote"},                   //
+        Refused{"blocks:size=2,rows=\"a\"b\",columns=c", "ends in no quote"},                 //
+        Refused{"blocks:size=2,rows=a\"\"b,columns=c", "written twice, and the name in"},     //
+        Refused{"blocks:size=2,rows=\"a\"/\"b\",columns=c", "stands in double quotes"},       //
+        Refused{"\"causal\"", "no mask is called '\"causal\"'"},                              //
+        Refused{"blocks:size=4,rows=\"rows 3x3x3\",columns=b", "'rows 3x3x3' holds 3x4"},     //
+        Refused{"blocks:size=4,rows=\"rows 1x2x3\",columns=b", "take 4 for all heads"},       //
+        Refused{"blocks:size=4,rows=\"rows 1x3x3\",columns=\"columns 2x3x3\"",
+                "but the offsets in rows='rows 1x3x3' end at "}));
+
+std::string complaint_of(const BlockLists& lists) {
+  const Shape shape{.queries = 3, .keys = 5, .query_heads = 4, .key_heads = 2, .value_heads = 2};
+  try {
+    return "accepted as " + blocks_mask(lists, shape)->spec();
+  } catch (const BadMaskNumbers& error) {
+    return error.what();
+  }
+}
+
+TEST(BlockArrays, AreRefusedWithListAndBlock) {
+  // Blocks of 2: three of queries, three of keys.
+  const auto lists = [](std::vector<Index> rows, std::vector<Index> columns) {
+    return BlockLists{2, 2, std::move(rows), std::move(columns)};
+  };
+  EXPECT_THAT(complaint_of(lists({0, 1, 1, 3}, {2, 0, 1})), HasSubstr("accepted as blocks:size=2x2"));
+  EXPECT_THAT(complaint_of(lists({0, 1, 1}, {2})), HasSubstr("rows holds 3 offsets; 5 keys"));
+  EXPECT_THAT(complaint_of(lists({}, {})), HasSubstr("rows holds 0x4 offsets"));
+  EXPECT_THAT(complaint_of(lists({1, 1, 1, 1}, {2})), HasSubstr("of list 0 begin with 1"));
+  EXPECT_THAT(complaint_of(lists({0, 1, 1, 1, 1, 1, 1, 2}, {2, 2})),
+              HasSubstr("of list 1 begin with 1; each list's own begin with 0"));
+  EXPECT_THAT(complaint_of(lists({0, 2, 1, 3}, {2, 2, 2})),
+              HasSubstr("fall from 2 to 1 at query block 1"));
+  EXPECT_THAT(complaint_of(lists({0, 1, 2, 3}, {2, 2})),
+              HasSubstr("columns holds 2 blocks, but the offsets in rows end at 3"));
+  EXPECT_THAT(complaint_of(lists({0, 1, 1, 1}, {3})),
+              HasSubstr("block 3 of query block 0 of list 0 is none of the 3 key blocks"));
+  EXPECT_THAT(complaint_of(lists({0, 1, 1, 1}, {-1})), HasSubstr("block -1 of"));
+  EXPECT_THAT(complaint_of(lists({0, 0, 0, 2}, {1, 1})),
+              HasSubstr("block 1 of query block 2 of list 0 comes behind block 1"));
+  const Index most = std::numeric_limits<Index>::max();
+  EXPECT_THAT(complaint_of(lists({0, 0, 0, most, 0, 0, 0, most}, {})), HasSubstr("more than 2^63"));
+}
+
+TEST(Words, NameFilesInQuotes) {
+  const std::string words = "causal+" + block_words(4, 4, 4, 10) + "/(sink:1)";
+  EXPECT_EQ(refusal(words), "accepted as " + words.substr(0, words.size() - 8) + "sink:1");
+  std::string asked;
+  const OpenNumbers open = [&](const std::string& file) -> NumberFile {
+    asked = file;
+    throw BadMaskNumbers("enough");
+  };
+  EXPECT_THROW(parse_mask("blocks:size=4,rows=\"a/b+;@(,\"\".npy\",columns=c", kShape, open),
+               BadMaskNumbers);
+  EXPECT_EQ(asked, "a/b+;@(,\".npy");
+}
+
+TEST(Words, NameNoFilesWhereNobodyOpensThem) {
+  try {
+    parse_mask("blocks:size=4,rows=a,columns=b", kShape);
+    FAIL();
+  } catch (const std::invalid_argument& error) {
+    EXPECT_THAT(error.what(), HasSubstr("give parse_mask a function"));
+  }
+}
 
 TEST(Words, AreTakenUpToTheirBounds) {
   EXPECT_EQ(refusal(repeat("(", 64) + "causal" + repeat(")", 64)), "accepted as causal");

@@ -71,6 +71,14 @@ def write_fixtures(folder):
         "no_tokens": ones(0, 2, 4),
         "no_heads": ones(7, 0, 4),
         "no_dim": ones(7, 2, 0),
+        # Block lists of 31 tokens in blocks of 16: rows 2, columns 2.
+        "rows": numpy.array([0, 1, 3]),
+        "columns": numpy.array([0, 0, 1], numpy.int32),
+        "rows_short": numpy.array([0, 1]),
+        "rows_shifted": numpy.array([1, 2, 3]),
+        "columns_short": numpy.array([0, 0]),
+        "columns_back": numpy.array([0, 1, 0]),
+        "columns_far": numpy.array([0, 0, 2]),
         "records": numpy.zeros(7, dtype=[("a", "<f4"), ("b", "<f4")]),
     }
     for name, array in files.items():
@@ -293,6 +301,19 @@ def cases():
         "neighbor:dims=31,window=3,tile=0", "neighbor:dims=9223372036854775807x3", "neighbor:dims=31,window=3,tile=3x3",
     ):
         add(f"mask {word!r}", f"{plan}--mask {word}", USAGE, "--mask")
+    for rows, columns, why in (
+        ("none", "columns", "none.npy.*No such file"), ("rows", "none", "none.npy.*No such file"), ("q", "columns", "q.npy.*not signed integers"),
+        ("rows", "q", "q.npy.*not signed integers"), ("rows_short", "columns", "rows_short.npy' holds 2 offsets.*take 3"),
+        ("rows_shifted", "columns", "rows_shifted.npy'.*begin with 1"), ("rows", "columns_short", "columns_short.npy' holds 2 blocks.*end at 3"),
+        ("rows", "columns_back", "columns_back.npy'.*ascend"), ("rows", "columns_far", "columns_far.npy'.*block 2 of query block 1"),
+    ):
+        for start in (plan, run):
+            add(f"blocks of {rows} and {columns} {start}", f"{start}--mask blocks:size=16,rows={rows}.npy,columns={columns}.npy", INPUT, why)
+    blocks = "--mask blocks:size=16,rows=rows.npy,columns="
+    add("blocks", plan + blocks + "columns.npy", 0, "verdict: ok")
+    add("blocks checked", run + blocks + "columns.npy --check --grad random", 0, "PASSED.*PASSED")
+    add("blocks in a folder without quotes", plan + "--mask blocks:size=16,rows=d/rows.npy,columns=c", USAGE, "double quotes")
+    add("out over a mask's file", run + blocks + "columns.npy --out columns.npy", USAGE, "columns.npy.*input")
     add("mask of deep parentheses", f"{plan}--mask {'(' * 50000}full{')' * 50000}", USAGE, "--mask")
     for name, why in (
         ("none", "No such file"), ("folder", "not a regular file"), ("pipe", "not a regular file"), ("empty", "not JSON"),

@@ -17,7 +17,7 @@ TEST(Cache, HoldsWhatLaterQueriesMaySeeOfEveryRankAndHead) {
       std::vector<std::string> words = masks(shape);
       words.push_back("stream:sink=2,recent=5@0-2;s2:block=4,local=2,stride=3,step=1@3-5");
       for (const std::string& mask : words) {
-        const Problem problem(shape, parse_mask(mask, shape), line(ranks), partition);
+        const Problem problem(shape, parse_mask(mask, shape, open_blocks), line(ranks), partition);
         const CacheNeed need = cache_need(problem, kLater);
         const auto check = [&](const std::vector<std::vector<Index>>& found, Index heads) {
           for (int r = 0; r < ranks; ++r) {
