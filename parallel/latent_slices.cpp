@@ -10,7 +10,7 @@
 #include "kernels/latent/basis.hpp"
 #include "kernels/latent/operators.hpp"
 #include "kernels/latent/product.hpp"
-#include "kernels/masks/causal.hpp"
+#include "kernels/mask.hpp"
 #include "kernels/partial.hpp"
 #include "parallel/latent_parts.hpp"
 #include "parallel/plan.hpp"
@@ -269,7 +269,7 @@ void SlicedDecoder<T>::attend(std::span<const Index> lengths, View<const float> 
                       {{0, lengths[s], 1}}};
     const View<const E> rows{reinterpret_cast<const E*>(rows_of(s)), lengths[s], 1, row()};
     attend_latent<E>(part(View<const E>{own.data(), x.rows, heads.size(), row()}, s), rows,
-                     part(sums, s), where, *causal_kind().make("", shape), work_);
+                     part(sums, s), where, *parse_mask("causal", shape), work_);
   }
   std::vector<float> lse(static_cast<std::size_t>(x.rows * heads.size()));
   finish(View<const float>(sums), std::span(o.data, static_cast<std::size_t>(o.size())),

@@ -1,7 +1,7 @@
 #include "kernels/latent/attention.hpp"
 
 #include "kernels/check.hpp"
-#include "kernels/masks/causal.hpp"
+#include "kernels/mask.hpp"
 
 namespace dattn {
 
@@ -36,7 +36,7 @@ void decode_latent(const LatentSizes& sizes, View<const T> q,
                       {0, 1},
                       {{shape.first_query(), queries, 1}},
                       {{0, rows.rows, 1}}};
-    const MaskPtr mask = causal_kind().make("", shape);
+    const MaskPtr mask = parse_mask("causal", shape);
     attend_latent<T>({q.at(row, 0), queries, q.heads, q.dim, q.row_stride()}, rows,
                      {out.at(row, 0), queries, out.heads, out.dim, out.row_stride()}, where, *mask,
                      each);

@@ -8,7 +8,7 @@
 #include "kernels/latent/operators.hpp"
 #include "kernels/latent/reference.hpp"
 #include "kernels/latent/weights.hpp"
-#include "kernels/masks/causal.hpp"
+#include "kernels/mask.hpp"
 #include "kernels/partial.hpp"
 #include "tests/kernels/problem.hpp"
 
@@ -86,7 +86,7 @@ Tensor<float> absorbed_layer(const LatentWeights& w, Range heads, View<const flo
   Tensor<float> records(queries, heads.size(), latent + 2);
   clear(records.view());
   const Where where{shape, heads, {0, 1}, {0, 1}, positions, {{0, tokens, 1}}};
-  attend_latent<T>(q.view(), cache.view(), records.view(), where, *causal_kind().make("", shape),
+  attend_latent<T>(q.view(), cache.view(), records.view(), where, *parse_mask("causal", shape),
                    scaled(work, s));
   Tensor<float> o(queries, heads.size(), latent);
   std::vector<float> lse(static_cast<std::size_t>(queries * heads.size()));
@@ -117,7 +117,7 @@ Tensor<float> expanded_layer(const LatentWeights& w, Range heads, View<const flo
   clear(records.view());
   const Where where{shape, heads, heads, heads, positions, {{0, tokens, 1}}};
   attend(View<const float>(q.view()), View<const float>(k.view()), View<const float>(v.view()),
-         records.view(), where, *causal_kind().make("", shape), scaled(work, s));
+         records.view(), where, *parse_mask("causal", shape), scaled(work, s));
   Tensor<float> o(queries, heads.size(), s.d_v);
   std::vector<float> lse(static_cast<std::size_t>(queries * heads.size()));
   finish(View<const float>(records.view()), std::span(o.numbers), std::span(lse));

@@ -144,7 +144,7 @@ TEST(LatentBatch, SequencesDoNotSeeEachOther) {
   Index row = 0;
   for (std::size_t i = 0; i < lengths.size(); ++i) {
     const Shape shape = absorbed_shape(sizes, lengths[i].queries, lengths[i].tokens, sizes.kv_rank);
-    const MaskPtr mask = causal_kind().make("", shape);
+    const MaskPtr mask = parse_mask("causal", shape);
     const View<const float> rows = caches[i].view();
     for (Index n = 0; n < lengths[i].queries; ++n, ++row) {
       for (Index h = 0; h < sizes.heads; ++h) {

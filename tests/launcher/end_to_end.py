@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
 import sys
 import tempfile
@@ -152,6 +153,10 @@ def small_cases():
     for strategy, mesh in (("usp", "2x2"), ("usp_inner_ring", "2x3")):
         cases.append(Case(strategy, 4 if mesh == "2x2" else 6, apart, "zigzag", mesh=mesh))
     cases.append(Case("auto", 4, apart, "auto"))
+    # Block lists from files, for all heads, key heads and query heads.
+    for n, (strategy, ranks) in enumerate((("local", 1), ("ring", 3), ("gather", 5), ("lightseq", 4), ("ulysses", 3), ("usp", 7), ("tree", 2), ("auto", 8))):
+        listed = f"blocks:size=32x48,rows=rows{(1, 2, 6)[n % 3]}.npy,columns=columns{(1, 2, 6)[n % 3]}.npy"
+        cases.append(Case(strategy, ranks, listed if n % 2 else "causal+" + listed))
     # Lengths that nothing divides, one token, fewer tokens than ranks, any mask.
     lengths = ((1, 5), (2, 3), (6, 7), (7, 8), (31, 7), (101, 4))
     for s, strategy in enumerate(STRATEGIES):
@@ -440,7 +445,18 @@ class Bench:
         return None
 
 
+def write_blocks(folder):
+    """Lists of 607 tokens in blocks of 32 x 48, for 1, 2 and 6 heads."""
+    for heads in (1, 2, 6):
+        m = numpy.random.default_rng(heads).random((heads, 19, 13)) < 0.3
+        rows = numpy.pad(m.sum(-1).cumsum(-1), ((0, 0), (1, 0)))
+        numpy.save(folder / f"rows{heads}.npy", rows.astype("<i4") if heads == 2 else rows[0] if heads == 1 else rows)
+        numpy.save(folder / f"columns{heads}.npy", m.nonzero()[2])
+
+
 def small(start, scratch, only):
+    write_blocks(scratch)
+    os.chdir(scratch)  # masks name their files from here
     bench = Bench(start, scratch)
     work = [(case.text(), functools.partial(bench.judge, case)) for case in small_cases()]
     for strategy in STRATEGIES:

@@ -27,7 +27,7 @@ class Head:
     """A query head: its number, and the key head that it reads."""
 
     def __init__(self, head, heads, key_heads):
-        self.heads, self.key_heads = heads, key_heads
+        self.head, self.heads, self.key_heads = head, heads, key_heads
         self.key = head * key_heads // heads
 
 
@@ -45,6 +45,8 @@ def primitive(words, q, k, head):
     if name in ("stream", "span", "s2", "neighbor"):
         settings = dict(part.split("=") for part in text.split(",")) if text else {}
         return {"stream": stream, "span": span, "s2": s2, "neighbor": neighbor}[name](q, k, head, settings) & true
+    if name == "blocks":
+        return blocks(q, k, head, dict(part.split("=") for part in text.split(","))) & true
     numbers = [int(n) for n in text.split(",")] if text else []
     if name == "full":
         return true
@@ -79,6 +81,19 @@ def span(q, k, head, settings):
     kept = max(min(wanted, k.shape[1]), int(settings.get("least", 128)))
     kept = math.ceil(kept / unit) * unit
     return stream(q, k, head, {"sink": sink, "recent": max(0, kept - sink)})
+
+
+def blocks(q, k, head, settings):
+    """Block lists in CSR, from the files: offsets of each head's own list, columns head after head."""
+    size = [int(n) for n in settings["size"].split("x")]
+    rows, columns = (numpy.load(settings[name]) for name in ("rows", "columns"))
+    lists = rows if rows.ndim == 2 else rows[None]
+    number = {1: 0, head.heads: head.head, head.key_heads: head.key}[len(lists)]
+    begin = lists[:number, -1].sum()
+    listed = numpy.zeros((lists.shape[1] - 1, -(-k.shape[1] // size[-1])), bool)
+    for block, (first, end) in enumerate(zip(lists[number], lists[number, 1:])):
+        listed[block, columns[begin + first : begin + end]] = True
+    return (q >= 0) & listed[numpy.maximum(q, 0) // size[0], k // size[-1]]
 
 
 def s2(q, k, head, settings):
