@@ -609,6 +609,19 @@ def threads_of_one_rank_only(start, folder):
     return None if good else f"exit code {done.returncode}: {done.stdout}{done.stderr}"
 
 
+def ranks_read_other_blocks(start, folder):
+    """The same names, other numbers: block lists on a disk of each rank's own."""
+    with tempfile.TemporaryDirectory() as other:
+        numpy.save(pathlib.Path(other) / "rows.npy", numpy.array([0, 1, 3]))
+        numpy.save(pathlib.Path(other) / "columns.npy", numpy.array([1, 0, 1]))
+        run = [start.dattn, *"run --tokens 31 --threads 1 --mask blocks:size=16,rows=rows.npy,columns=columns.npy".split()]
+        line = [*start.mpirun, "-np", "1", *run, ":", "-np", "1", "--wdir", other, *run]
+        done = start.run_line(line, timeout=60, cwd=folder.path)
+    said = complaints(done.stderr, alone=False)
+    good = done.returncode == USAGE and len(said) == 1 and "rank 1 has contents of the mask's files" in said[0]
+    return None if good else f"exit code {done.returncode}: {done.stderr}"
+
+
 def pids_in(heading):
     """The process numbers in the table of ranks that run prints first."""
     return [int(pid) for pid in re.findall(r"^# +\d+ +\S+ +(\d+) ", heading, re.MULTILINE)]
@@ -726,6 +739,7 @@ SPECIAL = (
     unwritable_for_others,
     other_locale,
     threads_of_one_rank_only,
+    ranks_read_other_blocks,
     killed_rank,
     terminated_mpirun,
     interrupted_alone,
