@@ -149,7 +149,7 @@ class DecodeJob {
     const Index each = o_.decoding.queries;
     const Index model = o_.latent->model;
     std::vector<Index> lengths = o_.context;
-    layer.fill(lengths, hidden);
+    o_.drawn ? layer.draw(lengths) : layer.fill(lengths, hidden);
     std::vector<float> x(static_cast<std::size_t>(rows() * model));
     std::vector<float> y(x.size());
     for (int turn = 0; turn < turns(); ++turn) {

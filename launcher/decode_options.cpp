@@ -160,8 +160,12 @@ po::options_description decode_options() {
       ("warmup", po::value<Count>()->default_value({1}), "steps before those")                  //
       ("dtype", word({"f4", "bf16"})->default_value("f4"), "of cache and queries")              //
       ("seed", po::value<Count>()->default_value({1}), "which numbers")                         //
-      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")           //
-      ("check", "compare the last step with attention, or the whole layer, in double")          //
+      ("cache", word({"made", "drawn"})->default_value("made"),
+       "latent attention: rows of the context are made from hidden states, or drawn, which is "
+       "quick "
+       "and cannot be checked")                                                         //
+      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")   //
+      ("check", "compare the last step with attention, or the whole layer, in double")  //
       ("memory", po::value<Positive>(),
        "bytes that a rank may use, e.g. 8G [what its host has, in equal shares]")  //
       ("timeout", po::value<Positive>()->default_value({300}),
@@ -205,6 +209,10 @@ DecodeOptions read_decode_options(const po::variables_map& values) {
   o.timeout = at_most("timeout", values["timeout"].as<Positive>().value, 1000000);
   o.seed = values["seed"].as<Count>().value;
   o.check = values.count("check") != 0;
+  o.drawn = values["cache"].as<std::string>() == "drawn";
+  if (o.drawn && (!o.latent || o.check)) {
+    throw Failure(Exit::usage, "--cache drawn: is of latent attention, without --check");
+  }
   o.memory = positive(values, "memory", 0);
   o.json = file_name(values, "json");
   if (!o.json.empty() && o.json != "-") refuse_unwritable(o.json);

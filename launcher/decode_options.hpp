@@ -17,6 +17,7 @@ struct DecodeOptions {
   std::optional<Slicing> slicing;  ///< of the latent
   std::string form_name;           ///< as reports have it
   double spectrum = 0;             ///< of generated weights, see decaying()
+  bool drawn = false;                 ///< the cache is drawn, not made from hidden states
   Index calibration = 0;           ///< tokens
   std::optional<Mesh> mesh;
   int steps = 1;

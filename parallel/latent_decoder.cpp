@@ -70,6 +70,22 @@ void LatentDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden
 }
 
 template <comm::Transport T>
+void LatentDecoder<T>::draw(std::span<const Index> lengths) {
+  KvCache& cache = decoder_.cache();
+  const Decoding& d = decoder_.decoding();
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    for (Index position = d.first(s); position < d.first(s) + lengths[s]; ++position) {
+      const auto row = cache.row_of(position);
+      if (!row) continue;
+      const auto seed = static_cast<std::uint64_t>(position);
+      std::byte* to = cache.keys(*row);
+      d.type == Type::bf16 ? draw_numbers(reinterpret_cast<BFloat16*>(to), d.d_qk, seed)
+                           : draw_numbers(reinterpret_cast<float*>(to), d.d_qk, seed);
+    }
+  }
+}
+
+template <comm::Transport T>
 void LatentDecoder<T>::write_any(std::size_t sequence, Range tokens, const Hidden& hidden) {
   decoder_.decoding().type == Type::bf16 ? write<BFloat16>(sequence, tokens, hidden)
                                          : write<float>(sequence, tokens, hidden);

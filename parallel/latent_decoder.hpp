@@ -47,6 +47,9 @@ class LatentDecoder {
   /// leaves behind. No message.
   void fill(std::span<const Index> lengths, const Hidden& hidden);
 
+  /// As fill(), but with numbers in [-1, 1) that cost little to draw, for benches.
+  void draw(std::span<const Index> lengths);
+
   /// One step: sequence s has lengths[s] tokens with the new ones, whose hidden states are x
   /// [sequences * queries, model] on every rank. Writes y [sequences * queries, model], the same on
   /// every rank.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <span>
 
 #include "comm/transport.hpp"
@@ -12,6 +13,16 @@ namespace dattn {
 
 inline double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// Numbers in [-1, 1) that depend on `seed`, cheaply.
+template <class E>
+void draw_numbers(E* to, Index count, std::uint64_t seed) {
+  std::uint64_t x = seed * 0x9e3779b97f4a7c15ULL + 1;
+  for (Index i = 0; i < count; ++i) {
+    x = x * 6364136223846793005ULL + 1442695040888963407ULL;  // Knuth's MMIX generator
+    to[i] = E(static_cast<float>(static_cast<std::int64_t>(x) >> 40) * 0x1p-23F);
+  }
 }
 
 inline void add_floats(const std::byte* in, std::byte* inout, std::int64_t records,

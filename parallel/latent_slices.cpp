@@ -166,6 +166,15 @@ void SlicedDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden
 }
 
 template <comm::Transport T>
+void SlicedDecoder<T>::draw(std::span<const Index> lengths) {
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    const Index count = lengths[s] * row();
+    decoding_.type == Type::bf16 ? draw_numbers(reinterpret_cast<BFloat16*>(rows_of(s)), count, s)
+                                 : draw_numbers(reinterpret_cast<float*>(rows_of(s)), count, s);
+  }
+}
+
+template <comm::Transport T>
 void SlicedDecoder<T>::write_any(std::size_t sequence, const Runs& tokens, View<const float> x) {
   decoding_.type == Type::bf16 ? write<BFloat16>(sequence, tokens, x)
                                : write<float>(sequence, tokens, x);

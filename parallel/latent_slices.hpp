@@ -43,6 +43,7 @@ class SlicedDecoder {
 
   /// As in LatentDecoder.
   void fill(std::span<const Index> lengths, const Hidden& hidden);
+  void draw(std::span<const Index> lengths);
   LatentTimes step(std::span<const Index> lengths, View<const float> x, std::span<float> y);
 
   const LatentWeights& weights() const { return weights_; }

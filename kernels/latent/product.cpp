@@ -11,11 +11,11 @@
 namespace dattn {
 namespace {
 
-/// Tiles of a result; narrow where there are few rows, so that many threads find work.
+/// Tiles of a result. A single row meets b once, in the order of memory: wide tiles, whose rows are
+/// long runs of it.
 constexpr Index kRows = 256;
 constexpr Index kColumns = 512;
-constexpr Index kFewRows = 64;
-constexpr Index kFewColumns = 128;
+constexpr Index kColumnsOfOneRow = 2048;
 
 struct Tile {
   const Product* of;
@@ -26,7 +26,7 @@ struct Tile {
 std::vector<Tile> tiles_of(std::span<const Product> products) {
   std::vector<Tile> tiles;
   for (const Product& p : products) {
-    const Index width = p.rows <= kFewRows ? kFewColumns : kColumns;
+    const Index width = p.rows == 1 ? kColumnsOfOneRow : kColumns;
     for (Index r = 0; r < p.rows; r += kRows) {
       for (Index c = 0; c < p.columns; c += width) {
         tiles.push_back(
