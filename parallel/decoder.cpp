@@ -152,7 +152,10 @@ Decoder<T>::Decoder(const Decoding& decoding, const Strategy& form, std::optiona
                                 mesh ? *mesh : form.mesh(transport.size(), shape_of(decoding)))),
       plan_(proved(form, problem_, rehearsal_)),
       cache_(problem_, program(), decoding.values_in_keys),
-      engine_(std::make_unique<Engine<T>>(problem_, program(), transport, std::move(options))) {
+      engine_(std::make_unique<Engine<T>>(problem_, program(), transport, [&] {
+        options.rows_at_once = decoding.queries;
+        return options;
+      }())) {
   const Program& mine = program();
   const Index keys = cache_.row_bytes(Kind::K);
   engine_->bind(mine.input(Kind::K), cache_.keys(), keys);

@@ -385,9 +385,22 @@ struct Engine<T>::State {
 
   template <class E>
   void attend_as(const Attend& step) {
+    const Index rows = slot(step.q).block.row_count();
+    const Index at_once =
+        options.rows_at_once > 0 ? options.rows_at_once : std::max<Index>(rows, 1);
     for (const Served& s : served(step)) {
-      attend(read<E>(step.q).only(s.q), read<E>(step.k).only(s.k), read<E>(step.v).only(s.v),
-             write<SumOf<E>>(step.out).only(s.q), s.where, *mask, work());
+      for (Range some{0, 0}; some.end < rows;) {
+        some = {some.end, std::min(rows, some.end + at_once)};
+        const auto of = [&](auto view) {
+          view.data = view.at(some.begin, 0);
+          view.rows = some.size();
+          return view;
+        };
+        Where where = s.where;
+        where.queries = part(where.queries, some);
+        attend(of(read<E>(step.q).only(s.q)), read<E>(step.k).only(s.k), read<E>(step.v).only(s.v),
+               of(write<SumOf<E>>(step.out).only(s.q)), where, *mask, work());
+      }
     }
   }
 

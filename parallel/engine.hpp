@@ -44,6 +44,9 @@ struct EngineOptions {
   Score score = {};  ///< how scores are made of q.k
   int threads = 1;
   const Isa* isa = nullptr;    ///< instruction set; null chooses
+  /// Query rows that a kernel is called for at a time; 0: all. Where rows see no key of each other's
+  /// (sequences of a batch), those of one see each key that is read; together most lanes are masked.
+  Index rows_at_once = 0;
   double poll_every = 200e-6;  ///< seconds of kernels between two polls, at least: a poll has its
                                ///< price even where nothing has come
   bool checked = false;        ///< fill what waits for a message with NaN
