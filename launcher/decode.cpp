@@ -1,5 +1,6 @@
 // dattn decode: token by token over a KV cache that is sharded once.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -164,11 +165,13 @@ class DecodeJob {
     }
     if (o_.check) verdict_ = check_latent(world_, weights(), o_.decoding, lengths, hidden, y);
     if (verdict_ && approximate()) verdict_->bound = std::numeric_limits<double>::infinity();
+    // All ranks have y.
+    write_out({rows(), model}, leads() ? Ranges{{0, 1}} : Ranges{}, y);
     return report(layer.cache_bytes(lengths), lengths);
   }
 
   Exit decode_heads(Decoder<Communicator>& decoder) {
-    const DecodeTensors tensors(o_.decoding, o_.seed);
+    const DecodeTensors tensors(o_.decoding, *o_.source);
     std::vector<Index> lengths = o_.context;
     for (std::size_t s = 0; s < lengths.size(); ++s) tensors.append(decoder, s, {0, lengths[s]});
     for (int turn = 0; turn < turns(); ++turn) {
@@ -183,7 +186,45 @@ class DecodeJob {
       note(turn, {t.seconds, 0, t.compute, t.wait, 0}, t.bytes_sent, t.messages);
     }
     if (o_.check) verdict_ = check_heads(world_, decoder, tensors, lengths);
+    const auto numbers = static_cast<std::size_t>(rows() * size(decoder.gets()));
+    std::vector<float> lse(numbers);
+    std::vector<float> o(numbers * static_cast<std::size_t>(o_.decoding.d_v));
+    decoder.result(o, lse);
+    write_out({rows(), o_.decoding.query_heads, o_.decoding.d_v}, decoder.gets(), o);
     return report(decoder.cache().bytes(lengths, o_.decoding), lengths);
+  }
+
+  /// Writes this rank's heads of the last step, `values` [rows, heads, shape.back()], into the file
+  /// that all ranks write together.
+  void write_out(const std::vector<std::int64_t>& shape, const Ranges& heads,
+                 std::span<const float> values) {
+    if (o_.out.empty()) return;
+    const std::string header = npy_header(NpyHeader::Type::f4, shape);
+    const Index each = shape.back() * static_cast<Index>(sizeof(float));
+    const Index row = shape.size() == 3 ? shape[1] * each : each;
+    const auto front = static_cast<Index>(header.size());
+    // Rank 0's process number keeps two jobs that write the same file apart.
+    std::string job = std::to_string(::getpid());
+    world_.broadcast(job, 0);
+    std::optional<OutputFile> file;
+    together(world_, [&] {
+      if (leads()) file = OutputFile::create(o_.out, front + row * shape[0], job, header);
+    });
+    together(world_, [&] {
+      if (!file) file = OutputFile::join(o_.out, job);
+      auto bytes = std::as_bytes(values);
+      for (Index r = 0; r < shape[0]; ++r) {
+        for (const Range some : heads) {
+          const auto part = static_cast<std::size_t>(some.size() * each);
+          file->write_at(front + r * row + some.begin * each, bytes.first(part));
+          bytes = bytes.subspan(part);
+        }
+      }
+      file->sync();
+    });
+    together(world_, [&] {
+      if (leads()) file->commit();
+    });
   }
 
   void note(int turn, const Step& step, Index bytes, Index messages) {
@@ -318,12 +359,20 @@ Exit decode_command(const std::vector<std::string>& given) {
               world.size(), std::getenv("OMPI_COMM_WORLD_SIZE"), std::getenv("SLURM_NTASKS"))) {
         throw Failure(Exit::usage, *complaint);
       }
-      options = read_decode_options(parse(command, described, arguments));
+      options = read_decode_options(parse(command, described, arguments), world.size());
     });
     Signature fields{{"instruction set", chosen_isa().name}};
     for (const auto& option : described.options()) {
       const std::string name = "--" + option->long_name();
       fields.emplace_back(name, written(arguments, name));
+    }
+    // Files of one name may differ.
+    const Decoding& d = options->decoding;
+    for (const auto& [name, value] :
+         {std::pair{"query heads", d.query_heads}, std::pair{"key heads", d.key_heads},
+          std::pair{"value heads", d.value_heads}, std::pair{"numbers a head of Q and K", d.d_qk},
+          std::pair{"numbers a head of V", d.d_v}}) {
+      fields.emplace_back(name, std::to_string(value));
     }
     try {
       require_agreement(world, fields);

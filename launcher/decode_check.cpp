@@ -14,10 +14,6 @@ namespace {
 /// Rows that are read at a time.
 constexpr Index kRows = 256;
 
-Shape shape_of_all(const Decoding& d) {
-  return {d.keys(), d.keys(), d.query_heads, d.key_heads, d.value_heads, d.d_qk, d.d_v};
-}
-
 DecodeVerdict joined(comm::Communicator& world, double error, double norm, double bound) {
   std::array<double, 2> sums{error, norm};
   world.all_reduce_sum(std::span<double>(sums));
@@ -47,11 +43,6 @@ Hidden hidden_states(Index model, const Decoding& decoding, std::int64_t seed) {
       }
     }
   };
-}
-
-DecodeTensors::DecodeTensors(const Decoding& decoding, std::int64_t seed)
-    : decoding_(decoding), source_(Source::random(shape_of_all(decoding), seed)) {
-  if (decoding.type == Type::bf16) source_.round_to_bfloat16();
 }
 
 template <class E>

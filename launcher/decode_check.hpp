@@ -16,10 +16,12 @@ struct DecodeVerdict {
 /// Generated hidden states: standard normal, the same for every number of ranks.
 Hidden hidden_states(Index model, const Decoding& decoding, std::int64_t seed);
 
-/// Generated Q, K and V of every token that may come.
+/// Q, K and V of every token that may come.
 class DecodeTensors {
  public:
-  DecodeTensors(const Decoding& decoding, std::int64_t seed);
+  /// `source` has them in the order of the cache, sequence after sequence.
+  DecodeTensors(const Decoding& decoding, Source source)
+      : decoding_(decoding), source_(std::move(source)) {}
 
   /// Writes what this rank caches of some tokens of a sequence.
   void append(Decoder<comm::Communicator>& decoder, std::size_t sequence, Range tokens) const;

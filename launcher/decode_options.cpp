@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "kernels/isa.hpp"
 #include "launcher/output_file.hpp"
@@ -72,8 +73,8 @@ std::optional<LatentSizes> latent_of(const po::variables_map& values) {
   return sizes;
 }
 
-Slicing slicing_of(const po::variables_map& values, bool exact) {
-  Slicing slicing{.slices = at_most("slices", values["slices"].as<Positive>().value, 65536),
+Slicing slicing_of(const po::variables_map& values, bool exact, int ranks) {
+  Slicing slicing{.slices = at_most("slices", positive(values, "slices", exact ? ranks : 2), 65536),
                   .exact = exact};
   const std::string& basis = values["basis"].as<std::string>();
   slicing.basis = basis == "pca"        ? Slicing::Basis::pca
@@ -113,16 +114,84 @@ std::vector<Index> context_of(const po::variables_map& values) {
   return context;
 }
 
+/// The heads of generated inputs or of files, where `capacity` is what the sequences may reach.
+Decoding decoding_of(const po::variables_map& values, const std::optional<Source>& files,
+                     std::vector<Index> capacity, Index each, Type type) {
+  if (files) {
+    const Shape& shape = files->shape();
+    const Index tokens = std::accumulate(capacity.begin(), capacity.end(), Index{0});
+    if (shape.queries != tokens || shape.keys != tokens) {
+      throw Failure(
+          Exit::input,
+          fmt::format(
+              "--q, --k, --v: {} tokens of Q and {} of K and V, where the {} of --context "
+              "and the new ones of --steps and --warmup are {}; the files have them all, "
+              "sequence after sequence",
+              shape.queries, shape.keys,
+              capacity.size() == 1 ? "sequence" : std::to_string(capacity.size()) + " sequences",
+              tokens));
+    }
+    return {.capacity = std::move(capacity),
+            .queries = each,
+            .query_heads = shape.query_heads,
+            .key_heads = shape.key_heads,
+            .value_heads = shape.value_heads,
+            .d_qk = shape.d_qk,
+            .d_v = shape.d_v,
+            .type = type};
+  }
+  const Index kv_heads = positive(values, "kv-heads", 8);
+  const Index dim = positive(values, "head-dim", 128);
+  return {.capacity = std::move(capacity),
+          .queries = each,
+          .query_heads = positive(values, "heads", 32),
+          .key_heads = kv_heads,
+          .value_heads = kv_heads,
+          .d_qk = dim,
+          .d_v = positive(values, "value-dim", dim),
+          .type = type};
+}
+
+/// Q, K and V, if files have them.
+std::optional<Source> files_of(const po::variables_map& values, bool latent) {
+  std::vector<std::string> names;
+  for (const char* name : {"q", "k", "v"}) {
+    if (const std::string file = file_name(values, name); !file.empty()) names.push_back(file);
+  }
+  if (names.empty()) return std::nullopt;
+  if (latent) {
+    throw Failure(Exit::usage,
+                  "--q, --k, --v: latent attention makes them of hidden states, which are "
+                  "generated; leave them out, or leave --model and --kv-rank out");
+  }
+  if (names.size() < 3) {
+    throw Failure(Exit::usage, "--q, --k and --v name three files; give all of them or none");
+  }
+  for (const char* name : {"heads", "kv-heads", "head-dim", "value-dim"}) {
+    if (values.count(name) == 0) continue;
+    throw Failure(Exit::usage, fmt::format("--{} is for generated inputs; with --q, --k and --v "
+                                           "the files say it, so leave it out",
+                                           name));
+  }
+  return Source::files(names[0], names[1], names[2]);
+}
+
 }  // namespace
 
 po::options_description decode_options() {
   po::options_description options(
       "dattn decode: new tokens against a KV cache over the ranks of an MPI job");
   po::options_description heads("Attention (GQA)");
-  heads.add_options()                                                         //
-      ("heads", po::value<Positive>(), "query heads [32; a model's own]")     //
-      ("kv-heads", po::value<Positive>(), "key and value heads [8]")          //
-      ("head-dim", po::value<Positive>(), "numbers a head of Q and K [128]")  //
+  heads.add_options()  //
+      ("q", po::value<std::string>(),
+       "NumPy file of Q, [tokens, heads, dim], f2, f4 or f8, of all tokens of all sequences, one "
+       "sequence behind the other: each has its --context, then the --new ones of each step and "
+       "warm-up step [generated]")                                                            //
+      ("k", po::value<std::string>(), "NumPy file of K, [tokens, key heads, dim], likewise")  //
+      ("v", po::value<std::string>(), "NumPy file of V, [tokens, value heads, value dim]")    //
+      ("heads", po::value<Positive>(), "query heads [32; a model's own]")                     //
+      ("kv-heads", po::value<Positive>(), "key and value heads [8]")                          //
+      ("head-dim", po::value<Positive>(), "numbers a head of Q and K [128]")                  //
       ("value-dim", po::value<Positive>(), "numbers a head of V [as --head-dim]");
   po::options_description latent("Latent attention (MLA); --model or --kv-rank asks for it");
   latent.add_options()                                                                            //
@@ -137,8 +206,9 @@ po::options_description decode_options() {
        "generated weights: latents whose spectrum decays by this power, as trained ones do");
   po::options_description cut("Latents that are cut (--form latent-exact, latent-tpla)");
   cut.add_options()  //
-      ("slices", po::value<Positive>()->default_value({2}),
-       "pieces of the latent; the ranks are a multiple of it and split the heads")  //
+      ("slices", po::value<Positive>(),
+       "pieces of the latent; the ranks are a multiple of it and split the heads [latent-exact: as "
+       "many as ranks; latent-tpla: 2]")  //
       ("basis", word({"none", "hadamard", "pca"})->default_value("none"),
        "in which the latent is cut")  //
       ("norm", word({"exact", "slice"})->default_value("exact"),
@@ -169,14 +239,17 @@ po::options_description decode_options() {
       ("memory", po::value<Positive>(),
        "bytes that a rank may use, e.g. 8G [what its host has, in equal shares]")  //
       ("timeout", po::value<Positive>()->default_value({300}),
-       "seconds that a rank waits for others before it ends the job")                         //
+       "seconds that a rank waits for others before it ends the job")  //
+      ("out", po::value<std::string>(),
+       "write what the last step gave as a NumPy file: O [sequences * new, heads, value dim]; of "
+       "latent attention y [sequences * new, hidden]")                                        //
       ("json", po::value<std::string>(), "write the report as JSON [- for standard output]")  //
       ("help", "this text");
   options.add(heads).add(latent).add(cut).add(work);
   return options;
 }
 
-DecodeOptions read_decode_options(const po::variables_map& values) {
+DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   DecodeOptions o;
   o.latent = latent_of(values);
   if (values.count("model") != 0) o.model = values["model"].as<std::string>();
@@ -192,9 +265,9 @@ DecodeOptions read_decode_options(const po::variables_map& values) {
     form.erase(0, kLatent.size());
   }
   o.form = sliced ? nullptr : find_decode_form(form);
-  if (sliced) o.slicing = slicing_of(values, form == "exact");
+  if (sliced) o.slicing = slicing_of(values, form == "exact", ranks);
   for (const char* name : {"slices", "basis", "norm", "factor", "calibration"}) {
-    if (values[name].defaulted() || sliced) continue;
+    if (values.count(name) == 0 || values[name].defaulted() || sliced) continue;
     throw Failure(Exit::usage, fmt::format("--{}: is of --form latent-tpla or latent-exact", name));
   }
   o.calibration = values["calibration"].as<Positive>().value;
@@ -214,8 +287,19 @@ DecodeOptions read_decode_options(const po::variables_map& values) {
     throw Failure(Exit::usage, "--cache drawn: is of latent attention, without --check");
   }
   o.memory = positive(values, "memory", 0);
+  o.source = files_of(values, o.latent.has_value());
+  o.out = file_name(values, "out");
+  if (o.out == "-") {
+    throw Failure(Exit::usage, "--out: a NumPy file cannot go to standard output; give a file");
+  }
   o.json = file_name(values, "json");
-  if (!o.json.empty() && o.json != "-") refuse_unwritable(o.json);
+  const std::string inputs[] = {file_name(values, "q"), file_name(values, "k"),
+                                file_name(values, "v")};
+  const std::string outputs[] = {o.out, o.json};
+  refuse_same_file(inputs, outputs);
+  for (const std::string& file : outputs) {
+    if (!file.empty() && file != "-") refuse_unwritable(file);
+  }
   const Index each = values["new"].as<Positive>().value;
   const Type type = values["dtype"].as<std::string>() == "bf16" ? Type::bf16 : Type::f4;
   std::vector<Index> capacity = o.context;
@@ -223,19 +307,16 @@ DecodeOptions read_decode_options(const po::variables_map& values) {
   if (o.latent) {
     o.decoding = latent_decoding(*o.latent, std::move(capacity), each, type);
   } else {
-    const Index kv_heads = positive(values, "kv-heads", 8);
-    const Index dim = positive(values, "head-dim", 128);
-    o.decoding = {.capacity = std::move(capacity),
-                  .queries = each,
-                  .query_heads = positive(values, "heads", 32),
-                  .key_heads = kv_heads,
-                  .value_heads = kv_heads,
-                  .d_qk = dim,
-                  .d_v = positive(values, "value-dim", dim),
-                  .type = type};
+    o.decoding = decoding_of(values, o.source, std::move(capacity), each, type);
   }
   if (const auto why = complaint(o.decoding))
     throw Failure(Exit::usage, "--heads, --kv-heads, --context, --new: " + *why);
+  const Decoding& d = o.decoding;
+  if (!o.latent && !o.source) {
+    o.source = Source::random(
+        {d.keys(), d.keys(), d.query_heads, d.key_heads, d.value_heads, d.d_qk, d.d_v}, o.seed);
+  }
+  if (o.source && type == Type::bf16) o.source->round_to_bfloat16();
   if (o.slicing && values.count("mesh") != 0) {
     throw Failure(Exit::usage, "--mesh: --slices says how a latent is cut; leave --mesh out");
   }

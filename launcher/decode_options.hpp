@@ -12,6 +12,7 @@ namespace dattn {
 struct DecodeOptions {
   std::optional<LatentSizes> latent;
   Decoding decoding;
+  std::optional<Source> source;    ///< of Q, K and V; none for latent attention
   std::vector<Index> context;      ///< tokens of each sequence before the first step
   const Strategy* form = nullptr;  ///< null where `slicing` says how
   std::optional<Slicing> slicing;  ///< of the latent
@@ -27,13 +28,15 @@ struct DecodeOptions {
   std::int64_t seed = 1;
   bool check = false;
   Index memory = 0;
+  std::string out;
   std::string json;
   std::string model = "none";
 };
 
 boost::program_options::options_description decode_options();
 
-/// Failure(usage or output) if the options contradict each other or cannot be.
-DecodeOptions read_decode_options(const boost::program_options::variables_map& values);
+/// For a job of so many ranks. Failure(usage, input or output) if the options contradict each other
+/// or the files, or cannot be.
+DecodeOptions read_decode_options(const boost::program_options::variables_map& values, int ranks);
 
 }  // namespace dattn

@@ -1,0 +1,340 @@
+"""Runs dattn decode on files and lets NumPy judge what comes out.
+
+    decode.py [--only TEXT] DATTN MPIRUN...
+
+GQA: O of the last step against attention in NumPy. Latent attention: y against the layer in double
+(--check), whose own judge is tests/kernels/latent_oracle.py, and the same y from all exact forms. Both: bytes,
+messages and the cache against formulas. --only runs the cases whose line holds TEXT.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import sys
+import tempfile
+import threading
+
+import numpy
+
+import end_to_end
+import jobs
+import oracle
+from end_to_end import BOUND, Trouble, require
+
+RANKS = (1, 2, 3, 4, 5, 7, 8)
+FORMS = ("heads", "sequence", "helix", "tree")
+STEPS, WARMUP = 2, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    form: str
+    ranks: int
+    dtype: str = "f4"
+    new: int = 1
+    context: tuple = (37, 0, 64)
+    mesh: tuple = ()
+    heads: int = 6
+    key_heads: int = 2
+    value_heads: int = 2
+    d_qk: int = 16
+    d_v: int = 12
+    latent: tuple = ()  # hidden, q-rank, kv-rank, nope-dim, rope-dim, v-dim
+    slices: int = 0
+    more: tuple = ()  # further words
+    twice: bool = False
+
+    def text(self):
+        mesh = f" {self.mesh[0]}x{self.mesh[1]}" if self.mesh else ""
+        slices = f" {self.slices} slices" if self.slices else ""
+        heads = f"{self.heads} heads" + ("" if self.latent else f" over {self.key_heads}/{self.value_heads}")
+        words = " ".join(("", *self.more))
+        return f"{self.form}{mesh}{slices} P={self.ranks} {self.dtype} {heads} new={self.new} context={self.context}{words}"
+
+    def capacity(self):
+        return [tokens + self.new * (STEPS + WARMUP) for tokens in self.context]
+
+    def rows(self):
+        return self.new * len(self.context)
+
+    def element(self):
+        return 2 if self.dtype == "bf16" else 4
+
+
+SMALL = (24, 20, 16, 8, 4, 8)
+WIDE = (32, 0, 512, 8, 64, 8)  # the latents of DeepSeek's models: 1152 bytes a token in bf16
+
+
+def cases():
+    table = []
+    for f, form in enumerate(FORMS):
+        for p, ranks in enumerate(RANKS):
+            for n, dtype in enumerate(("f4", "bf16")):
+                turn = f + p + n
+                table.append(
+                    Case(
+                        form,
+                        ranks,
+                        dtype,
+                        new=(1, 3)[turn % 2],
+                        context=((37, 0, 64), (101,), (8, 9), (0, 0, 0, 513))[(turn + n) % 4],
+                        key_heads=(2, 2, 6, 1)[turn % 4],
+                        value_heads=(2, 1, 6, 1)[turn % 4],
+                        twice=turn % 5 == 0,
+                    )
+                )
+    for form in ("helix", "tree"):
+        for mesh in ((2, 2), (3, 2), (2, 3), (4, 1), (1, 4)):
+            table.append(Case(form, mesh[0] * mesh[1], new=3, mesh=mesh))
+    table.append(Case("heads", 7, heads=4, key_heads=4, value_heads=4))  # ranks without heads
+    table.append(Case("sequence", 8, heads=3, key_heads=1, value_heads=1))
+    table.append(Case("sequence", 8, context=(0,)))  # ranks without tokens
+
+    def latent(form, ranks, dtype, **more):
+        table.append(Case("latent-" + form, ranks, dtype, **{"latent": SMALL, "heads": 4, "context": (37, 0, 50), **more}))
+
+    for f, form in enumerate(FORMS):
+        for p, ranks in enumerate(RANKS):
+            latent(form, ranks, ("f4", "bf16")[(f + p) % 2], new=(1, 3)[p % 2])
+    for ranks in RANKS:
+        latent("exact", ranks, "f4", new=3 if ranks == 4 else 1)
+        latent("exact", ranks, "bf16")
+    for ranks, slices in ((4, 2), (8, 4), (6, 3), (4, 1)):
+        latent("exact", ranks, "f4", slices=slices, context=(1100, 7))  # more than a tile of keys
+    for ranks, slices in ((2, 0), (4, 0), (3, 3), (8, 4), (1, 1), (5, 1)):
+        latent("tpla", ranks, ("f4", "bf16")[ranks % 2], slices=slices, twice=ranks == 4)
+    latent("tpla", 2, "f4", slices=2, more=("--basis", "hadamard", "--norm", "slice", "--factor", "energy"))
+    latent("tpla", 2, "f4", slices=2, more=("--basis", "pca", "--factor", "one", "--spectrum", "1"))
+    for form, ranks in (("sequence", 4), ("helix", 8), ("tree", 2)):
+        latent(form, ranks, "bf16", latent=WIDE, context=(40 - STEPS - WARMUP,))
+    latent("tpla", 4, "bf16", latent=WIDE)
+    return table
+
+
+def even_part(count, parts, part):
+    return range(count * part // parts, count * (part + 1) // parts)
+
+
+def mesh_of(case):
+    """(rows of ranks that split the tokens, columns that split the heads), or None for slices."""
+    form = case.form.removeprefix("latent-")
+    if form in ("exact", "tpla"):
+        return None
+    if case.mesh:
+        return case.mesh
+    if form == "heads":
+        return (1, case.ranks)
+    if form in ("sequence", "tree"):
+        return (case.ranks, 1)
+    key_heads = 1 if case.latent else case.key_heads
+    columns = max(c for c in range(1, case.ranks + 1) if case.ranks % c == 0 and key_heads % c == 0)
+    return (case.ranks // columns, columns)
+
+
+def slices_of(case):
+    return case.slices or (case.ranks if case.form == "latent-exact" else 2)
+
+
+def traffic(case):
+    """Bytes and messages of the last step, of all ranks."""
+    rows, ranks = case.rows(), case.ranks
+    sent, messages = 0, 0
+    if case.latent and ranks > 1:  # the all-reduce of y
+        sent += 2 * (ranks - 1) * rows * case.latent[0] * 4
+        messages += ranks
+    form = case.form.removeprefix("latent-")
+    if form == "tpla":
+        return sent, messages
+    if form == "exact":  # all-reduces of the scores of at most so many keys
+        slices, tile = slices_of(case), 1024
+        for group in range(ranks // slices if slices > 1 else 0):
+            heads = len(even_part(case.heads, ranks // slices, group))
+            sent += 2 * (slices - 1) * heads * case.new * sum(case.capacity()) * 4
+            messages += slices * sum(math.ceil(tokens / tile) for tokens in case.capacity()) * (heads > 0)
+        return sent, messages
+    d_qk, d_v = (case.latent[2] + case.latent[4], case.latent[2]) if case.latent else (case.d_qk, case.d_v)
+    record = (d_v + 2) * 4
+    tokens, columns = mesh_of(case)
+    for column in range(columns):
+        heads = len(even_part(case.heads, columns, column))
+        if form == "tree":
+            sent += 2 * (tokens - 1) * rows * heads * record
+            messages += tokens * (tokens > 1)
+        elif form != "heads":  # what the others make, and what they deliver
+            sent += (tokens - 1) * rows * heads * (record + (d_qk * case.element() if form == "sequence" else 0))
+            messages += (tokens - 1) * min(heads, tokens) * (2 if form == "sequence" else 1)
+    return sent, messages
+
+
+def cached(case):
+    """Bytes of the cache after the last step, of each rank."""
+    if mesh_of(case) is None:
+        width = lambda r: len(even_part(case.latent[2], slices_of(case), r % slices_of(case))) + case.latent[4]
+        return [sum(case.capacity()) * width(r) * case.element() for r in range(case.ranks)]
+    tokens, columns = mesh_of(case)
+    bytes_ = []
+    for rank in range(case.ranks):
+        mine = even_part(case.heads, columns, rank % columns)
+        # Tokens are dealt to ranks in turn; a row of ranks has those of all of its ranks.
+        held = sum(p % case.ranks // columns == rank // columns for p in range(sum(case.capacity())))
+        if case.latent:
+            numbers = (case.latent[2] + case.latent[4]) * (len(mine) > 0)
+        else:
+            touched = lambda count: len({h * count // case.heads for h in mine})
+            numbers = touched(case.key_heads) * case.d_qk + touched(case.value_heads) * case.d_v
+        bytes_.append(held * numbers * case.element())
+    return bytes_
+
+
+class Bench:
+    """Runs cases in a scratch folder and judges them."""
+
+    def __init__(self, start, scratch):
+        self.start = start
+        self.scratch = scratch
+        self.lock = threading.Lock()
+        self.count = 0
+        self.y = {}  # of exact latent forms: by what they were given
+
+    def folder(self):
+        with self.lock:
+            self.count += 1
+        folder = self.scratch / str(self.count)
+        folder.mkdir()
+        return folder
+
+    def words(self, case, folder):
+        words = ["decode", "--form", case.form, "--dtype", case.dtype, "--new", str(case.new)]
+        words += ["--context", ",".join(map(str, case.context)), "--steps", str(STEPS), "--warmup", str(WARMUP)]
+        words += ["--threads", "1", "--check", "--out", str(folder / "o.npy"), "--json", str(folder / "r.json")]
+        words += [*(("--mesh", "x".join(map(str, case.mesh))) if case.mesh else ()), *case.more]
+        if not case.latent:
+            for name in "qkv":
+                words += [f"--{name}", str(folder / f"{name}.npy")]
+            return words
+        for name, size in zip(("hidden", "q-rank", "kv-rank", "nope-dim", "rope-dim", "v-dim"), case.latent):
+            words += [f"--{name}", str(size)]
+        words += ["--heads", str(case.heads)]
+        words += ["--calibration", "64"] if mesh_of(case) is None else []
+        return words + (["--slices", str(case.slices)] if case.slices else [])
+
+    def arrays(self, case):
+        tokens = sum(case.capacity())
+        random = numpy.random.default_rng([tokens, case.ranks])
+        shapes = ((case.heads, case.d_qk), (case.key_heads, case.d_qk), (case.value_heads, case.d_v))
+        return [random.standard_normal((tokens, *s)).astype("<f4") for s in shapes]
+
+    def run(self, case):
+        """The array of --out and the report, of a run in a folder of its own."""
+        folder = self.folder()
+        if not case.latent:
+            for name, array in zip("qkv", self.arrays(case)):
+                numpy.save(folder / f"{name}.npy", array)
+        done = self.start.run(self.words(case, folder), case.ranks)
+        require(done.returncode == 0, f"exit code {done.returncode}: {done.stdout}{done.stderr}")
+        left = {path.name for path in folder.iterdir()} - {"q.npy", "k.npy", "v.npy"}
+        require(left == {"o.npy", "r.json"}, f"files {left}")
+        out = numpy.load(folder / "o.npy")
+        require(out.dtype == numpy.dtype("<f4") and out.flags.c_contiguous, f"out is {out.dtype}")
+        return out, json.loads((folder / "r.json").read_text())
+
+    def judge_heads(self, case, o):
+        rounds = oracle.bfloat16 if case.dtype == "bf16" else lambda x: x
+        q, k, v = (rounds(x) for x in self.arrays(case))
+        first = 0
+        want = []
+        for tokens in case.capacity():
+            here = slice(first, first + tokens)
+            queries = slice(first + tokens - case.new, first + tokens)
+            mask = oracle.allowed("causal", case.new, tokens, case.heads)
+            want.append(oracle.attention(q[queries], k[here], v[here], mask, 1 / math.sqrt(case.d_qk))[0])
+            first += tokens
+        want = numpy.concatenate(want)
+        require(o.shape == want.shape, f"O is {o.shape}, not {want.shape}")
+        error = numpy.linalg.norm(o - want) / numpy.linalg.norm(want)
+        require(error <= BOUND[case.dtype], f"O is {error:.3g} off")
+
+    def judge_latent(self, case, y, report):
+        require(y.shape == (case.rows(), case.latent[0]), f"y is {y.shape}")
+        require(numpy.isfinite(y).all() and y.any(), "y is not finite, or zero")
+        if case.form == "latent-tpla" and slices_of(case) > 1:
+            # An approximation: what it is off is said, and neither nothing nor everything.
+            require(report["check"]["bound"] is None, "there is a bound on what is approximate")
+            require(1e-6 < report["check"]["error"] < 1, f"TPLA is {report['check']['error']} off")
+            return
+        key = (case.dtype, case.new, case.context, case.latent)
+        with self.lock:
+            other = self.y.setdefault(key, y)
+        error = numpy.linalg.norm(y - other) / numpy.linalg.norm(other)
+        require(error <= (3e-2 if case.dtype == "bf16" else 2e-5), f"y is {error:.3g} off another form's")
+
+    def judge_report(self, case, report):
+        sent, messages = traffic(case)
+        require(report["bytes_step"] == sent, f"a step sends {report['bytes_step']} bytes, not {sent}")
+        require(report["messages_step"] == messages, f"{report['messages_step']} messages, not {messages}")
+        ranks = cached(case)
+        require(report["kv_bytes"] == sum(ranks), f"a cache of {report['kv_bytes']} bytes, not {sum(ranks)}")
+        require(report["kv_bytes_rank"] == max(ranks), f"{report['kv_bytes_rank']} on a rank, not {max(ranks)}")
+        a_token = report["kv_bytes_token_rank"]
+        require(math.isclose(a_token, max(ranks) / sum(case.capacity())), f"{a_token} bytes a token")
+        if case.latent == WIDE:
+            want = 640 if case.form == "latent-tpla" else 1152 / case.ranks
+            require(math.isclose(a_token, want), f"{a_token} bytes a token on a rank, not {want}")
+        mesh = mesh_of(case) or (case.ranks // slices_of(case), slices_of(case))
+        for key, value in {
+            "version": 1,
+            "command": "decode",
+            "form": case.form,
+            "ranks": case.ranks,
+            "mesh": f"{mesh[0]}x{mesh[1]}",
+            "threads": 1,
+            "dtype": case.dtype,
+            "batch": len(case.context),
+            "new_tokens": case.new,
+            "context": list(case.context),
+            "steps": STEPS,
+            "heads": case.heads,
+            "kv_heads": 1 if case.latent else case.key_heads,
+        }.items():
+            require(report[key] == value, f"{key} is {report[key]}, not {value}")
+        for key in ("seconds_median", "seconds_p95", "tokens_per_second", "memory_bytes_rank"):
+            require(report[key] > 0, f"{key} is {report[key]}")
+        for key in ("project_seconds", "attention_seconds", "wait_seconds", "reduce_seconds"):
+            require(report[key] >= 0, f"{key} is {report[key]}")
+        require(report["check"]["passed"] is True, f"check: {report['check']}")
+
+    def judge(self, case):
+        """None, or what is wrong with this case."""
+        try:
+            out, report = self.run(case)
+            self.judge_report(case, report)
+            if case.latent:
+                self.judge_latent(case, out, report)
+            else:
+                self.judge_heads(case, out)
+            if case.twice:
+                require(self.run(case)[0].tobytes() == out.tobytes(), "a second run gave other bits")
+        except Trouble as trouble:
+            return str(trouble)
+        except (OSError, ValueError, KeyError) as error:  # unreadable outputs
+            return f"{type(error).__name__}: {error}"
+        return None
+
+
+def main(arguments):
+    only = ""
+    if arguments[:1] == ["--only"]:
+        only, arguments = arguments[1], arguments[2:]
+    if len(arguments) < 2:
+        sys.exit(__doc__)
+    start = jobs.Starter(arguments[0], arguments[1:])
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(start, pathlib.Path(scratch))
+        work = [(case.text(), functools.partial(bench.judge, case)) for case in cases()]
+        sys.exit(1 if end_to_end.judge_all(work, only) else 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
