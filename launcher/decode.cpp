@@ -81,22 +81,27 @@ class DecodeJob {
   /// Mesh and memory, refused before anything is allocated.
   void settle() {
     RankReport own;
-    together(world_, [&] {
-      own.host = this_host();
-      o_.slicing ? settle_slices() : settle_form();
-    });
+    together(world_, [&] { own.host = this_host(); });
     std::vector<RankReport> ranks;
     for (const std::string& text : world_.all_gather(encoded(own))) ranks.push_back(decoded(text));
     const Index may = o_.memory > 0 ? o_.memory : bytes_a_rank(ranks);
+    const auto refuse_beyond = [&] {
+      if (may == 0 || needs_ <= may) return;
+      throw Failure(Exit::memory,
+                    fmt::format("{} needs {} on this rank, which has {}; use more hosts, fewer "
+                                "ranks on this one, a larger --memory, a smaller --context or "
+                                "--batch, or another --form",
+                                o_.form_name, in_bytes(needs_), in_bytes(may)));
+    };
     together(world_, [&] {
-      if (may > 0 && needs_ > may) {
-        throw Failure(
-            Exit::memory,
-            fmt::format("{} needs {} on this rank, which has {}; use more hosts, fewer ranks "
-                        "on this one, a larger --memory, a smaller --context or --batch, or "
-                        "another --form",
-                        o_.form_name, in_bytes(needs_), in_bytes(may)));
-      }
+      // Some rank has its share of the cache at least: told at once, where to settle for far more
+      // tokens than anybody has memory for would take minutes.
+      const Decoding& d = o_.decoding;
+      const Index numbers = d.key_heads * d.d_qk + (d.values_in_keys ? 0 : d.value_heads * d.d_v);
+      needs_ = d.keys() / world_.size() * numbers * bytes_of(d.type);
+      if (!o_.slicing) refuse_beyond();
+      o_.slicing ? settle_slices() : settle_form();
+      refuse_beyond();
     });
   }
 
