@@ -19,10 +19,11 @@ namespace {
 constexpr std::string_view kHelp =
     "dattn splits one attention computation over the ranks of an MPI job.\n"
     "\n"
-    "  dattn run    computes O and LSE, and gradients (under mpirun, or alone as one rank)\n"
-    "  dattn decode new tokens against a KV cache, or a layer of latent attention, step by step\n"
-    "  dattn plan   proves and prices a plan for any number of ranks, without MPI\n"
-    "  dattn list   strategies, partitions, masks, forms of decoding\n"
+    "  dattn run      computes O and LSE, and gradients (under mpirun, or alone as one rank)\n"
+    "  dattn decode   new tokens against a KV cache, or a layer of latent attention, step by step\n"
+    "  dattn plan     proves and prices a plan for any number of ranks, without MPI\n"
+    "  dattn permute  tokens of a grid from row by row to tile by tile, and back\n"
+    "  dattn list     strategies, partitions, masks, forms of decoding\n"
     "\n"
     "  dattn COMMAND --help   its options\n"
     "  dattn --version\n"
@@ -68,6 +69,7 @@ dattn::Exit dispatch(const std::vector<std::string>& words) {
   if (command == "run") return dattn::run_command(arguments);
   if (command == "decode") return dattn::decode_command(arguments);
   if (command == "plan") return dattn::plan_command(arguments);
+  if (command == "permute") return dattn::permute_command(arguments);
   if (command == "list") return dattn::list_command(arguments);
   if (command == "--help" || command == "help" || command == "-h") {
     dattn::write_text_file("-", kHelp);
@@ -78,7 +80,7 @@ dattn::Exit dispatch(const std::vector<std::string>& words) {
     return dattn::Exit::ok;
   }
   throw dattn::Failure(dattn::Exit::usage, "there is no command " + dattn::in_quotes(command) +
-                                               "; there are run, decode, plan and list (see dattn --help)");
+                                               "; there are run, decode, plan, permute and list (see dattn --help)");
 }
 
 }  // namespace

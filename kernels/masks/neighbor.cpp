@@ -4,13 +4,14 @@
 #include <stdexcept>
 
 #include "kernels/settings.hpp"
+#include "kernels/tiled_grid.hpp"
 
 namespace dattn {
 namespace {
 
 constexpr std::string_view kForm =
     "neighbor:dims=HxW,window=7,stride=1,dilation=1,causal=0,tile=HxW";
-constexpr std::size_t kMostDims = 3;
+constexpr std::size_t kMostDims = TiledGrid::kMostDims;
 
 /// One dimension of the grid.
 struct Axis {
@@ -19,7 +20,6 @@ struct Axis {
   Index stride;
   Index dilation;
   bool causal;
-  Index tile;
 
   /// The coordinates that coordinate x sees: begin, begin + dilation, ... below end.
   ///
@@ -45,52 +45,46 @@ struct Axis {
   bool sees(Index x, Index y) const { return (y - x) % dilation == 0 && seen(x).contains(y); }
 };
 
-/// A query sees the keys that it sees along every axis. Tokens are numbered row by row, or tile by
-/// tile and row by row in each, tiles at the far edges being smaller.
+/// A query sees the keys that it sees along every axis.
 class Neighbor final : public Mask {
  public:
-  explicit Neighbor(const std::vector<Axis>& axes) : first_(kMostDims - axes.size()) {
-    axes_.fill({.length = 1, .window = 1, .stride = 1, .dilation = 1, .causal = false, .tile = 1});
+  /// `axes` are those that there are.
+  Neighbor(TiledGrid grid, const std::vector<Axis>& axes)
+      : grid_(std::move(grid)), first_(kMostDims - axes.size()) {
+    axes_.fill({.length = 1, .window = 1, .stride = 1, .dilation = 1, .causal = false});
     std::copy(axes.begin(), axes.end(), axes_.begin() + static_cast<std::ptrdiff_t>(first_));
-    for (std::size_t d = kMostDims; d-- > 0;) {
-      behind_[d] = size_;
-      size_ *= axes_[d].length;
-    }
     for (std::size_t d = 0; d < kMostDims; ++d) {
-      for (Index x = 0; x < axes_[d].length; ++x) {
-        const Index begin = x / axes_[d].tile * axes_[d].tile;
-        of_[d].push_back(
-            {axes_[d].seen(x), begin, std::min(axes_[d].tile, axes_[d].length - begin)});
-      }
+      for (Index x = 0; x < axes_[d].length; ++x) seen_[d].push_back(axes_[d].seen(x));
     }
   }
 
   bool allows(Index, Index query, Index key) const override {
-    if (query < 0 || query >= size_ || key < 0 || key >= size_) return false;
-    const Point q = point(query);
-    const Point k = point(key);
+    if (query < 0 || query >= grid_.size() || key < 0 || key >= grid_.size()) return false;
+    const Point q = grid_.point(query);
+    const Point k = grid_.point(key);
     for (std::size_t d = 0; d < kMostDims; ++d) {
       if (!axes_[d].sees(q[d], k[d])) return false;
     }
     return true;
   }
   void spans(Index, Index query, Range keys, std::vector<Range>& out) const override {
-    if (query < 0 || query >= size_) return;
-    const Point q = point(query);
-    const Range inside = intersect(keys, {0, size_});
+    if (query < 0 || query >= grid_.size()) return;
+    const Point q = grid_.point(query);
+    const Range inside = intersect(keys, {0, grid_.size()});
     if (inside.empty()) return;
-    Box seen = box(inside);
+    Box within = grid_.box(inside);
     for (std::size_t d = 0; d < kMostDims; ++d) {
-      const Range among = seen[d];
+      const Range among = within[d];
       const Index step = axes_[d].dilation;
-      seen[d] = of(d, q[d]).seen;
-      seen[d].begin += (std::max<Index>(0, among.begin - seen[d].begin) + step - 1) / step * step;
-      seen[d].end = std::min(seen[d].end, among.end);
+      within[d] = seen(d, q[d]);
+      within[d].begin +=
+          (std::max<Index>(0, among.begin - within[d].begin) + step - 1) / step * step;
+      within[d].end = std::min(within[d].end, among.end);
     }
     std::vector<Range> found;
-    for (Index x = seen[0].begin; x < seen[0].end; x += axes_[0].dilation) {
-      for (Index y = seen[1].begin; y < seen[1].end; y += axes_[1].dilation) {
-        row({x, y, 0}, seen[2], keys, found);
+    for (Index x = within[0].begin; x < within[0].end; x += axes_[0].dilation) {
+      for (Index y = within[1].begin; y < within[1].end; y += axes_[1].dilation) {
+        row({x, y, 0}, within[2], keys, found);
       }
     }
     std::sort(found.begin(), found.end());
@@ -99,11 +93,11 @@ class Neighbor final : public Mask {
   }
   /// By boxes that hold the tokens: they say None and All often enough.
   Cover cover(Index head, Range queries, Range keys) const override {
-    const Range all{0, size_};
+    const Range all{0, grid_.size()};
     const Range inside = intersect(queries, all);
     if (inside.empty() || intersect(keys, all).empty()) return Cover::None;
-    const Box q = box(inside);
-    const Box k = box(intersect(keys, all));
+    const Box q = grid_.box(inside);
+    const Box k = grid_.box(intersect(keys, all));
     bool whole = inside == queries && all.contains(keys);
     for (std::size_t d = 0; d < kMostDims; ++d) {
       const Axis& axis = axes_[d];
@@ -111,8 +105,8 @@ class Neighbor final : public Mask {
       const Index reach = axis.dilation * (axis.window - 1);
       if (intersect({q[d].begin - reach, q[d].end + reach}, k[d]).empty()) return Cover::None;
       // Windows move on with their queries, if they are of one dilation group.
-      whole = whole && axis.dilation == 1 && of(d, q[d].end - 1).seen.begin <= k[d].begin &&
-              k[d].end <= of(d, q[d].begin).seen.end;
+      whole = whole && axis.dilation == 1 && seen(d, q[d].end - 1).begin <= k[d].begin &&
+              k[d].end <= seen(d, q[d].begin).end;
     }
     return whole ? Cover::All : Mask::cover(head, queries, keys);
   }
@@ -124,98 +118,37 @@ class Neighbor final : public Mask {
       }
       return joined(values);
     };
+    std::vector<Index> tiles;
+    for (std::size_t d = first_; d < kMostDims; ++d) tiles.push_back(grid_.tile(d));
     return "neighbor:dims=" + each(&Axis::length) + ",window=" + each(&Axis::window) +
            ",stride=" + each(&Axis::stride) + ",dilation=" + each(&Axis::dilation) +
-           ",causal=" + each(&Axis::causal) + ",tile=" + each(&Axis::tile);
+           ",causal=" + each(&Axis::causal) + ",tile=" + joined(tiles);
   }
 
  private:
-  using Point = std::array<Index, kMostDims>;
-  using Box = std::array<Range, kMostDims>;
-  struct Coordinate {
-    Range seen;
-    Index tile;    ///< the first coordinate of its tile
-    Index extent;  ///< coordinates of its tile
-  };
+  using Point = TiledGrid::Point;
+  using Box = TiledGrid::Box;
 
-  const Coordinate& of(std::size_t d, Index x) const { return of_[d][static_cast<std::size_t>(x)]; }
-
-  Point point(Index position) const {
-    Point begin{};
-    Point extent{};
-    Index before = 1;  // tokens of the tile along the axes done
-    for (std::size_t d = 0; d < kMostDims; ++d) {
-      const Index layer = before * axes_[d].tile * behind_[d];
-      begin[d] = position / layer * axes_[d].tile;
-      position %= layer;
-      extent[d] = of(d, begin[d]).extent;
-      before *= extent[d];
-    }
-    for (std::size_t d = kMostDims; d-- > 0;) {
-      begin[d] += position % extent[d];
-      position /= extent[d];
-    }
-    return begin;
-  }
-  Index position(const Point& p) const {
-    Index at = 0;
-    Index inside = 0;
-    Index before = 1;
-    for (std::size_t d = 0; d < kMostDims; ++d) {
-      const Coordinate& c = of(d, p[d]);
-      at += before * c.tile * behind_[d];
-      before *= c.extent;
-      inside = inside * c.extent + (p[d] - c.tile);
-    }
-    return at + inside;
-  }
-  /// Coordinates among which are those of all tokens at these positions.
-  Box box(Range positions) const {
-    Box found{};
-    Index before = 1;
-    for (std::size_t d = 0; d < kMostDims; ++d) {
-      const Index layer = before * axes_[d].tile * behind_[d];
-      const Range tiles{positions.begin / layer, (positions.end - 1) / layer + 1};
-      found[d] = {tiles.begin * axes_[d].tile,
-                  std::min(axes_[d].length, tiles.end * axes_[d].tile)};
-      if (tiles.size() > 1) {
-        for (++d; d < kMostDims; ++d) found[d] = {0, axes_[d].length};
-        return found;
-      }
-      positions = {positions.begin - tiles.begin * layer, positions.end - tiles.begin * layer};
-      before *= found[d].size();
-    }
-    // Of one tile: its rows.
-    for (std::size_t d = 0; d < kMostDims; ++d) {
-      before /= found[d].size();  // tokens of one coordinate
-      const Range rows{positions.begin / before, (positions.end - 1) / before + 1};
-      found[d] = {found[d].begin + rows.begin, found[d].begin + rows.end};
-      if (rows.size() > 1) break;
-      positions = {positions.begin - rows.begin * before, positions.end - rows.begin * before};
-    }
-    return found;
-  }
+  Range seen(std::size_t d, Index x) const { return seen_[d][static_cast<std::size_t>(x)]; }
 
   /// The coordinates `seen` of the last axis, as ranges of positions inside `keys`.
   void row(Point at, Range seen, Range keys, std::vector<Range>& found) const {
     const Axis& axis = axes_.back();
     for (Index x = seen.begin; x < seen.end;) {
-      const Coordinate& c = of(kMostDims - 1, x);
-      const Index edge = c.tile + c.extent;
+      const Index edge = grid_.tile_of(kMostDims - 1, x).end;
       const Index end = axis.dilation == 1 ? std::min(edge, seen.end) : x + 1;
       at.back() = x;
-      const Index first = position(at);
+      const Index first = grid_.position(at);
       const Range part = intersect(keys, {first, first + end - x});
       if (!part.empty()) found.push_back(part);
       x += axis.dilation == 1 ? end - x : axis.dilation;
     }
   }
 
-  std::array<Axis, kMostDims> axes_;       ///< those that there are not, in front, have length 1
-  std::size_t first_;                      ///< the first of the others
-  std::array<Index, kMostDims> behind_{};  ///< tokens of one coordinate along the axes behind
-  std::array<std::vector<Coordinate>, kMostDims> of_;
-  Index size_ = 1;
+  TiledGrid grid_;
+  std::array<Axis, kMostDims> axes_;  ///< those that there are not, in front, have length 1
+  std::size_t first_;                 ///< the first of the others
+  std::array<std::vector<Range>, kMostDims> seen_;
 };
 
 [[noreturn]] void fail(const std::string& why) {
@@ -259,10 +192,9 @@ MaskPtr make(std::string_view arguments, const Shape& shape, const OpenNumbers&)
            std::to_string(window[d]));
     }
     if (causal[d] > 1) fail("causal is 0 or 1");
-    axes.push_back(
-        {dims[d], window[d], stride[d], dilation[d], causal[d] == 1, std::min(tile[d], dims[d])});
+    axes.push_back({dims[d], window[d], stride[d], dilation[d], causal[d] == 1});
   }
-  return std::make_shared<Neighbor>(axes);
+  return std::make_shared<Neighbor>(TiledGrid(dims, tile), axes);
 }
 
 }  // namespace

@@ -431,6 +431,7 @@ def cases():
         says = f"rank 1.*{name.get(field, field)}.*where rank 0.*same arguments"
         add(f"ranks differ in {field}", f"{common}{field} {first}", USAGE, says, ranks=2, other=f"{common}{field} {second}")
     decode_cases(add)
+    permute_cases(add)
     add("one rank checks", many, USAGE, "rank 1.*--check", ranks=2, other=many + "--check")
     add("one rank has an output", many, USAGE, "rank 1.*--out", ranks=2, other=many + "--out O.npy")
     return table
@@ -537,6 +538,28 @@ def decode_cases(add):
                                  ("--new", "1", "2"), ("--steps", "1", "2"), ("--heads", "8", "16"), ("--out", "O.npy", "P.npy")):
         add(f"decode ranks differ in {field}", f"decode --threads 1 {field} {first}", USAGE, f"rank 1.*{field}.*where rank 0.*same arguments", ranks=2, other=f"decode --threads 1 {field} {second}")
     add("decode one rank checks", small, USAGE, "rank 1.*--check", ranks=2, other=small + "--check")
+
+
+def permute_cases(add):
+    whole = "permute --dims 7 --tile 2 --in q.npy --out P.npy"
+    for option in ("dims 7", "tile 2", "in q.npy", "out P.npy"):
+        add(f"permute without {option}", whole.replace(f" --{option}", ""), USAGE, f"--{option.split()[0]}: ")
+    for word in ("''", "0", "-1", "x7", "7x", "7xx1", "1.5", "abc", "1x7x1x1", "9999999999999999999"):
+        add(f"permute dims {word}", whole.replace("dims 7", f"dims {word}"), USAGE, "--dims")
+        add(f"permute tile {word}", whole.replace("tile 2", f"tile {word}"), USAGE, "--tile")
+    add("permute tile of other dims", whole.replace("tile 2", "tile 2x2"), USAGE, "--tile: 2 lengths where --dims has 1")
+    add("permute dims beyond 2^60", whole.replace("dims 7", "dims 2Gx2Gx2G"), USAGE, "--dims: more than 2.60")
+    add("permute dims of other tokens", whole.replace("dims 7", "dims 2x4"), INPUT, "q.npy' has 7 tokens.*--dims 2x4 has 8")
+    add("permute dims of far more tokens", whole.replace("dims 7", "dims 1Gx1G"), INPUT, "q.npy' has 7 tokens")
+    for name, why in (("none", "No such file"), ("text", "wrong magic"), ("truncated", "cut short"), ("bools", "bool"), ("fortran", "Fortran"), ("pipe", "pipe")):
+        add(f"permute {name}", whole.replace("q.npy", f"{name}.npy"), INPUT, f"{name}.npy.*{why}")
+    add("permute unknown option", whole + " --reverse", USAGE, "--reverse")
+    add("permute value of a flag", whole + " --inverse=1", USAGE, "--inverse")
+    add("permute over its input", whole.replace("P.npy", "./q.npy"), USAGE, "q.npy.*input")
+    add("permute to stdout", whole.replace("P.npy", "-"), USAGE, "--out")
+    add("permute into nowhere", whole.replace("P.npy", "nowhere/x"), OUTPUT, "nowhere/x.*mkdir")
+    add("permute into /proc", whole.replace("P.npy", "/proc/x.npy"), OUTPUT, "/proc/x.npy")
+    add("permute help", "permute --help", 0, "--inverse")
 # fmt: on
 
 
