@@ -1,10 +1,12 @@
 #include "kernels/mask.hpp"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <stdexcept>
 
 #include "kernels/check.hpp"
+#include "kernels/masks/batch.hpp"
 #include "kernels/masks/blocks.hpp"
 #include "kernels/masks/causal.hpp"
 #include "kernels/masks/dilated.hpp"
@@ -56,8 +58,19 @@ Index Mask::heads() const { return 1; }
 std::span<const MaskKind> mask_kinds() {
   static const std::array kinds{full_kind(),   causal_kind(),  window_kind(),  documents_kind(),
                                 prefix_kind(), sink_kind(),    stream_kind(),  span_kind(),
-                                s2_kind(),     dilated_kind(), neighbor_kind(), blocks_kind()};
+                                s2_kind(),     dilated_kind(), neighbor_kind(), blocks_kind(),
+                                batch_kind()};
   return kinds;
+}
+
+std::optional<Lengths> implied_lengths(std::string_view spec) {
+  if (spec.find_first_of("+/;@()") != std::string_view::npos) return std::nullopt;
+  const std::size_t colon = std::min(spec.find(':'), spec.size());
+  for (const MaskKind& kind : mask_kinds()) {
+    if (kind.name != spec.substr(0, colon) || kind.lengths == nullptr) continue;
+    return kind.lengths(spec.substr(std::min(colon + 1, spec.size())));
+  }
+  return std::nullopt;
 }
 
 std::vector<Index> parse_counts(std::string_view text, std::string_view form) {

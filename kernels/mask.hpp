@@ -3,6 +3,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -65,6 +66,12 @@ struct BadMaskNumbers : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+/// Of queries and keys.
+struct Lengths {
+  Index queries = 0;
+  Index keys = 0;
+};
+
 /// One primitive mask as the user names it.
 struct MaskKind {
   std::string_view name;
@@ -73,6 +80,8 @@ struct MaskKind {
   std::string_view requires_;  ///< what it needs, one clause
   /// Makes the mask from the text behind the colon. Throws std::invalid_argument with the reason.
   MaskPtr (*make)(std::string_view arguments, const Shape& shape, const OpenNumbers& open);
+  /// What the arguments say of the lengths, where they say it all; likewise. Null: they do not.
+  Lengths (*lengths)(std::string_view arguments) = nullptr;
 };
 
 /// The table of masks. A new mask is one file in masks/ and one line here.
@@ -83,6 +92,10 @@ std::span<const MaskKind> mask_kinds();
 /// as it is, "" for one quote. `open` is for masks that name files. Throws std::invalid_argument,
 /// BadMaskNumbers where a file is wrong, and what `open` throws.
 MaskPtr parse_mask(std::string_view spec, const Shape& shape, const OpenNumbers& open = {});
+
+/// The lengths that the words imply: those of one primitive that says them; nothing otherwise.
+/// Throws as parse_mask.
+std::optional<Lengths> implied_lengths(std::string_view spec);
 
 /// @pre neither is a table (per_head)
 MaskPtr both(MaskPtr a, MaskPtr b);

@@ -58,16 +58,32 @@ Index Settings::count(std::string_view name, Index otherwise, Index least) {
   return setting == nullptr ? otherwise : to_count(*setting, setting->text, least);
 }
 
-std::vector<Index> Settings::counts(std::string_view name, Index least) {
+std::vector<Index> Settings::to_counts(const Setting& setting, std::string_view text,
+                                       Index least) const {
   std::vector<Index> values;
+  while (true) {
+    const std::size_t sign = text.find('x');
+    values.push_back(to_count(setting, text.substr(0, sign), least));
+    if (sign == std::string_view::npos) return values;
+    text.remove_prefix(sign + 1);
+  }
+}
+
+std::vector<Index> Settings::counts(std::string_view name, Index least) {
+  const Setting* setting = find(name);
+  return setting == nullptr ? std::vector<Index>{} : to_counts(*setting, setting->text, least);
+}
+
+std::vector<std::vector<Index>> Settings::lists(std::string_view name, Index least) {
+  std::vector<std::vector<Index>> values;
   const Setting* setting = find(name);
   if (setting == nullptr) return values;
   std::string_view text = setting->text;
   while (true) {
-    const std::size_t sign = text.find('x');
-    values.push_back(to_count(*setting, text.substr(0, sign), least));
-    if (sign == std::string_view::npos) return values;
-    text.remove_prefix(sign + 1);
+    const std::size_t colon = text.find(':');
+    values.push_back(to_counts(*setting, text.substr(0, colon), least));
+    if (colon == std::string_view::npos) return values;
+    text.remove_prefix(colon + 1);
   }
 }
 

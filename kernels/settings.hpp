@@ -21,6 +21,8 @@ class Settings {
   /// The name of a file, as it is or in double quotes ("" in them for one); empty where it is not
   /// set.
   std::string file(std::string_view name);
+  /// Such lists joined by ':'; empty where it is not set.
+  std::vector<std::vector<Index>> lists(std::string_view name, Index least = 0);
   /// A finite number of at least 0.
   double number(std::string_view name, double otherwise);
   /// To be called when everything known was asked for: what is left has no meaning.
@@ -35,6 +37,7 @@ class Settings {
   Setting* find(std::string_view name);
   [[noreturn]] void fail(const std::string& why) const;
   Index to_count(const Setting& setting, std::string_view text, Index least) const;
+  std::vector<Index> to_counts(const Setting& setting, std::string_view text, Index least) const;
 
   std::string_view form_;
   std::vector<Setting> settings_;

@@ -31,6 +31,18 @@ Index count(const po::variables_map& values, const char* name, Index fallback) {
   return values.count(name) != 0 ? values[name].as<Positive>().value : fallback;
 }
 
+Failure bad_mask(const std::string& words, const std::invalid_argument& why) {
+  return {Exit::usage, "--mask " + in_quotes(words) + ": " + why.what()};
+}
+
+std::optional<Lengths> lengths_of_mask(const std::string& words) {
+  try {
+    return implied_lengths(words);
+  } catch (const std::invalid_argument& e) {
+    throw bad_mask(words, e);
+  }
+}
+
 Source source_of(const po::variables_map& values) {
   const std::string q = file_name(values, "q");
   const std::string k = file_name(values, "k");
@@ -51,13 +63,18 @@ Source source_of(const po::variables_map& values) {
     }
     return Source::files(q, k, v);
   }
-  if (values.count("tokens") == 0) {
+  Lengths lengths;
+  if (values.count("tokens") != 0) {
+    lengths.queries = lengths.keys = values["tokens"].as<Positive>().value;
+  } else if (const auto implied = lengths_of_mask(values["mask"].as<std::string>())) {
+    lengths = *implied;
+  } else {
     throw Failure(Exit::usage,
                   "there is no input: give --q, --k and --v, or --tokens for a generated one");
   }
   Shape shape;
-  shape.keys = values["tokens"].as<Positive>().value;
-  shape.queries = count(values, "queries", shape.keys);
+  shape.keys = lengths.keys;
+  shape.queries = count(values, "queries", lengths.queries);
   shape.query_heads = count(values, "heads", 8);
   shape.key_heads = count(values, "kv-heads", shape.query_heads);
   shape.value_heads = count(values, "value-heads", shape.key_heads);
@@ -77,7 +94,8 @@ po::options_description problem_options() {
       ("q", po::value<std::string>(), "NumPy file of Q, [tokens, heads, dim], f2, f4 or f8")  //
       ("k", po::value<std::string>(), "NumPy file of K, [tokens, key heads, dim]")            //
       ("v", po::value<std::string>(), "NumPy file of V, [tokens, value heads, value dim]")    //
-      ("tokens", po::value<Positive>(), "generated inputs: keys, and queries, e.g. 8K")       //
+      ("tokens", po::value<Positive>(),
+       "generated inputs: keys, and queries, e.g. 8K [what a batch mask says]")  //
       ("queries", po::value<Positive>(), "generated: queries, the last of the tokens")        //
       ("heads", po::value<Positive>(), "generated: query heads [8]")                          //
       ("kv-heads", po::value<Positive>(), "generated: key and value heads [as --heads]")      //
@@ -161,9 +179,7 @@ void set_mask(const po::variables_map& values, Task& task) {
     const std::string option = file.empty() ? "--mask" : "--head-masks " + quoted_path(file);
     throw Failure(Exit::input, option + ": " + e.what());
   } catch (const std::invalid_argument& e) {
-    if (file.empty()) {
-      throw Failure(Exit::usage, "--mask " + in_quotes(task.mask_words) + ": " + e.what());
-    }
+    if (file.empty()) throw bad_mask(task.mask_words, e);
     throw Failure(Exit::input, "--head-masks " + quoted_path(file) + ": " + e.what());
   }
 }

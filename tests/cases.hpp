@@ -59,14 +59,29 @@ inline const std::vector<Heads>& head_counts() {
 
 /// Queries and keys of interest to `ranks` ranks: one token, fewer than ranks, as many, a prime,
 /// what nothing divides evenly; fewer queries than keys (decoding) and more.
-struct Lengths {
-  Index queries, keys;
-};
 inline std::vector<Lengths> lengths(int ranks) {
   std::vector<Lengths> all{{1, 1}, {ranks, ranks}, {37, 37}, {4 * ranks + 3, 4 * ranks + 3}};
   all.insert(all.end(), {{3, 29}, {1, ranks + 1}, {23, 9}});
   if (ranks > 1) all.push_back({ranks - 1, ranks - 1});
   return all;
+}
+
+/// A batch of as many sequences as new tokens, or half as many, in one group or two; the keys that
+/// are left belong to the last sequence.
+inline std::string batch(const Shape& shape) {
+  const auto s = [](Index i) { return std::to_string(i); };
+  const Index fresh = shape.queries % 2 == 0 ? 2 : 1;
+  const Index sequences = shape.queries / fresh;
+  const Index groups = std::min<Index>(sequences, 2);
+  const Index shared = shape.keys - shape.queries;
+  const Index length = shared / (groups + 1);
+  std::string words = "batch:sequences=" + s(sequences) + ",new=" + s(fresh);
+  if (length > 0) words += ",levels=" + s(groups) + "x" + s(length);
+  for (Index i = 0; i < sequences; ++i) {
+    words += (i == 0 ? ",suffix=" : ":") +
+             s(fresh + (i + 1 == sequences ? shared - groups * length : 0));
+  }
+  return words;
 }
 
 /// The masks for a shape: each kind alone, the usual compositions, and, given two heads or more, a
@@ -90,6 +105,7 @@ inline std::vector<std::string> masks(const Shape& shape) {
                                "s2:block=3,local=1,stride=3,step=1",
                                "neighbor:dims=" + s(n) + ",window=" + s(std::min<Index>(n, 3)),
                                "dilated:3,1,2"};
+  if (shape.queries <= n) all.push_back(batch(shape));
   const Index heads = shape.query_heads;
   all.push_back("causal+" + block_words(3, 2, shape.key_heads, n));
   if (heads > 1) {

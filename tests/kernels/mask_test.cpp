@@ -160,6 +160,38 @@ Allowed blocks(Index query_block, Index key_block, Index lists, Index keys = 11)
     return block_listed(lists < 2 ? 0 : h, q / query_block, k / key_block);
   };
 }
+
+/// Of one level: how many sequences each group has, and keys.
+struct Group {
+  Index sequences, keys;
+};
+/// Says of each key whose it is, and of a sequence's own keys how old: 0 for the newest.
+Allowed batch(Index fresh, const std::vector<std::vector<Group>>& levels,
+              const std::vector<Index>& suffix) {
+  struct Key {
+    Range sequences;
+    Index age;
+  };
+  std::vector<Key> keys;
+  for (const auto& level : levels) {
+    for (Index first = 0; const Group& group : level) {
+      for (Index i = 0; i < group.keys; ++i) keys.push_back({{first, first + group.sequences}, 99});
+      first += group.sequences;
+    }
+  }
+  for (Index s = 0; const Index length : suffix) {
+    for (Index age = length - 1; age >= 0; --age) keys.push_back({{s, s + 1}, age});
+    ++s;
+  }
+  const Index sequences = std::ssize(suffix);
+  return [=](Index, Index q, Index k) {
+    const Index row = q - (std::ssize(keys) - sequences * fresh);
+    if (row < 0 || row >= sequences * fresh || k >= std::ssize(keys)) return false;
+    const Key& key = keys[static_cast<std::size_t>(k)];
+    const Index age = fresh - 1 - row % fresh;
+    return key.sequences.contains(row / fresh) && key.age >= age;
+  };
+}
 Allowed operator+(Allowed a, Allowed b) {
   return [=](Index h, Index q, Index k) { return a(h, q, k) && b(h, q, k); };
 }
@@ -174,6 +206,7 @@ struct Case {
   std::string spec;
   Allowed allowed;
   Index keys = kKeys;
+  Index queries = 0;  ///< where the mask takes no other number
 };
 
 const std::vector<Case>& cases() {
@@ -271,6 +304,19 @@ const std::vector<Case>& cases() {
        [](Index h, Index q, Index k) {
          return h < 2 ? blocks(2, 2, 3)(h, q, k) : causal()(h, q, k);
        }},
+      {"batch:sequences=3,suffix=2", batch(1, {}, {2, 2, 2}), 6, 3},
+      {"batch:sequences=1,new=5", batch(5, {}, {5}), 5, 5},
+      {"batch:sequences=3,new=2,suffix=2:4:3", batch(2, {}, {2, 4, 3}), 9, 6},
+      {"batch:sequences=4,levels=1x3", batch(1, {{{4, 3}}}, {1, 1, 1, 1}), 7, 4},
+      {"batch:sequences=5,levels=2x3,suffix=2", batch(1, {{{2, 3}, {3, 3}}}, {2, 2, 2, 2, 2}), 16,
+       5},
+      {"batch:sequences=3,new=3,levels=1x2:2x1:3x2,suffix=3:5:4",
+       batch(3, {{{3, 2}}, {{1, 1}, {2, 1}}, {{1, 2}, {1, 2}, {1, 2}}}, {3, 5, 4}), 22, 9},
+      {"batch:sequences=5,new=2,levels=1x1:2x3x1,sizes=5:1x4,suffix=2:2:3:2:4",
+       batch(2, {{{5, 1}}, {{1, 3}, {4, 1}}}, {2, 2, 3, 2, 4}), 18, 10},
+      {"batch:sequences=4,suffix=1,longest=5,seed=7", batch(1, {}, {1, 3, 5, 1}), 10, 4},
+      {"batch:sequences=2,new=2,levels=1x3,suffix=3+(window:3,0/sink:2)",
+       batch(2, {{{2, 3}}}, {3, 3}) + (window(3, 0) / sink(2)), 9, 4},
   };
   return table;
 }
@@ -280,7 +326,10 @@ class EveryMask : public testing::TestWithParam<std::size_t> {
  protected:
   void for_each_shape(const std::function<void(const Shape&, const Mask&)>& check) const {
     const Index keys = cases()[GetParam()].keys;
-    for (const Index queries : {keys, Index{4}, keys + 6}) {
+    const Index only = cases()[GetParam()].queries;
+    const std::vector<Index> all =
+        only > 0 ? std::vector<Index>{only} : std::vector<Index>{keys, 4, keys + 6};
+    for (const Index queries : all) {
       const Shape shape{.queries = queries,
                         .keys = keys,
                         .query_heads = kHeads,
@@ -370,7 +419,8 @@ TEST_P(EveryMask, AlikeQueriesSeeTheSame) {
             for (Index other = q + 1; other < shape.keys + 3 && other - q < alike; ++other) {
               std::vector<Range> spans;
               mask.spans(h, other, {begin, end}, spans);
-              ASSERT_EQ(spans, first) << h << ' ' << q << ' ' << other << ' ' << begin << ' ' << end;
+              ASSERT_EQ(spans, first)
+                  << h << ' ' << q << ' ' << other << ' ' << begin << ' ' << end;
             }
           }
         }

@@ -48,7 +48,7 @@ INSTANTIATE_TEST_SUITE_P(
     Table, BadWords,
     testing::Values(
         Refused{"", "no mask is called ''"},                                                  //
-        Refused{"casual", "no mask is called 'casual'; there are full, causal, window, "},     //
+        Refused{"casual", "no mask is called 'casual'; there are full, causal, window, "},    //
         Refused{"Causal", "no mask is called 'Causal'"},                                      //
         Refused{" causal", "no mask is called ' causal'"},                                    //
         Refused{"causal\n[rank 0] fine", "'causal\\x0a[rank 0] fine'"},                       //
@@ -122,7 +122,31 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"blocks:size=4,rows=\"rows 3x3x3\",columns=b", "'rows 3x3x3' holds 3x4"},     //
         Refused{"blocks:size=4,rows=\"rows 1x2x3\",columns=b", "take 4 for all heads"},       //
         Refused{"blocks:size=4,rows=\"rows 1x3x3\",columns=\"columns 2x3x3\"",
-                "but the offsets in rows='rows 1x3x3' end at "}));
+                "but the offsets in rows='rows 1x3x3' end at "},
+        Refused{"batch", "sequences takes a count from 1 to 2^20"},                           //
+        Refused{"batch:sequences=1048577", "sequences takes a count from 1 to 2^20"},         //
+        Refused{"batch:sequences=10,levels=1x3", "10 queries and 13 keys (sequences * new"},  //
+        Refused{"batch:sequences=5,new=2,suffix=3", "10 queries and 15 keys"},                //
+        Refused{"batch:sequences=5,new=2,suffix=1", "suffix has '1' where it takes a count from 2"},
+        Refused{"batch:sequences=5,new=2,suffix=2:3", "suffix has 2 lengths for 5 sequences"},
+        Refused{"batch:sequences=2,suffix=2x3", "suffix takes one length, or one for each"},
+        Refused{"batch:sequences=2,suffix=5,longest=4", "longest has '4' where it takes a count"},
+        Refused{"batch:sequences=2,suffix=2:3,longest=4", "longest goes with one length"},
+        Refused{"batch:sequences=5,new=2,levels=6x1", "level 6x1 has more groups than the 5 seq"},
+        Refused{"batch:sequences=5,levels=2", "level 2 is not the number of groups and the length"},
+        Refused{"batch:sequences=5,levels=3x1x2", "level 3x1x2 is not the number of groups"},
+        Refused{"batch:sequences=5,levels=1x0", "levels has '0' where it takes a count from 1"},
+        Refused{"batch:sequences=5,levels=1x1:", "levels has '' where it takes a count"},
+        Refused{"batch:sequences=6,levels=2x1:3x1", "level 3x1 has a group on both sides of seq"},
+        Refused{"batch:sequences=6,levels=2x1:4x1,sizes=3x3:1x1x2x2", "both sides of sequence 3"},
+        Refused{"batch:sequences=6,levels=2x1,sizes=2x3", "sizes 2x3 are 5 sequences, not 6"},
+        Refused{"batch:sequences=6,levels=2x1,sizes=6", "sizes 6 are not those of 2 groups"},
+        Refused{"batch:sequences=6,sizes=6", "as many lists as there are levels, 0"},
+        Refused{"batch:sequences=6,levels=1x1,sizes=6:6", "as many lists as there are levels, 1"},
+        Refused{"batch:sequences=6,longer=7", "nothing is called 'longer'"},
+        Refused{"batch:sequences=1048576,suffix=1099511627776,levels=1x1", "pass 2^60"},
+        Refused{"batch:sequences=1" + repeat(",levels=1x1", 2), "'levels' is set twice"},
+        Refused{"batch:sequences=1,levels=1x1" + repeat(":1x1", 16), "at most 16 levels"}));
 
 std::string complaint_of(const BlockLists& lists) {
   const Shape shape{.queries = 3, .keys = 5, .query_heads = 4, .key_heads = 2, .value_heads = 2};
@@ -187,6 +211,17 @@ TEST(Words, AreTakenUpToTheirBounds) {
 
 TEST(Words, ParenthesesSideBySideAreNotNested) {
   EXPECT_THAT(refusal("(full)" + repeat("+(full)", 100)), HasSubstr("accepted as"));
+}
+
+TEST(Words, OfABatchImplyItsLengths) {
+  const auto lengths = implied_lengths("batch:sequences=3,new=2,levels=1x100:3x7,suffix=2:4:3");
+  ASSERT_TRUE(lengths);
+  EXPECT_EQ(lengths->queries, 6);
+  EXPECT_EQ(lengths->keys, 130);
+  for (const char* others : {"causal", "", "batched", "batch:sequences=1+causal", "(batch)"}) {
+    EXPECT_FALSE(implied_lengths(others)) << others;
+  }
+  EXPECT_THROW(implied_lengths("batch"), std::invalid_argument);
 }
 
 TEST(Words, ATableIsNoPartOfAMask) {

@@ -300,6 +300,8 @@ def cases():
         "neighbor:dims=31,window=32", "neighbor:dims=31,window=0", "neighbor:dims=31,window=3,stride=4",
         "neighbor:dims=31,window=16,dilation=2", "neighbor:dims=31,window=3,causal=2", "neighbor:dims=31,window=3x3",
         "neighbor:dims=31,window=3,tile=0", "neighbor:dims=9223372036854775807x3", "neighbor:dims=31,window=3,tile=3x3",
+        "batch", "batch:sequences=0", "batch:sequences=31,levels=1x3", "batch:sequences=31,levels=1", "batch:sequences=30,suffix=2",
+        "batch:sequences=1099511627776", "batch:sequences=31,new=2,suffix=1", "batch:sequences=31,sizes=31",
     ):
         add(f"mask {word!r}", f"{plan}--mask {word}", USAGE, "--mask")
     for rows, columns, why in (
@@ -315,6 +317,13 @@ def cases():
     add("blocks checked", run + blocks + "columns.npy --check --grad random", 0, "PASSED.*PASSED")
     add("blocks in a folder without quotes", plan + "--mask blocks:size=16,rows=d/rows.npy,columns=c", USAGE, "double quotes")
     add("out over a mask's file", run + blocks + "columns.npy --out columns.npy", USAGE, "columns.npy.*input")
+    batch = "--mask batch:sequences=5,new=2,levels=2x30,suffix=3"
+    add("batch that says its lengths", f"run {batch} --check", 0, "10 queries, 75 keys.*PASSED")
+    add("batch of other lengths", f"run {batch} --tokens 75", USAGE, "--mask.*10 queries and 75 keys.*not 75 queries and 75 keys")
+    add("batch of other queries", f"run {batch} --queries 3", USAGE, "--mask.*10 queries and 75 keys.*not 3 queries and 75 keys")
+    add("batch in other files", f"run {FILES} {batch}", USAGE, "--mask.*10 queries and 75 keys.*not 7 queries and 7 keys")
+    add("batch that says no lengths", "run --mask batch:new=2", USAGE, "--mask.*sequences")
+    add("batch among others without lengths", f"run {batch}+causal", USAGE, "--tokens")
     add("mask of deep parentheses", f"{plan}--mask {'(' * 50000}full{')' * 50000}", USAGE, "--mask")
     for name, why in (
         ("none", "No such file"), ("folder", "not a regular file"), ("pipe", "not a regular file"), ("empty", "not JSON"),

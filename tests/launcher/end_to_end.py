@@ -56,6 +56,12 @@ MASKS = (
     "s2:block=16,local=2,stride=4,step=2@0-3;stream:sink=4,recent=60@4;dilated:20,3,7@5",
     "neighbor:dims=607,window=30,stride=4@0-2;s2:relative=1,block=20,local=2x1,stride=5@3-4;span:beta=0.2,sink=9@5",
 )
+BATCHES = (
+    "batch:sequences=7,suffix=9,longest=60,seed=3",
+    "batch:sequences=23,new=2,levels=1x211:3x40x70x10,suffix=5",
+    "batch:sequences=9,new=3,levels=1x100:2x55:4x31,sizes=9:4x5:1x3x2x3,suffix=3:20:8:33:4:150:9:9:12",
+    "batch:sequences=40,levels=1x500@0-3;full@4-5",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +188,15 @@ def small_cases():
     for strategy, ranks in (("ring", 5), ("gather", 2), ("ulysses", 3), ("usp", 4), ("tree", 7)):
         cases.append(Case(strategy, ranks, "causal", inputs=over))
     cases.append(Case("local", 1, "documents:3,20", inputs=over))
+    # Batches of sequences that share prefixes, every strategy and every number of ranks.
+    for n, mask in enumerate(BATCHES):
+        queries, keys = oracle.batch_lengths(mask.partition("@")[0])
+        batch = dataclasses.replace(BASE, queries=queries, keys=keys)
+        cases.append(Case("local", 1, mask, inputs=batch))
+        for s, strategy in enumerate(STRATEGIES):
+            ranks = RANKS[(n + s) % len(RANKS)]
+            dtype = "bf16" if (n + s) % 4 == 0 else "auto"
+            cases.append(Case(strategy, ranks, mask, PARTITIONS[(n + s) % 4], batch, dtype=dtype))
     # Key and value heads that differ.
     uneven = dataclasses.replace(BASE, queries=211, keys=211, key_heads=2, value_heads=3)
     for s, strategy in enumerate(STRATEGIES):

@@ -42,9 +42,10 @@ def intersection(words, q, k, head):
 def primitive(words, q, k, head):
     name, _, text = words.partition(":")
     true = numpy.ones((q.shape[0], k.shape[1]), bool)
-    if name in ("stream", "span", "s2", "neighbor"):
+    named = {"stream": stream, "span": span, "s2": s2, "neighbor": neighbor, "batch": batch}
+    if name in named:
         settings = dict(part.split("=") for part in text.split(",")) if text else {}
-        return {"stream": stream, "span": span, "s2": s2, "neighbor": neighbor}[name](q, k, head, settings) & true
+        return named[name](q, k, head, settings) & true
     if name == "blocks":
         return blocks(q, k, head, dict(part.split("=") for part in text.split(","))) & true
     numbers = [int(n) for n in text.split(",")] if text else []
@@ -140,6 +141,59 @@ def neighbor(q, k, head, settings):
             inside = (j >= begin) & (j < begin + w)
         seen &= inside & (x % t == y % t)
     return seen
+
+
+def batch_suffixes(settings):
+    """How many keys of its own each sequence has: as given, or drawn by splitmix64 of seed and number."""
+    sequences, new = int(settings["sequences"]), int(settings.get("new", 1))
+    given = [int(n) for n in settings.get("suffix", str(new)).split(":")]
+    if len(given) > 1:
+        return given
+    word = (1 << 64) - 1
+
+    def mixed(x):
+        x = (x + 0x9E3779B97F4A7C15) & word
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & word
+        x = (x ^ x >> 27) * 0x94D049BB133111EB & word
+        return x ^ x >> 31
+
+    choices = int(settings.get("longest", given[0])) - given[0] + 1
+    seed = int(settings.get("seed", 1))
+    return [given[0] + mixed((seed << 20) + s) % choices for s in range(sequences)]
+
+
+def batch_parts(settings):
+    """Runs of keys in the order of memory: (first sequence, behind the last, keys), prefixes, then suffixes."""
+    sequences = int(settings["sequences"])
+    parts = []
+    levels = [[int(n) for n in level.split("x")] for level in settings.get("levels", "").split(":") if level]
+    sizes = [[int(n) for n in level.split("x")] for level in settings.get("sizes", "").split(":") if level]
+    for n, (groups, *lengths) in enumerate(levels):
+        counts = sizes[n] if sizes else [(g + 1) * sequences // groups - g * sequences // groups for g in range(groups)]
+        edges = numpy.concatenate([[0], numpy.cumsum(counts)])
+        parts += list(zip(edges[:-1], edges[1:], lengths * groups if len(lengths) == 1 else lengths))
+    return parts, [(s, s + 1, n) for s, n in enumerate(batch_suffixes(settings))]
+
+
+def batch(q, k, head, settings):
+    """Hydragen: sequences that share prefixes; the last `new` keys of a suffix are the sequence's queries."""
+    new = int(settings.get("new", 1))
+    prefixes, suffixes = batch_parts(settings)
+    column = lambda values: numpy.concatenate(values)[None, :]
+    first = column([numpy.full(n, a) for a, _, n in prefixes + suffixes])
+    behind = column([numpy.full(n, b) for _, b, n in prefixes + suffixes])
+    # A prefix is older than any new token; a key of a suffix is as old as there are keys behind it.
+    age = column([numpy.full(n, new) for *_, n in prefixes] + [numpy.arange(n)[::-1] for *_, n in suffixes])
+    row = q - (first.size - len(suffixes) * new)
+    sequence = row // new
+    return (row >= 0) & (sequence >= first) & (sequence < behind) & (age >= new - 1 - row % new)
+
+
+def batch_lengths(words):
+    """Queries and keys of a batch mask."""
+    settings = dict(part.split("=") for part in words.partition(":")[2].split(","))
+    prefixes, suffixes = batch_parts(settings)
+    return len(suffixes) * int(settings.get("new", 1)), int(sum(n for *_, n in prefixes + suffixes))
 
 
 def bfloat16(x):
