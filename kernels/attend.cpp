@@ -15,6 +15,7 @@
 #include "kernels/packs.hpp"
 #include "kernels/panel.hpp"
 #include "kernels/partial.hpp"
+#include "kernels/readers.hpp"
 
 namespace dattn {
 namespace {
@@ -408,12 +409,8 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
 /// own: in a copy.
 template <class T>
 void attend_in_order(View<const T> q, View<const T> k, View<const T> v, View<float> out,
-                     const Where& where, const Mask& mask, const Work& work) {
-  check_attend(q, k, v, where, work);
-  CHECK(out.rows == q.rows && out.heads == q.heads && out.dim == record_length(where.shape.d_v),
-        out.rows, out.heads, out.dim);
-  if (q.size() == 0 || k.rows == 0) return;
-  const std::vector<HeadGroup> groups = head_groups(where, mask);
+                     const Where& where, const Mask& mask, const Work& work,
+                     const std::vector<HeadGroup>& groups) {
   // Few queries read keys as they lie: a copy would cost what they cost.
   const bool few = std::any_of(groups.begin(), groups.end(), [&](const HeadGroup& group) {
     return q.rows * group.heads.size() <= kLanes;
@@ -443,6 +440,26 @@ void attend_in_order(View<const T> q, View<const T> k, View<const T> v, View<flo
   }
 }
 
+/// The keys that many queries see by panels, then the others.
+template <class T>
+void attend_by_readers(View<const T> q, View<const T> k, View<const T> v, View<float> out,
+                       const Where& where, const Mask& mask, const Work& work) {
+  check_attend(q, k, v, where, work);
+  CHECK(out.rows == q.rows && out.heads == q.heads && out.dim == record_length(where.shape.d_v),
+        out.rows, out.heads, out.dim);
+  if (q.size() == 0 || k.rows == 0) return;
+  const std::vector<HeadGroup> groups = head_groups(where, mask);
+  const Readers readers = readers_of(where, mask, groups);
+  if (readers.few.empty()) return attend_in_order(q, k, v, out, where, mask, work, groups);
+  for (const Range keys : readers.many) {
+    const Where some = where_of(where, {{0, q.rows}, keys});
+    attend_in_order(q, k.part(keys), v.part(keys), out, some, mask, work, groups);
+  }
+  for (const std::vector<Part>& parts : readers.few) {
+    decode_parts(q, k, v, out, where, mask, work, groups, parts);
+  }
+}
+
 }  // namespace
 
 Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index keys, int threads,
@@ -460,18 +477,23 @@ Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index k
   const Index lanes = kLanes + kernel.lanes;
   const Index worker = lanes * (shape.d_qk + shape.d_v) * 4 + tile_bytes +
                        aligned(kernel.forward_scratch(d_qk, d_v));
+  // What few queries see, each thread for itself.
+  const Index key_heads = std::max(shape.key_heads, shape.value_heads);
+  const Index few =
+      queries > kMostRowsByReaders ? 0 : kUnits * kDecodeLanes * std::min(query_heads, key_heads);
   const Index ordered = keys * (shape.d_qk + shape.d_v + 1) * 4 + 128;  // of one head
-  return packs + ordered + partials * record_length(shape.d_v) * 4 + threads * worker;
+  return packs + ordered + (partials + threads * few) * record_length(shape.d_v) * 4 +
+         threads * worker;
 }
 
 void attend(View<const float> q, View<const float> k, View<const float> v, View<float> out,
             const Where& where, const Mask& mask, const Work& work) {
-  attend_in_order(q, k, v, out, where, mask, work);
+  attend_by_readers(q, k, v, out, where, mask, work);
 }
 
 void attend(View<const BFloat16> q, View<const BFloat16> k, View<const BFloat16> v, View<float> out,
             const Where& where, const Mask& mask, const Work& work) {
-  attend_in_order(q, k, v, out, where, mask, work);
+  attend_by_readers(q, k, v, out, where, mask, work);
 }
 
 }  // namespace dattn

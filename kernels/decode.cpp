@@ -163,6 +163,35 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
   caught.rethrow();
 }
 
+template <class T>
+void decode_parts_of(View<const T> q, View<const T> k, View<const T> v, View<float> out,
+                     const Where& where, const Mask& mask, const Work& work,
+                     const std::vector<HeadGroup>& groups, const std::vector<Part>& parts) {
+  Caught caught;
+#pragma omp parallel num_threads(work.threads)
+  {
+    const bool polls = omp_get_thread_num() == 0;
+    Workspace memory;
+    Work alone = work;
+    alone.threads = 1;
+    alone.workspace = &memory;
+    if (!polls) alone.poll = {};
+    const auto decode_part = [&](const Part& some) {
+      decode_block(q.part(some.rows), k.part(some.keys), v.part(some.keys), out.part(some.rows),
+                   where_of(where, some), mask, alone, groups);
+    };
+#pragma omp for schedule(dynamic)
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      if (polls) {
+        caught.run([&] { decode_part(parts[i]); });
+      } else {
+        decode_part(parts[i]);
+      }
+    }
+  }
+  caught.rethrow();
+}
+
 }  // namespace
 
 void decode(View<const float> q, View<const float> k, View<const float> v, View<float> out,
@@ -175,6 +204,18 @@ void decode(View<const BFloat16> q, View<const BFloat16> k, View<const BFloat16>
             const Where& where, const Mask& mask, const Work& work,
             const std::vector<HeadGroup>& groups) {
   decode_block(q, k, v, out, where, mask, work, groups);
+}
+
+void decode_parts(View<const float> q, View<const float> k, View<const float> v, View<float> out,
+                  const Where& where, const Mask& mask, const Work& work,
+                  const std::vector<HeadGroup>& groups, const std::vector<Part>& parts) {
+  decode_parts_of(q, k, v, out, where, mask, work, groups, parts);
+}
+
+void decode_parts(View<const BFloat16> q, View<const BFloat16> k, View<const BFloat16> v,
+                  View<float> out, const Where& where, const Mask& mask, const Work& work,
+                  const std::vector<HeadGroup>& groups, const std::vector<Part>& parts) {
+  decode_parts_of(q, k, v, out, where, mask, work, groups, parts);
 }
 
 }  // namespace dattn

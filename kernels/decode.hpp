@@ -2,6 +2,7 @@
 
 #include "kernels/attend.hpp"
 #include "kernels/live.hpp"
+#include "kernels/readers.hpp"
 
 namespace dattn {
 
@@ -17,5 +18,14 @@ void decode(View<const float> q, View<const float> k, View<const float> v, View<
 void decode(View<const BFloat16> q, View<const BFloat16> k, View<const BFloat16> v, View<float> out,
             const Where& where, const Mask& mask, const Work& work,
             const std::vector<HeadGroup>& groups);
+
+/// The same for parts of a block, each by one thread.
+/// @pre no part has more than kDecodeLanes lanes in a group; rows of queries are in one part each
+void decode_parts(View<const float> q, View<const float> k, View<const float> v, View<float> out,
+                  const Where& where, const Mask& mask, const Work& work,
+                  const std::vector<HeadGroup>& groups, const std::vector<Part>& parts);
+void decode_parts(View<const BFloat16> q, View<const BFloat16> k, View<const BFloat16> v,
+                  View<float> out, const Where& where, const Mask& mask, const Work& work,
+                  const std::vector<HeadGroup>& groups, const std::vector<Part>& parts);
 
 }  // namespace dattn

@@ -23,6 +23,10 @@ struct View {
   View only(Range local) const {
     return {data + local.begin * dim, rows, local.size(), dim, row_stride()};
   }
+  /// The rows `local` only.
+  View part(Range local) const {
+    return {data + local.begin * row_stride(), local.size(), heads, dim, row_stride()};
+  }
   operator View<const T>() const  // NOLINT: reading is always allowed
       requires(!std::is_const_v<T>) {
     return {data, rows, heads, dim, stride};

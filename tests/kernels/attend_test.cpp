@@ -3,6 +3,8 @@
 
 #include <gmock/gmock.h>
 
+#include <limits>
+#include <stdexcept>
 #include <string>
 
 #include "tests/kernels/variants.hpp"
@@ -12,6 +14,10 @@ namespace {
 
 constexpr double kBoundO = 1e-6;  ///< relative, Frobenius; kernels/README.md states both
 constexpr double kBoundLse = 1e-6;
+
+/// Suffixes that few queries see each: they are read as they lie.
+const ShapeMask kBatch{{36, 1901, 8, 2, 4, 24, 40},
+                       "batch:sequences=12,new=3,levels=1x401:3x100,suffix=100"};
 
 const std::vector<ShapeMask>& cases() {
   static const std::vector<ShapeMask> table{
@@ -35,6 +41,7 @@ const std::vector<ShapeMask>& cases() {
       // Keys are taken in orders of the heads' own.
       {{200, 300, 4, 2, 1, 24, 40}, "s2:block=4,local=2,stride=4,step=1"},
       {{260, 260, 3, 3, 3, 17, 33}, "s2:block=8,local=1,stride=5,step=1,dense=1/sink:3"},
+      kBatch,
       {{150, 150, 2, 2, 2, 8, 8}, "s2:block=2,local=3,stride=6,step=1@0;causal@1"},
   };
   return table;
@@ -128,6 +135,42 @@ TEST_P(Attend, StaysWithinItsBoundsOverManyKeys) {
   EXPECT_LE(d.lse, kBoundLse);
 }
 
+TEST_P(Attend, KeepsToItsRulesWhereFewQueriesSeeAKey) {
+  for (const Variant& variant : variants_of_scores()) {
+    if (variant.alibi) continue;  // places in memory are far apart: scores too large for the bounds
+    SCOPED_TRACE(variant.name);
+    auto problem = random_problem<float>(kBatch.shape, kBatch.mask);
+    apply(variant, problem);
+    const Distance d = distance(problem, everything(kBatch.shape), attend_whole(problem, work(2)));
+    EXPECT_LE(d.o, kBoundO);
+    EXPECT_LE(d.lse, 2 * kBoundLse);
+  }
+}
+
+TEST_P(Attend, KeepsNaNToTheFewQueriesThatSeeIt) {
+  auto problem = random_problem<float>(kBatch.shape, kBatch.mask);
+  const Index key = 701 + 5 * 100 + 98;  // the second new token of sequence 5
+  for (Index h = 0; h < 4; ++h) {
+    *problem.v.view().at(key, h) = std::numeric_limits<float>::quiet_NaN();
+  }
+  const Finished<float> found(attend_whole(problem, work()));
+  for (Index row = 0; row < 36; ++row) {
+    for (Index h = 0; h < 8; ++h) {
+      EXPECT_EQ(std::isnan(*found.o.view().at(row, h)), row == 16 || row == 17) << row << ' ' << h;
+    }
+  }
+}
+
+TEST_P(Attend, RethrowsWhatAPollThrowsWhereFewQueriesSeeAKey) {
+  const auto problem = random_problem<float>(kBatch.shape, kBatch.mask);
+  int polls = 0;
+  Work how = work(2);
+  how.poll = [&] {
+    if (++polls == 3) throw std::runtime_error("enough");
+  };
+  EXPECT_THROW(for (int i = 0; i < 1000; ++i) attend_whole(problem, how), std::runtime_error);
+}
+
 TEST_P(Attend, TakesNoMoreMemoryThanItSays) {
   std::vector<ShapeMask> all = cases();
   all.push_back({{1, 3000, 32, 8, 8, 16, 16}, "causal"});   // decode, in parts
@@ -139,8 +182,8 @@ TEST_P(Attend, TakesNoMoreMemoryThanItSays) {
     Work how = work();
     how.workspace = &workspace;
     attend_whole(random_problem<T>(c.shape, c.mask), how);
-    EXPECT_LE(workspace.bytes(), attend_bytes(c.shape, c.shape.queries, c.shape.query_heads,
-                                              c.shape.keys, 1, kernel));
+    EXPECT_LE(workspace.bytes(),
+              attend_bytes(c.shape, c.shape.queries, c.shape.query_heads, c.shape.keys, 1, kernel));
   };
   for (const ShapeMask& c : all) {
     check(c, *GetParam()->f4, float{});
