@@ -2,8 +2,9 @@
 //
 // The batch (mask `batch`: each prefix once) takes turns in one process with as many calls of
 // decode, each sequence's keys lying together with the prefixes repeated: a sample of the
-// sequences, scaled. Where prefixes have several levels, also with a batch of one level, whose
-// prefix repeats the levels above. Figures are medians over repeats of the ratios.
+// sequences, scaled. Where prefixes have several levels, also with batches of one level: the last,
+// whose prefixes repeat the levels above, and the first, below which every sequence has its own
+// copy. Figures are medians over repeats of the ratios.
 //
 //   bench_prefix --sequences 32,256 --levels 1x1024 1x16384 1x8192:8x2048 --suffix 128
 #include <fmt/format.h>
@@ -46,9 +47,16 @@ struct Batch {
     return found;
   }
   bool one_level() const { return levels.find(':') == std::string::npos; }
-  Batch flat() const {
+  /// On one level: the last.
+  Batch last() const {
     const auto [groups, keys] = shared();
     return {sequences, fmt::format("{}x{}", groups, keys), suffix};
+  }
+  /// The first.
+  Batch first() const {
+    Batch found{sequences, levels.substr(0, levels.find(':')), suffix};
+    found.suffix += shared().second - found.shared().second;
+    return found;
   }
   std::string mask() const {
     return fmt::format("batch:sequences={},levels={},suffix={}", sequences, levels, suffix);
@@ -63,9 +71,9 @@ struct Row {
   double seconds = 0;
   double alone_seconds = 0;  ///< of all sequences, one by one
   double speedup = 0;
-  std::optional<double> flat_seconds;  ///< of one level
-  std::optional<double> saved;         ///< of the time of one level
-  double gflops = 0;                   ///< by allowed area
+  std::optional<double> last_seconds, first_seconds;  ///< of one level
+  std::optional<double> last_saved, first_saved;      ///< of their time
+  double gflops = 0;                                  ///< by allowed area
 };
 
 Row measure(const Batch& batch, Cell cell, Index sample, int repeats) {
@@ -91,7 +99,8 @@ Row measure(const Batch& batch, Cell cell, Index sample, int repeats) {
   alone.tokens = batch.shared().second + batch.suffix;
   const auto together = make_subject(row.cell);
   const auto each = make_subject(alone);
-  const auto flat = batch.one_level() ? nullptr : make_subject(cell_of(batch.flat()));
+  const auto last = batch.one_level() ? nullptr : make_subject(cell_of(batch.last()));
+  const auto first = batch.one_level() ? nullptr : make_subject(cell_of(batch.first()));
   const auto time_alone = [&] {
     double seconds = 0;
     for (Index i = 0; i < row.sample; ++i) seconds += each->run();
@@ -99,23 +108,29 @@ Row measure(const Batch& batch, Cell cell, Index sample, int repeats) {
   };
   together->run();  // warms up
   each->run();
-  if (flat) flat->run();
-  std::vector<double> found, found_alone, found_flat, speedups, saved;
+  if (last) last->run();
+  if (first) first->run();
+  std::vector<double> found, found_alone, speedups;
+  std::vector<double> found_last, found_first, last_saved, first_saved;
   for (int i = 0; i < repeats; ++i) {
     found_alone.push_back(time_alone());
     found.push_back(together->run());
     speedups.push_back(found_alone.back() / found.back());
-    if (!flat) continue;
-    found_flat.push_back(flat->run());
-    saved.push_back(1 - found.back() / found_flat.back());
+    if (batch.one_level()) continue;
+    found_last.push_back(last->run());
+    last_saved.push_back(1 - found.back() / found_last.back());
+    found_first.push_back(first->run());
+    first_saved.push_back(1 - found.back() / found_first.back());
   }
   row.seconds = median(found);
   row.alone_seconds = median(found_alone);
   row.speedup = median(speedups);
   row.gflops = together->work() / row.seconds / 1e9;
-  if (flat) {
-    row.flat_seconds = median(found_flat);
-    row.saved = median(saved);
+  if (!batch.one_level()) {
+    row.last_seconds = median(found_last);
+    row.first_seconds = median(found_first);
+    row.last_saved = median(last_saved);
+    row.first_saved = median(first_saved);
   }
   return row;
 }
@@ -137,8 +152,10 @@ json to_json(const Row& row) {
           {"alone_seconds", row.alone_seconds},
           {"sample", row.sample},
           {"speedup", row.speedup},
-          {"flat_seconds", or_null(row.flat_seconds)},
-          {"saved", or_null(row.saved)},
+          {"last_seconds", or_null(row.last_seconds)},
+          {"last_saved", or_null(row.last_saved)},
+          {"first_seconds", or_null(row.first_seconds)},
+          {"first_saved", or_null(row.first_saved)},
           {"gflops", row.gflops},
           {"repeats", row.repeats}};
 }
@@ -150,9 +167,10 @@ std::string to_text(const Row& row) {
       "one ({} measured), {:.2f} times as fast",
       c.dtype, row.batch.sequences, row.batch.levels, row.batch.suffix, row.seconds, row.gflops,
       row.alone_seconds, row.sample, row.speedup);
-  if (row.saved) {
-    text += fmt::format("; {:.5f} s on one level {}, {:.3f} saved", *row.flat_seconds,
-                        row.batch.flat().levels, *row.saved);
+  if (row.last_saved) {
+    text += fmt::format(
+        "; {:.5f} s on the last level alone, {:.3f} saved; {:.5f} s on the first, {:.3f}",
+        *row.last_seconds, *row.last_saved, *row.first_seconds, *row.first_saved);
   }
   return text + fmt::format("; {} repeats", row.repeats);
 }
