@@ -5,15 +5,9 @@
 #include <string>
 
 #include "kernels/check.hpp"
+#include "kernels/latent/dense.hpp"
 #include "kernels/latent/product.hpp"
 #include "kernels/random.hpp"
-
-extern "C" {
-/// LAPACK: eigenvalues, ascending, and eigenvectors of a symmetric matrix (OpenBLAS has it).
-void dsyev_(const char* jobz, const char* uplo, const int* n, double* a, const int* lda, double* w,
-            double* work, const int* lwork, int* info, std::size_t jobz_length,
-            std::size_t uplo_length);
-}
 
 namespace dattn {
 
@@ -142,26 +136,11 @@ std::vector<float> pca_basis(View<const float> latents) {
       for (std::size_t j = 0; j <= i; ++j) a[i * n + j] += x[i] * x[j] / tokens;
     }
   }
-  // Row-major and lower is Fortran's upper; an eigenvector comes back as a row of `a`.
-  const auto order = static_cast<int>(rank);
-  const int length = 64 * order;
-  std::vector<double> values(n);
-  std::vector<double> memory(static_cast<std::size_t>(length));
-  int info = 0;
-  dsyev_("V", "U", &order, a.data(), &order, values.data(), memory.data(), &length, &info, 1, 1);
-  CHECK(info == 0, info);
-  std::vector<float> u(n * n);
-  for (std::size_t column = 0; column < n; ++column) {
-    const double* vector = a.data() + (n - 1 - column) * n;
-    double top = 0;
-    for (std::size_t i = 0; i < n; ++i) {
-      if (std::abs(vector[i]) > std::abs(top)) top = vector[i];
-    }
-    for (std::size_t i = 0; i < n; ++i) {
-      u[i * n + column] = static_cast<float>(top < 0 ? -vector[i] : vector[i]);
-    }
+  for (std::size_t i = 0; i < n; ++i) {
+    for (std::size_t j = 0; j < i; ++j) a[j * n + i] = a[i * n + j];
   }
-  return u;
+  const std::vector<double> u = eigenvectors(std::move(a), rank);
+  return {u.begin(), u.end()};
 }
 
 }  // namespace dattn

@@ -34,7 +34,7 @@ std::vector<float> hadamard_basis(Index rank, std::int64_t seed);
 
 /// U by principal components of latents [tokens, 1, rank] (after RMSNorm, with folded weights): the
 /// eigenvectors of their covariance as columns, the largest variance first, each with its largest
-/// component positive. Sums in double; eigenvectors by LAPACK's dsyev. Throws std::invalid_argument
+/// component positive. In double (dense.hpp). Throws std::invalid_argument
 /// where there are no tokens or numbers that are not finite.
 std::vector<float> pca_basis(View<const float> latents);
 

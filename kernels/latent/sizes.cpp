@@ -24,10 +24,13 @@ double yarn_magnitude(double factor, double mscale) {
   return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1;
 }
 
+/// Numbers that have each frequency once, in pairs.
+Index turned(const LatentSizes& sizes) { return sizes.d_rope / sizes.rope.copies; }
+
 /// The pair that makes `turns` turns in the original context, as a fraction.
 double pair_of(const LatentSizes& sizes, double turns) {
   const Rope& rope = sizes.rope;
-  return static_cast<double>(sizes.d_rope) *
+  return static_cast<double>(turned(sizes)) *
          std::log(static_cast<double>(rope.original) / (turns * 2 * std::numbers::pi)) /
          (2 * std::log(rope.base));
 }
@@ -48,7 +51,8 @@ std::optional<std::string> complaint(const LatentSizes& sizes) {
        {Extent{"model", sizes.model}, Extent{"heads", sizes.heads},
         Extent{"kv rank", sizes.kv_rank}, Extent{"d_nope", sizes.d_nope},
         Extent{"d_rope", sizes.d_rope}, Extent{"d_v", sizes.d_v},
-        Extent{"original tokens of YaRN", sizes.rope.original}}) {
+        Extent{"original tokens of YaRN", sizes.rope.original},
+        Extent{"copies of RoPE", sizes.rope.copies}}) {
     if (value < 1) return std::string(name) + " is " + std::to_string(value) + "; want at least 1";
   }
   if (sizes.q_rank < 0) {
@@ -56,6 +60,10 @@ std::optional<std::string> complaint(const LatentSizes& sizes) {
   }
   if (sizes.d_rope % 2 != 0) {
     return "d_rope is " + std::to_string(sizes.d_rope) + "; it must be even, pairs are turned";
+  }
+  if (sizes.d_rope % (2 * sizes.rope.copies) != 0) {
+    return "d_rope is " + std::to_string(sizes.d_rope) + "; its " +
+           std::to_string(sizes.rope.copies) + " copies must be equal, each of pairs";
   }
   // Strides of matrices are ints in BLAS.
   constexpr Index most = std::numeric_limits<int>::max();
@@ -99,11 +107,11 @@ std::vector<double> rope_frequencies(const LatentSizes& sizes) {
   std::vector<double> out(static_cast<std::size_t>(sizes.d_rope / 2));
   double low = std::max(std::floor(pair_of(sizes, rope.beta_fast)), 0.0);
   double high =
-      std::min(std::ceil(pair_of(sizes, rope.beta_slow)), static_cast<double>(sizes.d_rope - 1));
+      std::min(std::ceil(pair_of(sizes, rope.beta_slow)), static_cast<double>(turned(sizes) - 1));
   if (low == high) high += 0.001;  // as published: a ramp without width
   for (std::size_t i = 0; i < out.size(); ++i) {
-    const auto pair = static_cast<double>(i);
-    const double plain = std::pow(rope.base, -2 * pair / static_cast<double>(sizes.d_rope));
+    const auto pair = static_cast<double>(static_cast<Index>(i) % (turned(sizes) / 2));
+    const double plain = std::pow(rope.base, -2 * pair / static_cast<double>(turned(sizes)));
     const double slow = std::clamp((pair - low) / (high - low), 0.0, 1.0);
     out[i] = rope.factor <= 1 ? plain : plain * (slow / rope.factor + (1 - slow));
   }

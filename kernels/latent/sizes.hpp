@@ -14,6 +14,7 @@ namespace dattn {
 /// Source: RoPE (Su et al. 2021); YaRN (Peng et al. 2023) as the published DeepSeek models have it.
 struct Rope {
   double base = 10000;
+  Index copies = 1;       ///< pieces of d_rope that each have all frequencies (convert.hpp)
   double factor = 1;      ///< of the context length; 1: no YaRN, and what follows is not read
   Index original = 4096;  ///< tokens of the context before it was stretched
   double beta_fast = 32;  ///< turns in `original` tokens from which a frequency stays as it is

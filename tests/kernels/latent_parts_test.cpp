@@ -47,6 +47,8 @@ TEST(LatentSizesTest, ComplaintsNameTheSize) {
   EXPECT_THAT(of([](auto& s) { s.heads = -1; }), HasSubstr("heads is -1"));
   EXPECT_THAT(of([](auto& s) { s.q_rank = -2; }), HasSubstr("q rank is -2"));
   EXPECT_THAT(of([](auto& s) { s.d_rope = 3; }), HasSubstr("d_rope is 3"));
+  EXPECT_THAT(of([](auto& s) { s.rope.copies = 4; }), HasSubstr("4 copies"));
+  EXPECT_THAT(of([](auto& s) { s.rope.copies = 0; }), HasSubstr("copies of RoPE is 0"));
   EXPECT_THAT(of([](auto& s) { s.heads = Index{1} << 40; }), HasSubstr("columns"));
   EXPECT_THAT(of([](auto& s) { s.rope.base = 1; }), HasSubstr("base"));
   EXPECT_THAT(of([](auto& s) { s.rope.factor = 0.5; }), HasSubstr("factor"));
