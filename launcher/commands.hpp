@@ -11,6 +11,7 @@ namespace dattn {
 /// wrong before an MPI job exists is thrown as a Failure.
 Exit run_command(const std::vector<std::string>& arguments);
 Exit decode_command(const std::vector<std::string>& arguments);
+Exit convert_command(const std::vector<std::string>& arguments);
 Exit plan_command(const std::vector<std::string>& arguments);
 Exit permute_command(const std::vector<std::string>& arguments);
 Exit list_command(const std::vector<std::string>& arguments);

@@ -29,15 +29,19 @@ Host this_host() {
       cpu = last;
     }
   }
-  std::ifstream memory("/proc/meminfo");
-  for (std::string word; memory >> word;) {
-    if (word == "MemAvailable:") {
-      memory >> host.available_bytes;
-      host.available_bytes *= 1024;
-      break;
-    }
-  }
+  host.available_bytes = available_bytes();
   return host;
+}
+
+Index available_bytes() {
+  std::ifstream memory("/proc/meminfo");
+  Index kilobytes = 0;
+  for (std::string word; memory >> word;) {
+    if (word != "MemAvailable:") continue;
+    memory >> kilobytes;
+    break;
+  }
+  return kilobytes * 1024;
 }
 
 int threads_from_environment() {

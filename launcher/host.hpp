@@ -15,7 +15,11 @@ struct Host {
   Index available_bytes = 0;  ///< memory that new work can have on this host; 0 if unknown
 };
 
+/// @pre MPI is initialised
 Host this_host();
+
+/// Memory that new work can have on this host; 0 if unknown. Needs no MPI.
+Index available_bytes();
 
 /// The number in OMP_NUM_THREADS, or 0 if it is unset. Failure(usage) if it is no positive number.
 int threads_from_environment();

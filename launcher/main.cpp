@@ -21,6 +21,7 @@ constexpr std::string_view kHelp =
     "\n"
     "  dattn run      computes O and LSE, and gradients (under mpirun, or alone as one rank)\n"
     "  dattn decode   new tokens against a KV cache, or a layer of latent attention, step by step\n"
+    "  dattn convert  GQA weights as weights of latent attention\n"
     "  dattn plan     proves and prices a plan for any number of ranks, without MPI\n"
     "  dattn permute  tokens of a grid from row by row to tile by tile, and back\n"
     "  dattn list     strategies, partitions, masks, forms of decoding\n"
@@ -68,6 +69,7 @@ dattn::Exit dispatch(const std::vector<std::string>& words) {
   const std::vector<std::string> arguments(words.begin() + (words.empty() ? 0 : 1), words.end());
   if (command == "run") return dattn::run_command(arguments);
   if (command == "decode") return dattn::decode_command(arguments);
+  if (command == "convert") return dattn::convert_command(arguments);
   if (command == "plan") return dattn::plan_command(arguments);
   if (command == "permute") return dattn::permute_command(arguments);
   if (command == "list") return dattn::list_command(arguments);
@@ -79,8 +81,10 @@ dattn::Exit dispatch(const std::vector<std::string>& words) {
     std::printf("dattn %s\n", dattn::kVersion.data());
     return dattn::Exit::ok;
   }
-  throw dattn::Failure(dattn::Exit::usage, "there is no command " + dattn::in_quotes(command) +
-                                               "; there are run, decode, plan, permute and list (see dattn --help)");
+  throw dattn::Failure(
+      dattn::Exit::usage,
+      "there is no command " + dattn::in_quotes(command) +
+          "; there are run, decode, convert, plan, permute and list (see dattn --help)");
 }
 
 }  // namespace

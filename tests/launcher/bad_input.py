@@ -79,6 +79,13 @@ def write_fixtures(folder):
         "columns_short": numpy.array([0, 0]),
         "columns_back": numpy.array([0, 1, 0]),
         "columns_far": numpy.array([0, 0, 2]),
+        # A GQA layer of 4 heads and 2 key heads of 6 numbers, hidden 10.
+        "wq": ones(24, 10),
+        "wk": ones(12, 10),
+        "wv": ones(12, 10),
+        "wo": ones(10, 24),
+        "x": ones(9, 10),
+        "x_nan": ones(9, 10) * numpy.nan,
         "records": numpy.zeros(7, dtype=[("a", "<f4"), ("b", "<f4")]),
     }
     for name, array in files.items():
@@ -393,6 +400,38 @@ def cases():
     add("two reports to stdout", run + "--json - --csv -", USAGE, "--json, --csv")
     add("plan json into nowhere", plan + "--json nowhere/x", OUTPUT, "nowhere/x.*mkdir")
     add("plan json empty", plan + "--json ''", USAGE, "--json")
+
+    # Conversion of weights.
+    layer = "convert --q-proj wq.npy --k-proj wk.npy --v-proj wv.npy --o-proj wo.npy --heads 4 --kv-heads 2 --held-out 3 --kv-rank 9 "
+    small = "convert --hidden 12 --heads 4 --kv-heads 2 --head-dim 4 --tokens 40 --held-out 5 "
+    add("convert", small + "--rope-dim 8 --kv-rank 8", 0, "merge.*PASSED.*RoRoPE.*PASSED.*latent of 8 of 8.*PASSED")
+    add("convert files", layer + "--rope-dim 6 --tokens 9", 0, "latent of 9 of 18")
+    add("convert without a file", "convert --q-proj wq.npy --k-proj wk.npy --v-proj wv.npy", USAGE, "--o-proj.*all or none")
+    add("convert missing file", layer.replace("wv", "none"), INPUT, "none.npy.*No such file")
+    add("convert flat q", layer.replace("wq", "q"), INPUT, "--q-proj.*q.npy.*3 dimensions")
+    add("convert other k", layer.replace("wk", "wq"), INPUT, r"--k-proj.*wq.npy.*\[24, 10\]; it must be \[12, 10\]")
+    add("convert other o", layer.replace("wo", "wq"), INPUT, r"--o-proj.*wq.npy.*\[24, 10\]; it must be \[10, 24\]")
+    add("convert heads that do not divide", layer.replace("--heads 4", "--heads 5"), INPUT, "wq.npy.*24 rows.*5 heads.*--heads")
+    add("convert ints", layer.replace("wk", "ints"), INPUT, "ints.npy.*signed integers")
+    add("convert hidden of files", layer + "--hidden 10", USAGE, "--hidden.*leave it out")
+    add("convert 4 heads over 3", "convert --heads 4 --kv-heads 3", USAGE, "4 heads are no multiple of 3")
+    add("convert odd head", "convert --head-dim 5", USAGE, "head's dim is 5.*even")
+    add("convert rope base", small + "--rope-base 1", USAGE, "--rope-base.*exceed 1")
+    for word in ("3", "6", "16", "1K"):
+        add(f"convert rope dim {word}", f"{small}--kv-rank 4 --rope-dim {word}", USAGE, "d_rope is.*divisor of the head's dim 4")
+    add("convert kv rank", small + "--rope-dim 4 --kv-rank 13", USAGE, "kv rank is 13; want 1 to 12")
+    add("convert fold", small + "--rope-dim 2 --kv-rank 4 --freqfold 1", USAGE, "fold of frequencies is 1.*multiple of 2")
+    add("convert balance", small + "--rope-dim 2 --kv-rank 4 --balance 0", USAGE, "balance")
+    add("convert calibration missing", layer + "--rope-dim 6 --calibration none.npy", INPUT, "none.npy.*No such file")
+    add("convert calibration of other width", layer + "--rope-dim 6 --calibration wo.npy", INPUT, "--calibration.*wo.npy.*24 numbers a token.*10")
+    add("convert calibration of NaN", layer + "--rope-dim 6 --calibration x_nan.npy --out M --json R.json", INPUT, "finite")
+    add("convert all held out", small.replace("--held-out 5", "--held-out 40") + "--rope-dim 4 --kv-rank 4", USAGE, "--held-out.*40 of 40")
+    add("convert into nowhere", small + "--rope-dim 4 --kv-rank 4 --out nowhere/x", OUTPUT, "nowhere/x.json.*mkdir")
+    add("convert into /proc", small + "--rope-dim 4 --kv-rank 4 --out /proc/x", OUTPUT, "/proc/x")
+    add("convert json over a matrix", small + "--rope-dim 4 --kv-rank 4 --out M --json M.out.npy", USAGE, "M.out.npy.*output")
+    add("convert too much memory", "convert --hidden 1M --heads 4K --kv-heads 8", MEMORY, "needs .*iB.*has .*iB")
+    add("convert on 2 ranks", small + "--rope-dim 4 --kv-rank 4", 0, "latent of 4 of 12", ranks=2)
+    add("convert fails on 2 ranks", layer.replace("wv", "none"), INPUT, "rank 0.*none.npy.*No such file", ranks=2)
 
     # The check itself: scores in the hundreds, whose rounding float32 cannot hide.
     add("check of gradients fails", "run --tokens 101 --scale 30 --check --threads 1 --grad random", 1, "check of gradients.*FAILED")
