@@ -408,4 +408,91 @@ LatentWeights converted(const GqaWeights& weights, const Conversion& conversion,
       conversion, calibration);
 }
 
+GqaWeights grouped(const GqaWeights& weights, Index kv_heads, View<const float> x) {
+  check_weights(weights);
+  check_calibration(weights, x);
+  GqaWeights w = with_neighbours(weights);
+  const GqaSizes s = w.sizes;
+  CHECK(kv_heads >= 1 && s.kv_heads % kv_heads == 0, kv_heads, s.kv_heads);
+  const Index merged = s.kv_heads / kv_heads;  // key heads that become one
+  const Index queries = s.heads / kv_heads;    // query heads that read it
+  const Index width = merged * s.dim;
+  const std::vector<double> from = in_double(x);
+  GqaWeights out{s, w.q, {}, {}, w.out};
+  out.sizes.kv_heads = kv_heads;
+  out.k.resize(at(s.model * kv_heads * s.dim));
+  out.v.resize(out.k.size());
+  for (Index group = 0; group < kv_heads; ++group) {
+    // The group as a layer of its own.
+    const auto part = [&](const std::vector<float>& m, Index heads, Index first, Index count) {
+      std::vector<float> cut;
+      for (Index row = 0; row < s.model; ++row) {
+        const auto head = m.begin() + (row * heads + first) * s.dim;
+        cut.insert(cut.end(), head, head + count * s.dim);
+      }
+      return cut;
+    };
+    GqaWeights own{s,
+                   part(w.q, s.heads, group * queries, queries),
+                   part(w.k, s.kv_heads, group * merged, merged),
+                   part(w.v, s.kv_heads, group * merged, merged),
+                   {}};
+    own.sizes.heads = queries;
+    own.sizes.kv_heads = merged;
+    const auto first_out = w.out.begin() + group * queries * s.dim * s.model;
+    own.out.assign(first_out, first_out + queries * s.dim * s.model);
+
+    const MergedKeys keys = concentrated_keys(own, x, 1);
+    const Components c{own.sizes, keys};
+    for (Index g = 0; g < c.groups(); ++g) {
+      component(
+          c, g, 0, own.k, merged, [](Index j) { return j; },
+          [&](Index row, double re, double im) {
+            const Index to = (row * kv_heads + group) * s.dim + 2 * g;
+            out.k[at(to)] = static_cast<float>(re);
+            out.k[at(to + 1)] = static_cast<float>(im);
+          });
+      for (Index h = 0; h < queries; ++h) {
+        const Index key_head = h / (queries / merged);
+        component(
+            c, g, 0, own.q, queries, [&](Index j) { return j == key_head ? h : -1; },
+            [&](Index row, double re, double im) {
+              const Index to = (row * s.heads + group * queries + h) * s.dim + 2 * g;
+              out.q[at(to)] = static_cast<float>(re);
+              out.q[at(to + 1)] = static_cast<float>(im);
+            });
+      }
+    }
+
+    const std::vector<double> values = times(from, in_double(own.v), x.rows, s.model, width);
+    require_finite(values);
+    const std::vector<double> basis =
+        columns_of(eigenvectors(gram(values, x.rows, width), width), width, 0, s.dim);
+    const std::vector<double> v = times(in_double(own.v), basis, s.model, width, s.dim);
+    for (Index row = 0; row < s.model; ++row) {
+      for (Index d = 0; d < s.dim; ++d) {
+        out.v[at((row * kv_heads + group) * s.dim + d)] =
+            static_cast<float>(v[at(row * s.dim + d)]);
+      }
+    }
+    for (Index h = 0; h < queries; ++h) {
+      // The old values are basis times the new ones: O_h W_O,h = (new O_h) (basis^T W_O,h).
+      const Index first = h / (queries / merged) * s.dim;
+      std::vector<double> turned(at(s.dim * s.dim));
+      for (Index i = 0; i < s.dim; ++i) {
+        for (Index d = 0; d < s.dim; ++d) {
+          turned[at(d * s.dim + i)] = basis[at((first + i) * s.dim + d)];
+        }
+      }
+      const auto head = own.out.begin() + h * s.dim * s.model;
+      const std::vector<double> made =
+          times(turned, std::vector<double>(head, head + s.dim * s.model), s.dim, s.dim, s.model);
+      std::transform(made.begin(), made.end(),
+                     out.out.begin() + (group * queries + h) * s.dim * s.model,
+                     [](double number) { return static_cast<float>(number); });
+    }
+  }
+  return out;
+}
+
 }  // namespace dattn

@@ -91,4 +91,14 @@ LatentWeights absorbed_weights(const GqaWeights& weights, const MergedKeys& cut,
 LatentWeights converted(const GqaWeights& weights, const Conversion& conversion,
                         View<const float> calibration);
 
+/// The layer with fewer key heads, kv_heads of them, as MHA to GQA or GQA to fewer: neighbouring
+/// key heads become one. Its keys are the first components of theirs, frequency by frequency, which
+/// commutes with RoPE and goes into W_Q; its values their leading principal components, whose basis
+/// goes into W_O. Approximate, unless keys and values of a group span no more. The result has
+/// neighbours as pairs. Throws as concentrated_keys.
+/// Source: Effectively Compress KV Heads for LLM (arXiv 2406.07056, 2024), with RoRoPE's basis for
+/// the keys in place of an SVD of whole heads, which RoPE would not pass.
+/// @pre kv_heads divides the layer's
+GqaWeights grouped(const GqaWeights& weights, Index kv_heads, View<const float> calibration);
+
 }  // namespace dattn

@@ -210,6 +210,38 @@ TEST(ConvertTest, ComplaintsNameTheSizeAndTheFix) {
   EXPECT_THAT(complaint(GqaSizes{.model = 4, .rope_base = 1}).value_or(""), HasSubstr("base"));
 }
 
+TEST(GroupedTest, HeadsThatAreOneAreExact) {
+  for (const GqaSizes& s : cases()) {
+    const GqaWeights w = of_one_head(s);
+    const Tensor<float> x = tokens_of(s, 29, 5);
+    const GqaWeights less = grouped(w, 1, tokens_of(s, 90, 6).view());
+    EXPECT_EQ(less.sizes.kv_heads, 1);
+    EXPECT_LE(relative_error(gqa_reference(less, x.view(), 7), gqa_reference(w, x.view(), 7)),
+              kExact);
+  }
+}
+
+TEST(GroupedTest, FewerHeadsLoseMoreAndAllOfThemNothing) {
+  // Heads that differ a little, four of them; two groups, then one.
+  const GqaSizes s{.model = 40, .heads = 8, .kv_heads = 4, .dim = 8};
+  GqaWeights w = of_one_head(s);
+  const GqaWeights other = random_weights(s, 9);
+  for (std::size_t i = 0; i < w.k.size(); ++i) {
+    w.k[i] += 0.2F * other.k[i];
+    w.v[i] += 0.2F * other.v[i];
+  }
+  const Tensor<float> x = tokens_of(s, 29, 5);
+  const Tensor<float> calibration = tokens_of(s, 200, 6);
+  const auto y = gqa_reference(w, x.view(), 29);
+  const auto loss = [&](Index kv_heads) {
+    return relative_error(gqa_reference(grouped(w, kv_heads, calibration.view()), x.view(), 29), y);
+  };
+  EXPECT_LE(loss(4), kExact);
+  EXPECT_GT(loss(2), 1e-3);
+  EXPECT_LT(loss(2), 0.5);
+  EXPECT_GT(loss(1), loss(2));
+}
+
 TEST(ConvertTest, NumbersThatAreNotFiniteAreRefused) {
   const GqaSizes& s = cases()[2];
   const GqaWeights w = random_weights(s, 2);
