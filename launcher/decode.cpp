@@ -200,7 +200,7 @@ class DecodeJob {
   }
 
   /// Writes this rank's heads of the last step, `values` [rows, heads, shape.back()], into the file
-  /// that all ranks write together.
+  /// that all ranks write together; report() gives it its name.
   void write_out(const std::vector<std::int64_t>& shape, const Ranges& heads,
                  std::span<const float> values) {
     if (o_.out.empty()) return;
@@ -211,24 +211,20 @@ class DecodeJob {
     // Rank 0's process number keeps two jobs that write the same file apart.
     std::string job = std::to_string(::getpid());
     world_.broadcast(job, 0);
-    std::optional<OutputFile> file;
     together(world_, [&] {
-      if (leads()) file = OutputFile::create(o_.out, front + row * shape[0], job, header);
+      if (leads()) file_ = OutputFile::create(o_.out, front + row * shape[0], job, header);
     });
     together(world_, [&] {
-      if (!file) file = OutputFile::join(o_.out, job);
+      if (!file_) file_ = OutputFile::join(o_.out, job);
       auto bytes = std::as_bytes(values);
       for (Index r = 0; r < shape[0]; ++r) {
         for (const Range some : heads) {
           const auto part = static_cast<std::size_t>(some.size() * each);
-          file->write_at(front + r * row + some.begin * each, bytes.first(part));
+          file_->write_at(front + r * row + some.begin * each, bytes.first(part));
           bytes = bytes.subspan(part);
         }
       }
-      file->sync();
-    });
-    together(world_, [&] {
-      if (leads()) file->commit();
+      file_->sync();
     });
   }
 
@@ -334,6 +330,8 @@ class DecodeJob {
       }
       if (!o_.json.empty()) write_text_file(o_.json, j.dump(1) + "\n");
       if (o_.json != "-") write_text_file("-", text);
+      // Last: a report that cannot be written leaves no file behind.
+      if (file_) file_->commit();
     });
     return !verdict_ || verdict_->passed() ? Exit::ok : Exit::check_failed;
   }
@@ -346,6 +344,7 @@ class DecodeJob {
   Index bytes_ = 0;
   Index messages_ = 0;
   std::optional<DecodeVerdict> verdict_;
+  std::optional<OutputFile> file_;  ///< of --out
 };
 
 }  // namespace

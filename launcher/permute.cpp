@@ -131,10 +131,10 @@ Exit permute_command(const std::vector<std::string>& arguments) {
   // A file of rows without bytes may have any number of them.
   if (row_bytes > 0) write_rows(TiledGrid(dims, tile), inverse, in, row_bytes, out, front);
   out.sync();
-  out.commit();
   write_text_file(
       "-", fmt::format("{}: {} tokens of a grid {}, from {} to {}\n", to, tokens, joined(dims),
                        inverse ? "tiles" : "rows", inverse ? "rows" : "tiles"));
+  out.commit();  // last: a line that cannot be written leaves no file behind
   return Exit::ok;
 }
 

@@ -561,7 +561,8 @@ def judge(case, start, folder):
 def full_or_closed_stdout(start, folder):
     """A report that cannot be printed is an output error, not silence."""
     for words in ("list", "plan --ranks 2 --tokens 31", "plan --ranks 2 --tokens 31 --json -",
-                  "--help", "run --help", "run --tokens 31 --out O.npy", "run --tokens 31 --json -"):  # fmt: skip
+                  "--help", "run --help", "run --tokens 31 --out O.npy", "run --tokens 31 --json -",
+                  "decode --context 31 --out O.npy", "permute --dims 7 --tile 2 --in q.npy --out O.npy"):  # fmt: skip
         for name, stdout in (("full", ">/dev/full"), ("closed", ">&-")):
             line = ["sh", "-c", f'exec "$0" "$@" {stdout}', start.dattn, *words.split()]
             done = start.run_line(line, ONE_THREAD, timeout=60, cwd=folder.path)
