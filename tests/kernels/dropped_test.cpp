@@ -29,7 +29,7 @@ TEST(Dropped, IsWhatNoQuerySeesBeforeTheFirst) {
       if (heads.query == 6)
         words.push_back("stream:sink=2,recent=5@0-2;causal@3;stream:sink=3,recent=1@4-5");
       for (const std::string& mask_words : words) {
-        const MaskPtr mask = parse_mask(mask_words, shape);
+        const MaskPtr mask = parse_mask(mask_words, shape, open_blocks);
         // Those of the shape, and later ones, as of a cache.
         for (const dattn::Run queries :
              {dattn::Run{shape.first_query(), shape.queries, 1}, dattn::Run{shape.keys, 7, 1}}) {
