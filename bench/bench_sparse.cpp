@@ -31,7 +31,7 @@ namespace {
 namespace po = boost::program_options;
 using nlohmann::json;
 
-constexpr Index kDensePairs = Index{1} << 26;  // of a head, that a dense repeat takes
+constexpr Index kDensePairs = Index{1} << 26;  // of a head and thread, that a dense repeat takes
 constexpr double kLeastSeconds = 0.02;         // shorter work runs several times a repeat
 
 /// Allowed (head, query, key) triples.
@@ -109,7 +109,7 @@ Row measure(const Cell& cell, Index ranks, int repeats, double seconds) {
   row.dense = looks_ahead(shape, *parse_mask(cell.mask, shape)) ? "full" : "causal";
   Cell dense = cell;
   dense.mask = row.dense;
-  dense.queries = std::clamp<Index>(kDensePairs / cell.tokens, 1, cell.queries);
+  dense.queries = std::clamp<Index>(kDensePairs / cell.tokens * cell.threads, 1, cell.queries);
   row.dense_rows = dense.queries;
   const double dense_area = area_of(shape, row.dense);
   row.density = area_of(shape, cell.mask) / dense_area;
