@@ -4,6 +4,7 @@
 #include "parallel/strategies/mixed.hpp"
 
 #include "parallel/moves.hpp"
+#include "parallel/strategies/ulysses.hpp"
 
 namespace dattn {
 namespace {
@@ -14,26 +15,8 @@ Block part(const Problem& problem, Kind kind, const Ranges& heads, int rank) {
 }
 
 /// What the ranks hold of the heads that one rank computes whole, before and after an exchange.
-struct Exchange {
-  std::vector<Block> by_token;
-  std::vector<Block> by_head;
-};
-Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& group) {
-  std::vector<Range> heads;
-  for (const Ranges& some : problem.head_split().whole) {
-    heads.insert(heads.end(), some.begin(), some.end());
-  }
-  const Ranges all = union_of(std::move(heads));
-  Exchange e;
-  Ranges rows;
-  for (const int rank : group) {
-    e.by_token.push_back(part(problem, kind, all, rank));
-    for (const Range r : e.by_token.back().rows) append(rows, r);
-  }
-  for (const Ranges& some : problem.head_split().whole) {
-    e.by_head.push_back({kind, heads_touched(kind, some, problem.shape()), rows});
-  }
-  return e;
+Exchange exchange_of_whole(const Problem& problem, Kind kind, const std::vector<int>& group) {
+  return exchange(problem, kind, group, problem.head_split().whole);
 }
 
 /// A slot of its own for the part of `source` that the ring moves, and the copy.
@@ -52,13 +35,13 @@ Program program(const Problem& problem, int rank) {
   const Ranges& shared = problem.head_split().shared;
   return by_token(problem, rank, [&](Writer& me, const Inputs& in, SlotId out) {
     const auto to_heads = [&](Kind kind, SlotId source) {
-      const Exchange e = exchange(problem, kind, group);
+      const Exchange e = exchange_of_whole(problem, kind, group);
       const SlotId target = me.slot(e.by_head[here]);
       redistribute(me, group, e.by_token, e.by_head, source, target);
       return target;
     };
     const Inputs whole{to_heads(Kind::Q, in.q), to_heads(Kind::K, in.k), to_heads(Kind::V, in.v)};
-    const Exchange back = exchange(problem, Kind::O, group);
+    const Exchange back = exchange_of_whole(problem, Kind::O, group);
     const SlotId found = me.slot(back.by_head[here]);
     const SlotId home = me.slot(back.by_token[here]);
     const SlotId sum = me.slot(part(problem, Kind::O, shared, rank));
@@ -83,7 +66,7 @@ Program backward(const Problem& problem, int rank) {
     AttendBackward home{};
     AttendBackward ring{};
     for (const Kind kind : input_kinds(Pass::backward)) {
-      const Exchange e = exchange(problem, kind, group);
+      const Exchange e = exchange_of_whole(problem, kind, group);
       operand(whole, kind) = me.slot(e.by_head[here]);
       redistribute(me, group, e.by_token, e.by_head, operand(mine, kind), operand(whole, kind));
     }
@@ -91,7 +74,7 @@ Program backward(const Problem& problem, int rank) {
       operand(ring, kind) = copied(me, operand(mine, kind));
     }
     for (const Kind kind : result_kinds(Pass::backward)) {
-      const Exchange e = exchange(problem, kind, group);
+      const Exchange e = exchange_of_whole(problem, kind, group);
       operand(whole, kind) = me.slot(e.by_head[here]);
       operand(home, kind) = me.slot(e.by_token[here]);
       operand(ring, kind) = me.slot(part(problem, kind, shared, rank));
@@ -101,7 +84,7 @@ Program backward(const Problem& problem, int rank) {
         [&] {
           me.attend_backward(whole);
           for (const Kind kind : result_kinds(Pass::backward)) {
-            const Exchange e = exchange(problem, kind, group);
+            const Exchange e = exchange_of_whole(problem, kind, group);
             collect(me, group, e.by_head, e.by_token, operand(whole, kind), operand(home, kind));
           }
         });

@@ -62,14 +62,22 @@ std::string note_of(const Problem& problem, const std::vector<int>& group) {
 }  // namespace
 
 Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& group) {
+  return exchange(problem, kind, group, problem.placement(static_cast<int>(group.size())).heads);
+}
+
+Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& group,
+                  const std::vector<Ranges>& heads) {
+  std::vector<Range> every;
+  for (const Ranges& some : heads) every.insert(every.end(), some.begin(), some.end());
+  const Ranges all = heads_touched(kind, union_of(std::move(every)), problem.shape());
   Exchange e;
   Ranges rows;
   for (const int rank : group) {
-    e.by_token.push_back(owned(problem, kind, rank));
+    e.by_token.push_back({kind, all, owned(problem, kind, rank).rows});
     for (const Range r : e.by_token.back().rows) append(rows, r);
   }
-  for (const Ranges& heads : problem.placement(static_cast<int>(group.size())).heads) {
-    e.by_head.push_back({kind, heads_touched(kind, heads, problem.shape()), rows});
+  for (const Ranges& some : heads) {
+    e.by_head.push_back({kind, heads_touched(kind, some, problem.shape()), rows});
   }
   return e;
 }

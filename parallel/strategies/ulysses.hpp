@@ -16,6 +16,9 @@ struct Exchange {
   std::vector<Block> by_head;
 };
 Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& group);
+/// The same of some query heads only, `heads` by member.
+Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& group,
+                  const std::vector<Ranges>& heads);
 
 /// Ulysses within `group`, whatever happens by head: Q, K and V go to heads, `attend` is told their
 /// slots and that of their Partial, and the Partial goes back to tokens. Where the Problem keeps,

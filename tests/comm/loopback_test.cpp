@@ -4,39 +4,19 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <functional>
 #include <stdexcept>
 #include <string>
-#include <thread>
 
 #include "comm/error.hpp"
 #include "comm/transport.hpp"
 #include "tests/comm/affine.hpp"
+#include "tests/loopback_ranks.hpp"
 
 namespace dattn::comm {
 namespace {
 
 using testing::AllOf;
 using testing::HasSubstr;
-
-/// Runs `body` on every rank; what each rank threw, or "".
-std::vector<std::string> on_all(Loopback& job, int ranks,
-                                const std::function<void(Loopback::Endpoint&)>& body) {
-  std::vector<std::string> errors(static_cast<std::size_t>(ranks));
-  std::vector<std::jthread> threads;
-  for (int r = 0; r < ranks; ++r) {
-    threads.emplace_back([&, r] {
-      try {
-        body(job.at(r));
-      } catch (const std::exception& error) {
-        errors[static_cast<std::size_t>(r)] = error.what();
-        job.fail(error.what());
-      }
-    });
-  }
-  threads.clear();
-  return errors;
-}
 
 std::span<std::byte> bytes_of(int& value) { return std::as_writable_bytes(std::span(&value, 1)); }
 
@@ -52,7 +32,7 @@ class LoopbackTest : public testing::TestWithParam<std::tuple<int, int, bool>> {
 
 TEST_P(LoopbackTest, MessagesOfAChannelKeepTheirOrder) {
   constexpr int kMessages = 20;
-  const auto errors = on_all(job, ranks, [](Loopback::Endpoint& me) {
+  const auto errors = errors_on_ranks(job, ranks, [](Loopback::Endpoint& me) {
     const int to = (me.rank() + 1) % me.size();
     const int from = (me.rank() + me.size() - 1) % me.size();
     std::vector<int> out(kMessages);
@@ -76,7 +56,7 @@ TEST_P(LoopbackTest, MessagesOfAChannelKeepTheirOrder) {
 }
 
 TEST_P(LoopbackTest, StripsNeedNotAgree) {
-  const auto errors = on_all(job, ranks, [](Loopback::Endpoint& me) {
+  const auto errors = errors_on_ranks(job, ranks, [](Loopback::Endpoint& me) {
     std::string out = "a.b.c.d.e.f.";
     std::string in = "------------";
     auto* source = reinterpret_cast<std::byte*>(out.data());
@@ -91,7 +71,7 @@ TEST_P(LoopbackTest, StripsNeedNotAgree) {
 }
 
 TEST_P(LoopbackTest, AllReduceCombinesInRankOrder) {
-  const auto errors = on_all(job, ranks, [](Loopback::Endpoint& me) {
+  const auto errors = errors_on_ranks(job, ranks, [](Loopback::Endpoint& me) {
     for (int round = 0; round < 5; ++round) {
       std::vector<Affine> mine = affine_records(me.rank(), 11);
       me.all_reduce(std::as_writable_bytes(std::span(mine)), sizeof(Affine),
@@ -104,7 +84,7 @@ TEST_P(LoopbackTest, AllReduceCombinesInRankOrder) {
 }
 
 TEST_P(LoopbackTest, SplitOrdersByKeyAndKeepsPartsApart) {
-  const auto errors = on_all(job, ranks, [](Loopback::Endpoint& me) {
+  const auto errors = errors_on_ranks(job, ranks, [](Loopback::Endpoint& me) {
     Loopback::Endpoint part = me.split(me.rank() % 2, -me.rank());
     const int members = (me.size() + 1 - me.rank() % 2) / 2;
     if (part.size() != members) throw std::runtime_error("wrong size");
@@ -122,7 +102,7 @@ TEST_P(LoopbackTest, SplitOrdersByKeyAndKeepsPartsApart) {
 
 TEST_P(LoopbackTest, OneFailureEndsEveryWait) {
   if (ranks == 1) GTEST_SKIP();
-  const auto errors = on_all(job, ranks, [](Loopback::Endpoint& me) {
+  const auto errors = errors_on_ranks(job, ranks, [](Loopback::Endpoint& me) {
     if (me.rank() == 0) throw std::runtime_error("rank 0 gives up");
     int value = 0;
     if (me.rank() % 2 == 0) me.barrier();
@@ -227,7 +207,7 @@ TEST(Loopback, ADroppedReceiveIsNeverWrittenTo) {
 
 TEST(Loopback, RanksThatDisagreeAboutACollectiveAreTold) {
   Loopback job(2);
-  const auto errors = on_all(job, 2, [](Loopback::Endpoint& me) {
+  const auto errors = errors_on_ranks(job, 2, [](Loopback::Endpoint& me) {
     std::vector<Affine> mine = affine_records(me.rank(), 2 + static_cast<std::size_t>(me.rank()));
     me.all_reduce(std::as_writable_bytes(std::span(mine)), sizeof(Affine), operation<compose>());
   });

@@ -818,12 +818,7 @@ SPECIAL = (
 
 
 def main(arguments):
-    only = ""
-    if arguments[:1] == ["--only"]:
-        only, arguments = arguments[1], arguments[2:]
-    if len(arguments) < 2:
-        sys.exit(__doc__)
-    start = jobs.Starter(arguments[0], arguments[1:])
+    only, start = jobs.asked(arguments, __doc__)
     count = failures = 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Folder(pathlib.Path(scratch))

@@ -115,12 +115,7 @@ class Bench(end_to_end.Bench):
 
 
 def main(arguments):
-    only = ""
-    if arguments[:1] == ["--only"]:
-        only, arguments = arguments[1], arguments[2:]
-    if len(arguments) < 2:
-        sys.exit(__doc__)
-    start = jobs.Starter(arguments[0], arguments[1:])
+    only, start = jobs.asked(arguments, __doc__)
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(start, pathlib.Path(scratch))
         work = [(f"{case.text()} compensate {case.compensate}", functools.partial(bench.judge, case)) for case in cases()]

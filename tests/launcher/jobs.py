@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 
@@ -46,6 +47,16 @@ class Starter:
             start_new_session=True,
             **pipes,
         )
+
+
+def asked(arguments, usage):
+    """What `[--only PART] DATTN MPIRUN...` say: the part of a case's name, and a Starter."""
+    only = ""
+    if arguments[:1] == ["--only"]:
+        only, arguments = arguments[1], arguments[2:]
+    if len(arguments) < 2:
+        sys.exit(usage)
+    return only, Starter(arguments[0], arguments[1:])
 
 
 def wait_for(what, seconds):
