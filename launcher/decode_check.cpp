@@ -158,7 +158,7 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
       }
     }
   }
-  return joined(world, error, norm, d.type == Type::bf16 ? 8e-3 : 1e-5);
+  return joined(world, error, norm, d.type == Type::bf16 ? 4e-3 : 1e-6);
 }
 
 DecodeVerdict check_latent(comm::Communicator& world, const MakeWeights& make,
@@ -183,7 +183,7 @@ DecodeVerdict check_latent(comm::Communicator& world, const MakeWeights& make,
       norm += want[i] * want[i];
     }
   }
-  return joined(world, error, norm, decoding.type == Type::bf16 ? 1.6e-2 : 1e-5);
+  return joined(world, error, norm, decoding.type == Type::bf16 ? 8e-3 : 1e-5);
 }
 
 }  // namespace dattn

@@ -55,7 +55,8 @@ def check_rows(rows, ranks, tokens, heads, d):
             else:
                 assert [row["pass"] for row in mine] == PASSES, mine
     ran = [row for row in rows if row["refused"] is None]
-    # All heads see the same here, which mixed refuses.
+    # All heads see the same here, which mixed refuses, and nothing else does.
+    assert all(row["refused"] for row in rows if row["strategy"] == "mixed")
     assert {row["strategy"] for row in ran if row["ranks"] == 1} == set(strategies) - {"mixed"}
     assert all(row["ranks"] == 1 for row in ran if row["strategy"] == "local")
     pairs = heads * tokens * (tokens + 1) / 2  # causal
