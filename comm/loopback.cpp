@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <cstring>
 #include <deque>
 #include <exception>
@@ -22,10 +24,17 @@ struct Loopback::Job {
   Options options{};
   std::mutex mutex{};
   std::string failure{};
+  std::int64_t changes = 0;  // that a wait may be for
+  std::condition_variable woken{};
 
-  /// Both with the mutex held.
+  /// All three with the mutex held.
   void fail(const std::string& why) {
     if (failure.empty()) failure = why.empty() ? "no reason given" : why;
+    changed();
+  }
+  void changed() {
+    ++changes;
+    woken.notify_all();
   }
   void check() const {
     if (!failure.empty()) throw std::runtime_error("loopback job failed: " + failure);
@@ -52,7 +61,11 @@ struct Loopback::Transfer {
   /// With the mutex held: whether the message has arrived, perhaps just now.
   bool arrive() {
     if (delivered) return true;
-    if (!sent || !awaited || polls-- > 0) return false;
+    if (!sent || !awaited) return false;
+    if (polls-- > 0) {
+      job->changed();  // a wait goes on testing
+      return false;
+    }
     if (sent_bytes == awaited_bytes) {
       if (!staged) {
         bytes.resize(static_cast<std::size_t>(sent_bytes));
@@ -61,6 +74,7 @@ struct Loopback::Transfer {
       unpack(bytes, target);
     }
     bytes = {};
+    job->changed();
     return delivered = true;
   }
 };
@@ -103,6 +117,18 @@ struct Loopback::Group {
 };
 
 namespace {
+
+/// Sleeps until something has changed since the last time, but not past a deadline's check. Threads
+/// that yield instead still take their turns, so that the one rank with work to do would get a
+/// small part of its core.
+template <class Job>
+auto doze(Job& job) {
+  return [&job, seen = std::int64_t{0}]() mutable {
+    std::unique_lock lock(job.mutex);
+    job.woken.wait_for(lock, std::chrono::milliseconds(10), [&] { return job.changes != seen; });
+    seen = job.changes;
+  };
+}
 
 /// A delay that depends on the message alone, so that a seed gives the same delays on every run.
 int delay(const Loopback::Options& options, int from, int to, int tag, std::int64_t index) {
@@ -165,6 +191,7 @@ void Loopback::Group::meet(int rank, const Entry& entry, Act act) {
       }
       arrived = 0;
       ++generation;
+      job->changed();
       return;
     }
   }
@@ -179,7 +206,8 @@ void Loopback::Group::meet(int rank, const Entry& entry, Act act) {
         },
         [&] {
           return fmt::format("collective of {} bytes at rank {}", entry.records.size(), rank);
-        });
+        },
+        doze(*job));
   } catch (const std::exception& error) {
     // Nobody may write into this rank's records once it has left.
     const std::lock_guard lock(job->mutex);
@@ -259,7 +287,8 @@ bool Loopback::Request::test() {
 void Loopback::Request::wait() {
   if (!transfer_) return;
   wait_until(
-      transfer_->job->options.deadline, [this] { return test(); }, [this] { return describe(); });
+      transfer_->job->options.deadline, [this] { return test(); }, [this] { return describe(); },
+      doze(*transfer_->job));
 }
 
 std::string Loopback::Request::describe() const {
@@ -284,6 +313,7 @@ Loopback::Request Loopback::Endpoint::send(const ConstStrips& strips, int peer, 
   const std::lock_guard lock(group_->job->mutex);
   auto transfer = group_->match(rank_, peer, tag, false);
   transfer->sent = true;
+  group_->job->changed();
   transfer->sent_bytes = bytes;
   transfer->staged = !group_->job->options.rendezvous;
   if (transfer->staged) {
@@ -304,6 +334,7 @@ Loopback::Request Loopback::Endpoint::recv(const Strips& strips, int peer, int t
   const std::lock_guard lock(group_->job->mutex);
   auto transfer = group_->match(peer, rank_, tag, true);
   transfer->awaited = true;
+  group_->job->changed();
   transfer->awaited_bytes = bytes;
   transfer->target = strips;
   return Request(std::move(transfer), true);
