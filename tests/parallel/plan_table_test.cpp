@@ -24,7 +24,7 @@ Index brute_force_pairs(const Problem& problem) {
 }
 
 constexpr Pass kPasses[] = {Pass::forward, Pass::backward};
-constexpr std::size_t kCoarser = kSanitized ? 11 : 1;
+constexpr std::size_t kCoarser = kSanitized ? 23 : 1;
 
 class PlanTable : public testing::TestWithParam<int> {
  protected:
