@@ -88,8 +88,7 @@ Problem decoding_problem(const Decoding& decoding, const Mesh& mesh) {
 }
 
 KvCache::KvCache(const Problem& problem, const Program& program, bool values_in_keys)
-    : problem_(problem),
-      values_in_keys_(values_in_keys),
+    : values_in_keys_(values_in_keys),
       rows_(static_cast<std::size_t>(problem.shape().keys), -1) {
   for (const Kind kind : {Kind::K, Kind::V}) {
     const auto i = static_cast<std::size_t>(kind == Kind::V);

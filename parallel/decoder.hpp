@@ -61,7 +61,6 @@ class KvCache {
   Index bytes(std::span<const Index> lengths, const Decoding& decoding) const;
 
  private:
-  const Problem& problem_;
   Block blocks_[2];  ///< of K and V
   Index row_bytes_[2];
   Reserved memory_[2];

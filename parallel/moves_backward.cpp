@@ -177,9 +177,10 @@ void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& si
   const int left = member(here - 1);
   if (members == 1) return visit(mine);
   const bool straight = sums_go_straight(side, me.problem());
-  auto& [homes, arrival_home, made] = ring_homes;
-  if (!made) {
-    made = true;
+  auto& homes = ring_homes.turns;
+  AttendBackward& arrival_home = ring_homes.arrival;
+  if (!ring_homes.made) {
+    ring_homes.made = true;
     for (const auto kinds : {side.inputs, side.sums}) {
       for (const Kind kind : kinds) {
         for (AttendBackward& h : homes) operand(h, kind) = me.home();
