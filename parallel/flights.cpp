@@ -1,0 +1,187 @@
+#include "parallel/flights.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/check.hpp"
+#include "parallel/wire.hpp"
+
+namespace dattn {
+namespace {
+
+RoundedRecord rounded_record(Kind kind, const Problem& problem) {
+  return {dim_of(kind, problem.shape()), kind == Kind::O ? 2 : 0};
+}
+
+}  // namespace
+
+template <comm::Transport T>
+Flights<T>::Flights(const Problem& problem, const Program& program, T& transport, Homes& homes,
+                    Course& course, double poll_every, bool checked)
+    : problem_(problem),
+      program_(program),
+      transport_(transport),
+      homes_(homes),
+      course_(course),
+      poll_every_(poll_every),
+      checked_(checked) {
+  for (const Index size : staging_bytes(program, problem)) {
+    staging_.push_back({size > 0 ? comm::allocate(size) : comm::Memory(), size, 0});
+  }
+}
+
+template <comm::Transport T>
+void Flights<T>::start() {
+  on_the_wire_ = 0;
+  polled_ = 0;
+}
+
+template <comm::Transport T>
+void Flights<T>::finish() {
+  course_.times.hidden = std::max(0.0, on_the_wire_ - course_.times.wait);
+}
+
+/// Room for a message that travels rounded; null for others.
+template <comm::Transport T>
+template <class Message>
+std::byte* Flights<T>::stage(const Message& step) {
+  if (step.peer == program_.rank || !is_rounded(step.block.kind, problem_)) return nullptr;
+  const int home = homes_.slot(step.slot).home;
+  Staging& here = staging_[static_cast<std::size_t>(home)];
+  const bool in_use = std::any_of(flights_.begin(), flights_.end(), [&](const Flight& f) {
+    return f.home == home && f.staged != nullptr;
+  });
+  const Index from = in_use ? here.used : 0;
+  here.used = from + wire_bytes(step.block, problem_);
+  CHECK(here.used <= here.size, home, here.used, here.size);
+  return here.memory.get() + from;
+}
+
+template <comm::Transport T>
+void Flights<T>::post(const Send& step) {
+  before_reading(step.slot);
+  auto pieces = homes_.readable(step.slot, step.block);
+  std::byte* rounded = stage(step);
+  RunTimes& times = course_.times;
+  if (rounded != nullptr) {
+    const double from = course_.now();
+    round(pieces, rounded_record(step.block.kind, problem_), rounded,
+          [this] { transport_.poll(); });
+    pieces = {{rounded, 1, wire_bytes(step.block, problem_), 0}};
+    course_.computed(from);
+  }
+  if (step.peer != program_.rank) {
+    times.bytes_sent += comm::total(pieces);
+    ++times.messages;
+  }
+  depart(transport_.send(pieces, step.peer), step, rounded);
+}
+
+template <comm::Transport T>
+void Flights<T>::post(const Recv& step) {
+  // Pieces of one slot arrive side by side; whatever else touches the home must be over.
+  settle([&](const Flight& f) {
+    return f.home == homes_.slot(step.slot).home && !(f.writes && f.slot == step.slot);
+  });
+  auto pieces = homes_.writable(step.slot, step.block);
+  if (checked_) {
+    for (const comm::Strip& p : pieces) {
+      for (Index i = 0; i < p.count; ++i) {  // all bits set: a NaN of either width
+        std::memset(p.data + i * p.stride, 0xff, static_cast<std::size_t>(p.length));
+      }
+    }
+  }
+  std::byte* rounded = stage(step);
+  if (rounded != nullptr) pieces = {{rounded, 1, wire_bytes(step.block, problem_), 0}};
+  depart(transport_.recv(pieces, step.peer), step, rounded);
+}
+
+template <comm::Transport T>
+template <class Message>
+void Flights<T>::depart(typename T::Request request, const Message& step, std::byte* in_staging) {
+  const bool counts = step.peer != program_.rank;
+  if (counts && under_way_++ == 0) since_ = course_.now();
+  flights_.push_back({std::move(request), homes_.slot(step.slot).home, step.slot,
+                      std::is_same_v<Message, Recv>, counts, course_.step, in_staging});
+}
+
+template <comm::Transport T>
+void Flights<T>::land(std::size_t i) {
+  const Flight flight = std::move(flights_[i]);
+  flights_.erase(flights_.begin() + static_cast<std::ptrdiff_t>(i));
+  if (flight.counts && --under_way_ == 0) on_the_wire_ += course_.now() - since_;
+  if (!flight.writes || flight.staged == nullptr) return;
+  const double from = course_.now();
+  const auto& step = std::get<Recv>(program_.steps[static_cast<std::size_t>(flight.step)]);
+  widen(flight.staged, rounded_record(step.block.kind, problem_),
+        homes_.writable(step.slot, step.block), [this] { transport_.poll(); });
+  widening_ += course_.now() - from;
+}
+
+template <comm::Transport T>
+void Flights<T>::poll() {
+  if (flights_.empty() || course_.now() - polled_ < poll_every_) return;
+  // Testing one message that is not done moves all; flights take turns at being that one.
+  for (std::size_t n = flights_.size(); n > 0; --n) {
+    if (turn_ >= flights_.size()) turn_ = 0;
+    if (!test(flights_[turn_])) {
+      ++turn_;
+      break;
+    }
+    land(turn_);
+  }
+  polled_ = course_.now();
+}
+
+template <comm::Transport T>
+bool Flights<T>::test(Flight& flight) {
+  return named(flight.step, [&] { return flight.request.test(); });
+}
+
+template <comm::Transport T>
+std::string Flights<T>::place(int step) const {
+  return "step " + std::to_string(step) + " (" +
+         text(program_, program_.steps[static_cast<std::size_t>(step)]) + "): ";
+}
+
+/// Waits for every flight that `conflicts`.
+template <comm::Transport T>
+template <class Conflicts>
+void Flights<T>::settle(const Conflicts& conflicts) {
+  const double from = course_.now();
+  const double widened = widening_;
+  bool waited = false;
+  for (std::size_t i = 0; i < flights_.size();) {
+    if (!conflicts(flights_[i])) {
+      ++i;
+      continue;
+    }
+    waited = true;
+    named(flights_[i].step, [&] { flights_[i].request.wait(); });
+    land(i);
+  }
+  if (waited) {
+    course_.times.compute += widening_ - widened;
+    course_.waited(course_.now() - from - (widening_ - widened));
+  }
+}
+
+template <comm::Transport T>
+void Flights<T>::before_reading(SlotId s) {
+  settle([&](const Flight& f) { return f.home == homes_.slot(s).home && f.writes; });
+}
+
+template <comm::Transport T>
+void Flights<T>::before_writing(SlotId s) {
+  settle([&](const Flight& f) { return f.home == homes_.slot(s).home; });
+}
+
+template <comm::Transport T>
+void Flights<T>::land_all() {
+  settle([](const Flight&) { return true; });
+}
+
+template class Flights<comm::Communicator>;
+template class Flights<comm::Loopback::Endpoint>;
+
+}  // namespace dattn

@@ -1,0 +1,116 @@
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "comm/error.hpp"
+#include "comm/transport.hpp"
+#include "parallel/engine.hpp"
+#include "parallel/homes.hpp"
+
+namespace dattn {
+
+/// How far a run has come, and what it has taken so far.
+struct Course {
+  using Clock = std::chrono::steady_clock;
+
+  RunTimes times;
+  Clock::time_point start;
+  int step = 0;  ///< that is being taken
+
+  double now() const { return std::chrono::duration<double>(Clock::now() - start).count(); }
+  /// Since `from` kernels, merges and sums were at work.
+  void computed(double from) { times.compute += now() - from; }
+  /// So many seconds had nothing to do but wait.
+  void waited(double seconds) {
+    times.wait += seconds;
+    times.steps[static_cast<std::size_t>(step)].wait += seconds;
+  }
+};
+
+/// The messages of an Engine that may still be on their way: posts them, lets them move, and waits
+/// for those that a step is in conflict with.
+template <comm::Transport T>
+class Flights {
+ public:
+  /// All must outlive this. `checked`: fill what waits for a message with NaN.
+  Flights(const Problem& problem, const Program& program, T& transport, Homes& homes,
+          Course& course, double poll_every, bool checked);
+
+  /// A run begins, its Course at 0.
+  void start();
+  /// It is over: what it has hidden is known. @pre nothing is on its way
+  void finish();
+
+  void post(const Send& step);
+  void post(const Recv& step);
+
+  /// Lets messages move; called between tiles by the thread that runs the engine.
+  void poll();
+
+  /// Waits for what writes the slot's home; for that and what reads it; for everything.
+  void before_reading(SlotId s);
+  void before_writing(SlotId s);
+  void land_all();
+
+  /// Does what may fail on behalf of `step`, and has the failure name it.
+  template <class F>
+  auto named(int step, const F& f) {
+    try {
+      return f();
+    } catch (const comm::Timeout& e) {
+      throw StepFailure(place(step) + e.what(), true);
+    } catch (const std::exception& e) {
+      throw StepFailure(place(step) + e.what(), false);
+    }
+  }
+
+ private:
+  /// A message that may still be on its way.
+  struct Flight {
+    typename T::Request request;
+    int home;
+    SlotId slot;
+    bool writes;
+    bool counts;  ///< travels between ranks
+    int step;
+    std::byte* staged;  ///< where it lies rounded; null: it does not
+  };
+
+  /// Where the messages of a home lie rounded while they are under way, one behind the other.
+  struct Staging {
+    comm::Memory memory;
+    Index size;
+    Index used;
+  };
+
+  template <class Message>
+  std::byte* stage(const Message& step);
+  template <class Message>
+  void depart(typename T::Request request, const Message& step, std::byte* in_staging);
+  void land(std::size_t i);
+  bool test(Flight& flight);
+  template <class Conflicts>
+  void settle(const Conflicts& conflicts);
+  std::string place(int step) const;
+
+  const Problem& problem_;
+  const Program& program_;
+  T& transport_;
+  Homes& homes_;
+  Course& course_;
+  double poll_every_;
+  bool checked_;
+  std::vector<Staging> staging_;  ///< by home
+  std::vector<Flight> flights_;
+  int under_way_ = 0;       ///< flights that count
+  double since_ = 0;        ///< when under_way_ last rose from 0
+  double on_the_wire_ = 0;  ///< seconds in which under_way_ was not 0
+  double widening_ = 0;     ///< seconds in which land() worked
+  double polled_ = 0;       ///< when poll() last did something
+  std::size_t turn_ = 0;    ///< flight that the next poll tests first
+};
+
+}  // namespace dattn
