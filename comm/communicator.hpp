@@ -51,6 +51,9 @@ class Communicator {
   /// by rank; it has the same options.
   Communicator split(int color, int key);
 
+  /// Collective: the communicator of the ranks that share this one's memory; else as split().
+  Communicator split_by_host();
+
   /// Starts a message to or from `peer`; it meets the other side's in order of posting, per tag.
   /// The strips' bytes must stay as they are until the request is done. Never blocks.
   /// A send to this rank itself is always synchronous.

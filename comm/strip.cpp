@@ -139,4 +139,34 @@ void unpack(std::span<const std::byte> from, const Strips& into) {
   });
 }
 
+void copy(const ConstStrips& from, const Strips& into) {
+  const std::int64_t all = total_of(into);
+  if (total_of(from) != all) {
+    throw std::invalid_argument(
+        fmt::format("{} bytes for strips of {} bytes", total_of(from), all));
+  }
+  auto strip = from.begin();
+  std::int64_t index = 0;  // of a piece of *strip
+  std::int64_t done = 0;   // bytes of that piece
+  for (const Strip& to : into) {
+    for (std::int64_t i = 0; to.length > 0 && i < to.count; ++i) {
+      for (std::int64_t at = 0; at < to.length;) {
+        while (strip->length == 0 || index == strip->count) {
+          ++strip;
+          index = 0;
+        }
+        const std::int64_t run = std::min(to.length - at, strip->length - done);
+        std::memcpy(to.data + i * to.stride + at, strip->data + index * strip->stride + done,
+                    static_cast<std::size_t>(run));
+        at += run;
+        done += run;
+        if (done == strip->length) {
+          done = 0;
+          ++index;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace dattn::comm

@@ -10,6 +10,7 @@
 #include "comm/loopback.hpp"
 #include "comm/operation.hpp"
 #include "comm/strip.hpp"
+#include "comm/windows.hpp"
 
 namespace dattn::comm {
 
@@ -39,7 +40,21 @@ concept Transport = std::movable<T> && Message<typename T::Request> &&
   end.poll();
 };
 
+/// A Transport in which some ranks see each other's memory, so that bytes need not move: see
+/// Windows.
+template <class T>
+concept Lending = Transport<T> && requires(T end, const T shown, const ConstStrips& from,
+                                           const Strips& into, const typename T::Request message) {
+  { shown.shares(0) } -> std::same_as<bool>;
+  { end.allocate(std::int64_t{0}) } -> std::same_as<Memory>;
+  { end.lend(from, 0) } -> std::same_as<typename T::Request>;
+  { end.borrow(into, 0, std::int64_t{0}) } -> std::same_as<typename T::Request>;
+  { message.view() } -> std::convertible_to<std::optional<ConstStrip>>;
+  end.give_back();
+};
+
 static_assert(Transport<Communicator>);
 static_assert(Transport<Loopback::Endpoint>);
+static_assert(Lending<Windows>);
 
 }  // namespace dattn::comm

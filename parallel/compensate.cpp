@@ -162,6 +162,7 @@ void Compensation<T>::merge(View<const E> q, View<SumOf<E>> out, const Score& sc
   DATTN_FOR(T, double)            \
   DATTN_FOR(T, BFloat16)
 DATTN_COMPENSATION(comm::Communicator)
+DATTN_COMPENSATION(comm::Windows)
 DATTN_COMPENSATION(comm::Loopback::Endpoint)
 #undef DATTN_COMPENSATION
 #undef DATTN_FOR

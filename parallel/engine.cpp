@@ -11,10 +11,30 @@
 #include "kernels/partial.hpp"
 #include "parallel/compensate.hpp"
 #include "parallel/flights.hpp"
+#include "parallel/lending.hpp"
 #include "parallel/pairs.hpp"
 #include "parallel/sums.hpp"
 
 namespace dattn {
+namespace {
+
+/// Homes that ranks of this host look at lie in memory that they see, the others in any.
+template <comm::Transport T>
+Homes::Allocate memory_of_homes(const Program& program, T& transport) {
+  std::vector<bool> seen(static_cast<std::size_t>(program.homes), false);
+  if constexpr (comm::Lending<T>) {
+    seen = homes_seen(program, [&](int rank) { return transport.shares(rank); });
+  }
+  return [seen, &transport](int home, Index bytes) {
+    if constexpr (comm::Lending<T>) {
+      if (seen[static_cast<std::size_t>(home)]) return transport.allocate(bytes);
+    }
+    return comm::allocate(bytes);
+  };
+}
+
+}  // namespace
+
 template <comm::Transport T>
 struct Engine<T>::State {
   const Problem& problem;
@@ -36,7 +56,7 @@ struct Engine<T>::State {
         program(program_in),
         transport(transport_in),
         options(std::move(options_in)),
-        homes(problem, program, [](int, Index bytes) { return comm::allocate(bytes); }),
+        homes(problem, program, memory_of_homes(program, transport)),
         flights(problem, program, transport, homes, course, options.poll_every, options.checked),
         mask(&problem_in.mask()) {
     CHECK(transport.size() == problem.ranks() && transport.rank() == program.rank, transport.size(),
@@ -385,8 +405,8 @@ struct Engine<T>::State {
       times.steps.back().end = course.now();
     }
     if (compensation) merge_pseudo_keys();
-    times.seconds = course.now();
     flights.finish();
+    times.seconds = course.now();
     return times;
   }
 };
@@ -471,6 +491,7 @@ void Engine<T>::gradient(Kind kind, std::span<E> out) const {
   template void Engine<T>::gradient(Kind, std::span<float>) const;             \
   template void Engine<T>::gradient(Kind, std::span<double>) const;
 DATTN_ENGINE(comm::Communicator)
+DATTN_ENGINE(comm::Windows)
 DATTN_ENGINE(comm::Loopback::Endpoint)
 
 }  // namespace dattn

@@ -30,6 +30,7 @@ struct RunTimes {
   Index bytes_sent = 0;  ///< counted from the messages themselves; all-reduces by reduce_bytes
   Index messages = 0;    ///< sent to other ranks, and collectives
   std::vector<StepTime> steps;
+  comm::Windows::Moved moved = {};  ///< of bytes_sent, collectives left out; 0 over others
 };
 
 /// A message or a collective of a step failed; what() names the step, the peer and the bytes.

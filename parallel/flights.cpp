@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/check.hpp"
+#include "parallel/lending.hpp"
 #include "parallel/wire.hpp"
 
 namespace dattn {
@@ -25,8 +26,16 @@ Flights<T>::Flights(const Problem& problem, const Program& program, T& transport
       course_(course),
       poll_every_(poll_every),
       checked_(checked) {
+  const auto allocate = [&](Index size) {
+    if constexpr (comm::Lending<T>) return transport.allocate(size);
+    return comm::allocate(size);
+  };
   for (const Index size : staging_bytes(program, problem)) {
-    staging_.push_back({size > 0 ? comm::allocate(size) : comm::Memory(), size, 0});
+    staging_.push_back({size > 0 ? allocate(size) : comm::Memory(), size, 0});
+  }
+  if constexpr (comm::Lending<T>) {
+    borrowable_ = borrowable_slots(program);
+    last_writes_ = last_writes(program, problem);
   }
 }
 
@@ -34,11 +43,26 @@ template <comm::Transport T>
 void Flights<T>::start() {
   on_the_wire_ = 0;
   polled_ = 0;
+  for (int home = 0; home < homes_.count(); ++home) homes_.give_back(home);
+  if constexpr (comm::Lending<T>) moved_ = transport_.moved();
 }
 
 template <comm::Transport T>
 void Flights<T>::finish() {
-  course_.times.hidden = std::max(0.0, on_the_wire_ - course_.times.wait);
+  RunTimes& times = course_.times;
+  if constexpr (comm::Lending<T>) {
+    const double from = course_.now();
+    try {
+      transport_.give_back();
+    } catch (const comm::Timeout& e) {
+      throw StepFailure(std::string("end of the run: ") + e.what(), true);
+    }
+    times.wait += course_.now() - from;
+    const comm::Windows::Moved moved = transport_.moved();
+    times.moved = {moved.viewed - moved_.viewed, moved.copied - moved_.copied,
+                   moved.abroad - moved_.abroad};
+  }
+  times.hidden = std::max(0.0, on_the_wire_ - times.wait);
 }
 
 /// Room for a message that travels rounded; null for others.
@@ -74,6 +98,14 @@ void Flights<T>::post(const Send& step) {
     times.bytes_sent += comm::total(pieces);
     ++times.messages;
   }
+  if constexpr (comm::Lending<T>) {
+    // What is borrowed stays as well: its owner does not write it either.
+    const bool stays =
+        rounded == nullptr &&
+        (homes_.is_borrowed(step.slot) ||
+         last_writes_[static_cast<std::size_t>(homes_.slot(step.slot).home)] < course_.step);
+    if (stays) return depart(transport_.lend(pieces, step.peer), step, rounded);
+  }
   depart(transport_.send(pieces, step.peer), step, rounded);
 }
 
@@ -83,6 +115,7 @@ void Flights<T>::post(const Recv& step) {
   settle([&](const Flight& f) {
     return f.home == homes_.slot(step.slot).home && !(f.writes && f.slot == step.slot);
   });
+  homes_.give_back(homes_.slot(step.slot).home);
   auto pieces = homes_.writable(step.slot, step.block);
   if (checked_) {
     for (const comm::Strip& p : pieces) {
@@ -93,6 +126,12 @@ void Flights<T>::post(const Recv& step) {
   }
   std::byte* rounded = stage(step);
   if (rounded != nullptr) pieces = {{rounded, 1, wire_bytes(step.block, problem_), 0}};
+  if constexpr (comm::Lending<T>) {
+    if (rounded == nullptr && borrowable_[static_cast<std::size_t>(step.slot)]) {
+      const Index row = homes_.row_bytes(step.slot);
+      return depart(transport_.borrow(pieces, step.peer, row), step, rounded);
+    }
+  }
   depart(transport_.recv(pieces, step.peer), step, rounded);
 }
 
@@ -110,6 +149,12 @@ void Flights<T>::land(std::size_t i) {
   const Flight flight = std::move(flights_[i]);
   flights_.erase(flights_.begin() + static_cast<std::ptrdiff_t>(i));
   if (flight.counts && --under_way_ == 0) on_the_wire_ += course_.now() - since_;
+  if constexpr (comm::Lending<T>) {
+    if (const auto& there = flight.request.view()) {
+      homes_.borrow(flight.slot, there->data, there->count == 1 ? 0 : there->stride);
+      return;
+    }
+  }
   if (!flight.writes || flight.staged == nullptr) return;
   const double from = course_.now();
   const auto& step = std::get<Recv>(program_.steps[static_cast<std::size_t>(flight.step)]);
@@ -182,6 +227,7 @@ void Flights<T>::land_all() {
 }
 
 template class Flights<comm::Communicator>;
+template class Flights<comm::Windows>;
 template class Flights<comm::Loopback::Endpoint>;
 
 }  // namespace dattn

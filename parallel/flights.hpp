@@ -41,7 +41,8 @@ class Flights {
 
   /// A run begins, its Course at 0.
   void start();
-  /// It is over: what it has hidden is known. @pre nothing is on its way
+  /// It is over, and no other rank looks at memory of this one any more; what it has hidden, and
+  /// what has moved how, is known. @pre nothing is on its way
   void finish();
 
   void post(const Send& step);
@@ -103,6 +104,9 @@ class Flights {
   Course& course_;
   double poll_every_;
   bool checked_;
+  std::vector<bool> borrowable_;  ///< by slot
+  std::vector<int> last_writes_;  ///< by home
+  comm::Windows::Moved moved_;    ///< before this run
   std::vector<Staging> staging_;  ///< by home
   std::vector<Flight> flights_;
   int under_way_ = 0;       ///< flights that count

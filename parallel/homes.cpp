@@ -12,6 +12,7 @@ Homes::Homes(const Problem& problem, const Program& program, Allocate allocate)
   own_.resize(bytes.size());
   bound_.resize(bytes.size(), nullptr);
   strides_.resize(bytes.size(), 0);
+  borrowed_.resize(bytes.size(), false);
   for (int home = 0; home < count(); ++home) {
     const auto h = static_cast<std::size_t>(home);
     if (!is_input(home)) own_[h] = allocate_(home, bytes[h]);
@@ -39,6 +40,21 @@ void Homes::bind(SlotId s, const std::byte* memory, Index stride) {
   CHECK(is_input(slot(s).home), s);
   bound_[at(s)] = memory;
   strides_[at(s)] = stride;
+}
+
+void Homes::borrow(SlotId s, const std::byte* memory, Index stride) {
+  CHECK(!is_input(slot(s).home), s);
+  bound_[at(s)] = memory;
+  strides_[at(s)] = stride;
+  borrowed_[at(s)] = true;
+}
+
+void Homes::give_back(int home) {
+  const auto h = static_cast<std::size_t>(home);
+  if (!borrowed_[h]) return;
+  bound_[h] = nullptr;
+  strides_[h] = 0;
+  borrowed_[h] = false;
 }
 
 Index Homes::row_bytes(SlotId s) const {

@@ -12,7 +12,7 @@
 namespace dattn {
 
 /// The memory of one Program's slots: where each lies, and whose memory that is. A home is the
-/// rank's own memory, or, of inputs, the caller's.
+/// rank's own memory, of inputs perhaps the caller's, or borrowed: another rank's, for this run.
 class Homes {
  public:
   /// Memory for so many bytes of a home.
@@ -37,6 +37,12 @@ class Homes {
   /// The caller's memory for an input, its rows `stride` bytes apart; 0: dense.
   void bind(SlotId s, const std::byte* memory, Index stride);
 
+  /// Has the slot lie at `memory` of another rank instead of in its home, rows `stride` bytes
+  /// apart, until something else comes to its home.
+  void borrow(SlotId s, const std::byte* memory, Index stride);
+  bool is_borrowed(SlotId s) const { return borrowed_[at(s)]; }
+  void give_back(int home);
+
   /// The slot, to be read by kernels: [rows, heads, numbers], E the type of its numbers.
   template <class E>
   View<const E> read(SlotId s) const {
@@ -54,6 +60,8 @@ class Homes {
   /// that both ends of a message have the same order however their rows are cut.
   comm::ConstStrips readable(SlotId s, const Block& part) const;
   comm::Strips writable(SlotId s, const Block& part);
+  /// Bytes of a row of the slot where rows are dense.
+  Index row_bytes(SlotId s) const;
 
  private:
   std::size_t at(SlotId s) const { return static_cast<std::size_t>(slot(s).home); }
@@ -64,8 +72,6 @@ class Homes {
   }
   template <class Piece, class Byte>
   std::vector<Piece> strips(SlotId s, const Block& part, Byte* base, Index row) const;
-  /// Bytes of a row of the slot where rows are dense.
-  Index row_bytes(SlotId s) const;
 
   const Problem& problem_;
   const Program& program_;
@@ -73,6 +79,7 @@ class Homes {
   std::vector<comm::Memory> own_;        ///< by home
   std::vector<const std::byte*> bound_;  ///< by home: memory of somebody else, or null
   std::vector<Index> strides_;           ///< by home: bytes from row to row, 0 where dense
+  std::vector<bool> borrowed_;           ///< by home: what is bound is another rank's
 };
 
 /// Where `part` lies among these heads. @pre they have all of it

@@ -78,6 +78,31 @@ TEST_F(StripTest, PackAndUnpackMoveEveryByteOnce) {
   EXPECT_EQ(memory, before);
 }
 
+TEST_F(StripTest, CopyMovesEveryByteHoweverBothAreCut) {
+  std::vector<std::byte> source(static_cast<std::size_t>(total(sample())));
+  for (std::size_t i = 0; i < source.size(); ++i) source[i] = static_cast<std::byte>(i + 1);
+  for (const std::int64_t piece : {1, 2, 3, 7, 1000}) {
+    // The same bytes, in pieces with gaps and with an empty strip between.
+    std::vector<std::byte> gaps(2 * source.size());
+    ConstStrips from;
+    std::size_t at = 0;
+    for (std::int64_t done = 0; done < std::ssize(source);) {
+      const std::int64_t next = std::min(piece, std::ssize(source) - done);
+      std::copy_n(source.begin() + done, next, gaps.begin() + static_cast<std::ptrdiff_t>(at));
+      from.push_back({gaps.data() + at, 1, next, 0});
+      from.push_back({});
+      done += next;
+      at += static_cast<std::size_t>(next) + 1;
+    }
+    for (std::byte* byte : addresses(sample())) *byte = std::byte{0};
+    copy(from, sample());
+    std::vector<std::byte> got(source.size());
+    pack(read_only(sample()), got);
+    EXPECT_EQ(got, source) << piece;
+  }
+  EXPECT_THROW(copy({}, sample()), std::invalid_argument);
+}
+
 TEST_F(StripTest, BrokenPreconditionsThrow) {
   EXPECT_THROW(total(Strips{{at(0), -1, 4, 4}}), std::invalid_argument);
   EXPECT_THROW(total(Strips{{at(0), 1, -4, 4}}), std::invalid_argument);
