@@ -67,7 +67,8 @@ std::vector<bool> homes_seen(const Program& program, const std::function<bool(in
   };
   for (const Step& step : program.steps) {
     const auto* send = std::get_if<Send>(&step);
-    if (send != nullptr && sees(send->peer)) mark(send->slot);
+    // What the rank sends to itself may be looked at from there on.
+    if (send != nullptr && (send->peer == program.rank || sees(send->peer))) mark(send->slot);
   }
   for (const SlotId s : program.kept) mark(s);
   return seen;

@@ -19,7 +19,7 @@ std::vector<bool> borrowable_slots(const Program& program);
 /// by the engine behind the last step.
 std::vector<int> last_writes(const Program& program, const Problem& problem);
 
-/// By home: whether ranks for which `sees` holds may be sent something from it, by this Program or,
+/// By home: whether ranks for which `sees` holds may be shown something in it, by this Program or,
 /// of what it keeps, by the next.
 std::vector<bool> homes_seen(const Program& program, const std::function<bool(int rank)>& sees);
 
