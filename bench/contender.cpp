@@ -4,9 +4,8 @@
 
 namespace dattn {
 
-template <class E>
-Contender<E>::Contender(const Task& task, const Choice& choice, comm::Communicator& ranks,
-                        int threads)
+template <class E, comm::Transport T>
+Contender<E, T>::Contender(const Task& task, const Choice& choice, T& ranks, int threads)
     : choice_(choice) {
   for (const Pass pass : task.passes()) {
     programs_.push_back(make_program(*choice.strategy, *choice.problem, ranks.rank(), pass));
@@ -20,8 +19,8 @@ Contender<E>::Contender(const Task& task, const Choice& choice, comm::Communicat
   }
 }
 
-template <class E>
-void Contender<E>::load(const Task& task, const Program& program, Engine& engine) {
+template <class E, comm::Transport T>
+void Contender<E, T>::load(const Task& task, const Program& program, Engine& engine) {
   for (const SlotId slot : program.inputs) {
     const Block& block = program.slots[static_cast<std::size_t>(slot)].block;
     if (const auto kept = kept_slot(programs_.front(), block)) {
@@ -47,8 +46,8 @@ void Contender<E>::load(const Task& task, const Program& program, Engine& engine
   }
 }
 
-template <class E>
-void Contender<E>::read(const Task& task, const Block& block, E* to) const {
+template <class E, comm::Transport T>
+void Contender<E, T>::read(const Task& task, const Block& block, E* to) const {
   const Partition& tokens =
       of_queries(block.kind) ? choice_.problem->queries() : choice_.problem->keys();
   task.source.read(block.kind, tokens.positions(block.rows), to);
@@ -57,5 +56,8 @@ void Contender<E>::read(const Task& task, const Block& block, E* to) const {
 template class Contender<BFloat16>;
 template class Contender<float>;
 template class Contender<double>;
+template class Contender<BFloat16, comm::Windows>;
+template class Contender<float, comm::Windows>;
+template class Contender<double, comm::Windows>;
 
 }  // namespace dattn

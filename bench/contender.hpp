@@ -8,13 +8,13 @@
 
 namespace dattn {
 
-/// One strategy on one problem, ready to run: an engine for each pass, with its inputs in place;
-/// those that the forward pass keeps are where it left them.
-template <class E>
+/// One strategy on one problem over one transport, ready to run: an engine for each pass, with its
+/// inputs in place; those that the forward pass keeps are where it left them.
+template <class E, comm::Transport T = comm::Communicator>
 class Contender {
  public:
   /// Collective. Runs the forward pass once if there is a backward pass, whose Stats come of it.
-  Contender(const Task& task, const Choice& choice, comm::Communicator& ranks, int threads);
+  Contender(const Task& task, const Choice& choice, T& ranks, int threads);
   Contender(Contender&&) = delete;
 
   /// Collective: runs a pass of the task once, or parts of it.
@@ -23,7 +23,7 @@ class Contender {
   }
 
  private:
-  using Engine = dattn::Engine<comm::Communicator>;
+  using Engine = dattn::Engine<T>;
 
   void load(const Task& task, const Program& program, Engine& engine);
   void read(const Task& task, const Block& block, E* to) const;

@@ -114,7 +114,8 @@ std::optional<OutputFile> write_tensor(Communicator& world, const std::string& p
 /// The job, on every rank.
 class Job {
  public:
-  Job(Communicator& world, const RunOptions& options) : world_(world), options_(options) {}
+  Job(Communicator& world, const RunOptions& options)
+      : world_(world), windows_(world, {.on = options.windows}), options_(options) {}
 
   Exit run() {
     settle();
@@ -151,6 +152,9 @@ class Job {
                                                                own_.threads, task.wish.gradients));
     report_.isa = chosen_isa().name;
     const auto hosts = world_.gather(encoded(own_));
+    for (const std::string& trouble : world_.gather(windows_.trouble())) {
+      if (report_.windows_trouble.empty()) report_.windows_trouble = trouble;
+    }
     std::string chosen;  // strategy, partition, whether it keeps, stages ahead, forecast
     together(world_, [&] {
       if (!leads()) return;
@@ -225,7 +229,7 @@ class Job {
   /// Fills the input slots with elements of type E; Stats are of what the forward pass has left,
   /// and what it has kept stays where it is.
   template <class E>
-  void load(Engine<Communicator>& engine, const Program& program,
+  void load(Engine<comm::Windows>& engine, const Program& program,
             const Results<SumOf<E>>& results) {
     const Shape& shape = choice_.problem->shape();
     for (const SlotId slot : program.inputs) {
@@ -259,14 +263,14 @@ class Job {
     Progress progress(leads() && ::isatty(STDERR_FILENO) == 1, name_of(program.pass), runs,
                       program.steps.size());
     int run = 0;
-    auto made = std::make_unique<Engine<Communicator>>(
-        *choice_.problem, program, world_,
+    auto made = std::make_unique<Engine<comm::Windows>>(
+        *choice_.problem, program, windows_,
         EngineOptions{.score = {.scale = options_.task.scale},
                       .threads = own_.threads,
                       .isa = nullptr,
                       .checked = comm::checked_build(),
                       .progress = [&](std::size_t step) { progress.at(run, step); }});
-    Engine<Communicator>& engine = *made;
+    Engine<comm::Windows>& engine = *made;
     together(world_, [&] { load<E>(engine, program, results); });
     RunTimes last;
     for (; run < runs; ++run) {
@@ -375,12 +379,13 @@ class Job {
   }
 
   Communicator& world_;
+  comm::Windows windows_;  ///< for the engines' messages
   const RunOptions& options_;
   RankReport own_;
   Choice choice_;
   std::vector<Program> programs_;  ///< by pass
   /// The forward pass's, until the backward pass is over, where the Problem keeps.
-  std::unique_ptr<Engine<Communicator>> forward_;
+  std::unique_ptr<Engine<comm::Windows>> forward_;
   RunReport report_;  ///< rank 0's, but for the choice
 };
 

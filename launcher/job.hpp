@@ -16,6 +16,7 @@ struct RunOptions {
   int warmup = 0;
   bool check = false;
   double timeout = 300;
+  bool windows = true;  ///< ranks of a host see each other's memory
   std::string out, lse, dq, dk, dv, json, csv, trace;
 
   /// Standard output is for people unless a report goes there.

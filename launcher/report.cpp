@@ -6,6 +6,7 @@
 #include <map>
 #include <numeric>
 
+#include "launcher/moved.hpp"
 #include "launcher/version.hpp"
 #include "parallel/pseudo_keys.hpp"
 
@@ -90,6 +91,7 @@ void add_runs(json& j, const RunReport& report, Pass pass) {
   j["planned_bytes_sent"] = j["bytes_sent"];
   j["bytes_sent"] = std::move(sent);
   j["bytes_sent_total"] = bytes_sent(report, pass);
+  j["moved"] = moved_json(report, pass);
   j["run_seconds"] = report.run_seconds(pass);
   j["seconds"] = median_seconds(report, pass);
   for (const Phase& phase : kPhases) {
@@ -104,7 +106,8 @@ void add_runs(json& j, const RunReport& report, Pass pass) {
 json runs_to_json(const std::vector<RunTimes>& all) {
   json runs = json::array();
   for (const RunTimes& t : all) {
-    runs.push_back({t.seconds, t.compute, t.wait, t.hidden, t.bytes_sent, t.messages});
+    runs.push_back({t.seconds, t.compute, t.wait, t.hidden, t.bytes_sent, t.messages,
+                    t.moved.viewed, t.moved.copied, t.moved.abroad});
   }
   return runs;
 }
@@ -113,6 +116,7 @@ std::vector<RunTimes> runs_of_json(const json& all) {
   std::vector<RunTimes> runs;
   for (const json& run : all) {
     runs.push_back({run.at(0), run.at(1), run.at(2), run.at(3), run.at(4), run.at(5), {}});
+    runs.back().moved = {run.at(6), run.at(7), run.at(8)};
   }
   return runs;
 }
@@ -308,6 +312,12 @@ std::string heading(const RunReport& report) {
         "lower --threads, or check mpirun's binding (--bind-to none)\n",
         use.first, use.second, where);
   }
+  if (!report.windows_trouble.empty()) {
+    out += fmt::format(
+        "# NOTE: ranks of a host send through MPI, since they cannot see each other's memory ({}); "
+        "--windows off leaves this note out\n",
+        report.windows_trouble);
+  }
   const Shape& s = report.task->shape;
   out += fmt::format(
       "problem: {} queries, {} keys, heads {} over {}:{}, dim {}:{}, mask {}, {}{}\n", s.queries,
@@ -349,6 +359,7 @@ static std::string results(const RunReport& report, Pass pass, bool verified) {
   const Spread sent = spread(by_rank(report, pass, bytes));
   out += fmt::format("{:<22} {:>12.0f} {:>12.0f} {:>12.0f}   bytes; {} in all\n", "sent",
                      sent.least, sent.mean, sent.most, in_bytes(bytes_sent(report, pass)));
+  out += moved_line(report, pass);
   out += fmt::format("rate: {:.2f} GFLOP/s by allowed area{}\n", gflops(report, pass),
                      verified ? "" : " (unverified; add --check)");
   return out;

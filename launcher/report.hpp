@@ -36,6 +36,7 @@ struct RunReport {
   Machine machine;
   std::string isa;
   std::vector<RankReport> ranks;
+  std::string windows_trouble;  ///< why ranks of a host do not see each other's memory; or empty
   std::optional<Verdict> verdict;
   std::optional<GradientVerdict> gradient_verdict;
 

@@ -30,7 +30,10 @@ po::options_description run_options() {
       ("check", "compare with the double reference: all rows of a small problem, else a sample")  //
       ("timeout", po::value<Positive>()->default_value({300}),
        "seconds that a rank waits for others before it ends the job; never less than 20 times the "
-       "forecast");
+       "forecast")  //
+      ("windows", word({"on", "off"})->default_value("on"),
+       "on: ranks of a host look at each other's memory, or copy from it once; off: all messages "
+       "go through MPI");
   po::options_description gradients("Gradients");
   gradients.add_options()  //
       ("grad", po::value<std::string>(),
@@ -62,6 +65,7 @@ RunOptions read_options(const po::variables_map& values) {
   options.warmup = at_most("warmup", values["warmup"].as<Count>().value, kMostRuns);
   options.timeout = at_most("timeout", values["timeout"].as<Positive>().value, 1000000);
   options.check = values.count("check") != 0;
+  options.windows = values["windows"].as<std::string>() == "on";
   const auto path = [&](const char* name) { return file_name(values, name); };
   options.out = path("out");
   options.lse = path("lse");

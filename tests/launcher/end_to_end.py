@@ -403,6 +403,11 @@ class Bench:
         sent = report["bytes_sent"]
         require(len(sent) == case.ranks, f"bytes_sent has {len(sent)} entries")
         require(report["planned_bytes_sent"] == sent, f"sent {sent}, planned otherwise")
+        moved = report["moved"]
+        require([sum(ways) for ways in zip(*moved.values())] == sent, f"{moved} of {sent} bytes")
+        require(sum(moved["abroad"]) == 0, f"{moved}: there is one host")
+        if report["strategy"] == "ring" and case.compensate == "off":
+            require(moved["viewed"] == sent, f"{moved}: keys and values are looked at in place")
         plan = self.plan(self.words(case), case)
         if case.prefetch:
             require(plan["prefetch"] == case.prefetch, f"{plan['prefetch']} stages ahead")

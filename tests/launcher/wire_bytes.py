@@ -3,7 +3,7 @@
     wire_bytes.py DATTN MPIRUN...
 
 Open MPI's monitoring component counts point-to-point messages of the program (E lines: from, to,
-bytes); collectives are counted apart, so of tree only the statistics of the backward pass must show.
+bytes), which sees nothing of windows; collectives are counted apart, so of tree only the statistics of the backward pass must show.
 """
 import glob
 import json
@@ -36,7 +36,8 @@ def problem(strategy, partition, mask, *more):
 def counted(mpirun, dattn, ranks, arguments, folder):
     monitor = ["--mca", "pml_monitoring_enable", "2", "--mca", "pml_monitoring_enable_output", "3",
                "--mca", "pml_monitoring_filename", os.path.join(folder, "wire")]
-    subprocess.run(mpirun + monitor + ["-np", str(ranks), dattn, "run", "--threads", "1"] + arguments,
+    subprocess.run(mpirun + monitor + ["-np", str(ranks), dattn, "run", "--threads", "1",
+                                                           "--windows", "off"] + arguments,
                    check=True, timeout=60, stdout=subprocess.DEVNULL)
     sent = [0] * ranks
     for path in glob.glob(os.path.join(folder, "wire*.prof")):

@@ -1,0 +1,47 @@
+#include "launcher/moved.hpp"
+
+#include <fmt/format.h>
+
+namespace dattn {
+namespace {
+
+/// A way in which bytes of a run move.
+struct Way {
+  const char* key;
+  const char* words;
+  Index (*bytes)(const RunTimes&);
+};
+
+constexpr Way kWays[] = {
+    {"viewed", "looked at in place", [](const RunTimes& t) -> Index { return t.moved.viewed; }},
+    {"copied", "copied once", [](const RunTimes& t) -> Index { return t.moved.copied; }},
+    {"abroad", "to other hosts", [](const RunTimes& t) -> Index { return t.moved.abroad; }},
+    {"rest", "by MPI within a host or in collectives",
+     [](const RunTimes& t) -> Index {
+       return t.bytes_sent - t.moved.viewed - t.moved.copied - t.moved.abroad;
+     }},
+};
+
+}  // namespace
+
+std::string moved_line(const RunReport& report, Pass pass) {
+  std::string line = "moved:";
+  for (const Way& way : kWays) {
+    Index sum = 0;
+    for (const RankReport& rank : report.ranks) sum += way.bytes(rank.of(pass).front());
+    line += fmt::format("{} {} {}", line.back() == ':' ? "" : ",", in_bytes(sum), way.words);
+  }
+  return line + "\n";
+}
+
+nlohmann::json moved_json(const RunReport& report, Pass pass) {
+  nlohmann::json j;
+  for (const Way& way : kWays) {
+    for (const RankReport& rank : report.ranks) {
+      j[way.key].push_back(way.bytes(rank.of(pass).front()));
+    }
+  }
+  return j;
+}
+
+}  // namespace dattn

@@ -1,0 +1,15 @@
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "launcher/report.hpp"
+
+namespace dattn {
+
+/// How what a pass sent has moved, over all ranks, e.g. "moved: 1.5 MiB looked at in place, ...".
+std::string moved_line(const RunReport& report, Pass pass);
+/// The same in bytes, by rank.
+nlohmann::json moved_json(const RunReport& report, Pass pass);
+
+}  // namespace dattn
