@@ -191,7 +191,7 @@ class Cluster:
         """What a command on a host needs, so that mpirun finds the others and keeps to the cables."""
         entries = zip(self.names, self.pids, self.cpus)
         return {
-            "DATTN_HOSTS": " ".join(f"{name}:{pid}:{','.join(map(str, cpus))}" for name, pid, cpus in entries),
+            "CLUSTER_HOSTS": " ".join(f"{name}:{pid}:{','.join(map(str, cpus))}" for name, pid, cpus in entries),
             "OMPI_MCA_plm": "rsh",
             "OMPI_MCA_plm_rsh_agent": str(CHECKOUT / "tests/cluster/agent"),
             "OMPI_MCA_pml": "ob1",  # UCX and OFI know other ways
