@@ -64,7 +64,8 @@ struct Engine<T>::State {
     if (problem.mesh().axes.size() > 1) {
       for (int axis = 0; axis < static_cast<int>(problem.mesh().axes.size()); ++axis) {
         const auto group = problem.mesh().group(program.rank, axis);
-        axes.push_back(transport.split(group.front(), program.rank));
+        axes.push_back(
+            transport.split(group.front(), problem.mesh().coordinate(program.rank, axis)));
       }
     }
     course.times.steps.resize(program.steps.size());

@@ -22,6 +22,14 @@ std::string Machine::text() const {
     std::snprintf(line.data(), line.size(), ",rows=%.3g", rows);
     words += line.data();
   }
+  if (net_latency >= 0) {
+    std::snprintf(line.data(), line.size(), ",net_latency=%.3g", net_latency);
+    words += line.data();
+  }
+  if (net_bandwidth > 0) {
+    std::snprintf(line.data(), line.size(), ",net_bandwidth=%.3g", net_bandwidth);
+    words += line.data();
+  }
   return words;
 }
 
@@ -31,7 +39,9 @@ Machine parse_machine(std::string_view text, Machine base) {
                           std::pair{"rate", &base.rate},
                           std::pair{"overhead", &base.overhead},
                           std::pair{"backward_rate", &base.backward_rate},
-                          std::pair{"rows", &base.rows}};
+                          std::pair{"rows", &base.rows},
+                          std::pair{"net_latency", &base.net_latency},
+                          std::pair{"net_bandwidth", &base.net_bandwidth}};
   while (!text.empty()) {
     const std::string_view part = text.substr(0, text.find(','));
     text.remove_prefix(part.size() + (part.size() < text.size() ? 1 : 0));
@@ -44,13 +54,14 @@ Machine parse_machine(std::string_view text, Machine base) {
     double value = 0;
     const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), value);
     const bool read = error == std::errc{} && end == number.data() + number.size();
-    const bool zero_is_fine = field == &base.latency || field == &base.overhead;
+    const bool zero_is_fine =
+        field == &base.latency || field == &base.overhead || field == &base.net_latency;
     if (field == nullptr || !read || !std::isfinite(value) || value < 0 ||
         (value == 0 && !zero_is_fine)) {
       throw std::invalid_argument(
           "'" + std::string(part.substr(0, 40)) +
-          "' is none of latency=S, bandwidth=B, rate=F, overhead=S, backward_rate=F, rows=B "
-          "with a positive number");
+          "' is none of latency=S, bandwidth=B, rate=F, overhead=S, backward_rate=F, rows=B, "
+          "net_latency=S, net_bandwidth=B with a positive number");
     }
     *field = value;
   }

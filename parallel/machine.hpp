@@ -5,23 +5,43 @@
 
 namespace dattn {
 
-/// What a Forecast knows of the machine: one rank and its link.
+/// What a message takes.
+struct Link {
+  double latency;    ///< seconds from a matched message's start to its first byte
+  double bandwidth;  ///< bytes a second that an end of it sends, and as many that it receives
+};
+
+/// What a Forecast knows of the machine: one rank, its link to ranks of the same host, and the link
+/// of a host to others, which all its ranks share.
 struct Machine {
-  double latency = 5e-6;     ///< seconds from a matched message's start to its first byte
-  double bandwidth = 5e9;    ///< bytes a second that a rank sends, and as many that it receives
+  double latency = 5e-6;     ///< of a rank's link, and of a host's unless net_latency says so
+  double bandwidth = 5e9;    ///< likewise
   double rate = 5e10;        ///< floating-point operations a second of one rank's kernel
   double overhead = 2e-6;    ///< seconds that a rank spends on a step besides its work
   double backward_rate = 0;  ///< as `rate`, of the backward kernel; 0: the same
   double rows =
       0;  ///< bytes a second of the rows that kernels read and write; 0: they cost nothing
+  double net_latency = -1;   ///< of a host's link; negative: as `latency`
+  double net_bandwidth = 0;  ///< likewise; 0: as `bandwidth`
+  std::string name = {};     ///< what was measured, for people; may be empty
 
+  /// Of a rank to ranks of its host.
+  Link inside() const { return {latency, bandwidth}; }
+  /// Of a host to other hosts.
+  Link between() const {
+    return {net_latency < 0 ? latency : net_latency, net_bandwidth > 0 ? net_bandwidth : bandwidth};
+  }
   double backward() const { return backward_rate > 0 ? backward_rate : rate; }
 
+  /// As parse_machine() reads it: all but the name.
   std::string text() const;
+  /// For people, with the name.
+  std::string title() const { return text() + (name.empty() ? "" : " (" + name + ")"); }
 };
 
-/// Reads "latency=5e-6,bandwidth=5e9,rate=5e10,overhead=2e-6,backward_rate=4e10,rows=8e9", each
-/// part optional, over the values of `base`. Throws std::invalid_argument with the reason.
+/// Reads "latency=5e-6,bandwidth=5e9,rate=5e10,overhead=2e-6,backward_rate=4e10,rows=8e9,
+/// net_latency=5e-5,net_bandwidth=1e9", each part optional, over the values of `base`. Throws
+/// std::invalid_argument with the reason.
 Machine parse_machine(std::string_view text, Machine base = {});
 
 }  // namespace dattn

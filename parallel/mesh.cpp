@@ -1,5 +1,7 @@
 #include "parallel/mesh.hpp"
 
+#include <algorithm>
+
 #include "kernels/check.hpp"
 
 namespace dattn {
@@ -14,6 +16,13 @@ int stride(const Mesh& mesh, int axis) {
   return product;
 }
 
+int place_of(const Mesh& mesh, int rank) {
+  if (mesh.order.empty()) return rank;
+  const auto found = std::find(mesh.order.begin(), mesh.order.end(), rank);
+  CHECK(found != mesh.order.end(), rank);
+  return static_cast<int>(found - mesh.order.begin());
+}
+
 }  // namespace
 
 int Mesh::ranks() const {
@@ -24,15 +33,16 @@ int Mesh::ranks() const {
 
 int Mesh::coordinate(int rank, int axis) const {
   CHECK(axis >= 0 && axis < static_cast<int>(axes.size()), axis, axes.size());
-  return rank / stride(*this, axis) % axes[static_cast<std::size_t>(axis)].size;
+  return place_of(*this, rank) / stride(*this, axis) % axes[static_cast<std::size_t>(axis)].size;
 }
 
 std::vector<int> Mesh::group(int rank, int axis) const {
   const int step = stride(*this, axis);
-  const int first = rank - coordinate(rank, axis) * step;
+  const int first = place_of(*this, rank) - coordinate(rank, axis) * step;
   std::vector<int> members;
   for (int i = 0; i < axes[static_cast<std::size_t>(axis)].size; ++i) {
-    members.push_back(first + i * step);
+    const int place = first + i * step;
+    members.push_back(order.empty() ? place : order[static_cast<std::size_t>(place)]);
   }
   return members;
 }

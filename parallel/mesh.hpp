@@ -14,6 +14,8 @@ struct Mesh {
     friend bool operator==(const Axis&, const Axis&) = default;
   };
   std::vector<Axis> axes;
+  /// Which rank stands at each place, counted as above; empty: the rank of that number.
+  std::vector<int> order = {};
 
   int ranks() const;
   /// Where `rank` stands on `axis`.

@@ -143,13 +143,13 @@ void collect(Writer& me, const std::vector<int>& group, const std::vector<Block>
              const std::vector<Block>& to, SlotId source, SlotId target);
 
 /// Fetches from every rank just the keys that the own queries see, nearest ranks first, and
-/// attends to each rank's keys while the next ones are on their way.
+/// attends to each rank's keys while the next ones are on their way; see pull.hpp.
 void pull(Writer& me, SlotId q, SlotId k, SlotId v, SlotId out);
 
 /// The backward pass of pull(): what the own queries give to dK and dV of another rank's keys goes
-/// straight back to that rank, for just the keys that were fetched, while the next are computed. Or
-/// the queries, dO and Stats that see the own keys are fetched, and dQ goes back: whichever is
-/// fewer bytes for all ranks together; the Program's note says why.
+/// back to that rank, for just the keys that were fetched, while the next are computed. Or the
+/// queries, dO and Stats that see the own keys are fetched, and dQ goes back: whichever is fewer
+/// bytes for all ranks together; the Program's note says why.
 void pull_backward(Writer& me, AttendBackward mine);
 
 }  // namespace dattn

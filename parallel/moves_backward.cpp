@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "parallel/moves.hpp"
+#include "parallel/pull.hpp"
 
 namespace dattn {
 namespace {
@@ -275,121 +276,10 @@ void collect(Writer& me, const std::vector<int>& group, const std::vector<Block>
 
 void pull_backward(Writer& me, AttendBackward mine) {
   const Problem& problem = me.problem();
-  const int ranks = problem.ranks();
-  const auto& groups = problem.head_groups();
   const auto [by_keys, by_queries] = problem.backward_fetched();
   const Side side = by_queries < by_keys ? query_side(Pass::backward) : key_side(Pass::backward);
-  if (ranks > 1) me.note(chosen("are fetched", by_keys, by_queries, "of all"));
-  const auto wanted = [&](Kind kind, std::size_t group, int reader, int owner) {
-    const Ranges rows =
-        of_queries(kind) ? problem.queries().rows_at(owner, problem.queries_needed(reader, group))
-                         : problem.keys().rows_at(owner, problem.keys_needed(reader, group));
-    return Block{kind, heads_touched(kind, groups[group], problem.shape()), rows};
-  };
-  // As in pull(), the inputs of the next stages arrive while one is computed. What a stage gives
-  // back travels during the next one; and one set of homes is for what readers of this rank's rows
-  // give back to it.
-  class Homes {
-   public:
-    explicit Homes(Writer& me) : me_(me) {}
-    void restart() { used_ = 0; }
-    int next() {
-      if (used_ == homes_.size()) homes_.push_back(me_.home());
-      return homes_[used_++];
-    }
-
-   private:
-    Writer& me_;
-    std::vector<int> homes_;
-    std::size_t used_ = 0;
-  };
-  const int ahead = problem.prefetch();
-  std::vector<Homes> fetched(static_cast<std::size_t>(ahead) + 1, Homes(me));
-  std::array<Homes, 2> given{Homes(me), Homes(me)};
-  Homes returned(me);
-  const auto owner_at = [&](int distance) { return (me.rank() + ranks - distance) % ranks; };
-  const auto reader_at = [&](int distance) { return (me.rank() + distance) % ranks; };
-
-  /// What the reader at this distance gives back, and where that is to be added.
-  const auto give_back = [&](int distance) {
-    std::vector<Add> back;
-    returned.restart();
-    for (std::size_t g = 0; g < groups.size(); ++g) {
-      for (const Kind kind : side.sums) {
-        const Block block = wanted(kind, g, reader_at(distance), me.rank());
-        if (block.empty()) continue;
-        back.push_back({me.slot(block, returned.next()), operand(mine, kind)});
-        me.recv(back.back().from, block, reader_at(distance));
-      }
-    }
-    return back;
-  };
-  /// Asks for the inputs of the stage at this distance.
-  struct Piece {
-    std::size_t group;
-    AttendBackward step;
-  };
-  std::deque<std::vector<Piece>> stages{{{0, mine}}};
-  const auto fetch = [&](int distance) {
-    std::vector<Piece>& pieces = stages.emplace_back();
-    Homes& homes = fetched[static_cast<std::size_t>(distance) % fetched.size()];
-    homes.restart();
-    for (std::size_t g = 0; g < groups.size(); ++g) {
-      if (!wanted(side.inputs.front(), g, me.rank(), owner_at(distance)).empty()) {
-        Piece piece{g, mine};
-        for (const Kind kind : side.inputs) {
-          const Block block = wanted(kind, g, me.rank(), owner_at(distance));
-          operand(piece.step, kind) = me.slot(block, homes.next());
-          me.recv(operand(piece.step, kind), block, owner_at(distance));
-        }
-        pieces.push_back(piece);
-      }
-    }
-  };
-  const auto send_inputs = [&](int distance) {
-    for (std::size_t g = 0; g < groups.size(); ++g) {
-      for (const Kind kind : side.inputs) {
-        me.send(operand(mine, kind), wanted(kind, g, reader_at(distance), me.rank()),
-                reader_at(distance));
-      }
-    }
-  };
-
-  // As in pull(), inputs are sent at once; but messages of two ranks meet in order, and behind the
-  // half way a rank gives back to its reader before the reader fetches from it.
-  const int early = ranks / 2;
-  for (int distance = 1; distance <= early; ++distance) send_inputs(distance);
-  const auto next_stage = [&](int distance) {
-    fetch(distance);
-    if (distance > early) send_inputs(distance);
-  };
-  for (int distance = 1; distance < std::min(ahead, ranks); ++distance) next_stage(distance);
-  for (int distance = 0; distance < ranks; ++distance) {
-    // What comes back of the stage before is posted first, for it was sent first.
-    std::vector<Add> back;
-    if (distance > 1) back = give_back(distance - 1);
-    if (distance + ahead < ranks) next_stage(distance + ahead);
-    Homes& sums = given[static_cast<std::size_t>(distance % 2)];
-    sums.restart();
-    for (auto& [group, step] : stages.front()) {
-      if (distance == 0) {
-        me.attend_backward(step);
-        continue;
-      }
-      for (const Kind kind : side.sums) {
-        const Block block = wanted(kind, group, me.rank(), owner_at(distance));
-        operand(step, kind) = me.fresh(block, sums.next());
-      }
-      me.attend_backward(step);
-      for (const Kind kind : side.sums) {
-        me.send(operand(step, kind), me.block(operand(step, kind)), owner_at(distance));
-      }
-    }
-    for (const Add& add : back) me.add(add.from, add.into);
-    stages.pop_front();
-  }
-  if (ranks == 1) return;
-  for (const Add& add : give_back(ranks - 1)) me.add(add.from, add.into);
+  if (problem.ranks() > 1) me.note(chosen("are fetched", by_keys, by_queries, "of all"));
+  pull_side(me, Pass::backward, side, mine, {});
 }
 
 }  // namespace dattn

@@ -56,19 +56,32 @@ std::size_t cheapest(const std::vector<Cost>& costs) {
   return best;
 }
 
-/// Cost of one rank's program if its peers keep pace with it.
-Cost walk(const Problem& problem, const Program& program, PairCounter& pairs,
+/// Cost of one rank's program if its peers keep pace with it, and for how long it takes the link of
+/// its host to others.
+struct Walk {
+  Cost cost;
+  double net_out = 0;
+  double net_in = 0;
+};
+Walk walk(const Problem& problem, const Program& program, PairCounter& pairs,
           const Machine& machine) {
   std::vector<double> arrives(static_cast<std::size_t>(program.homes), 0);
   double clock = 0;
   double out_free = 0;
   double in_free = 0;
+  Walk walk;
   Index bytes = 0;
   const auto arrival = [&](SlotId s) -> double& {
     return arrives[static_cast<std::size_t>(program.slots[static_cast<std::size_t>(s)].home)];
   };
-  const auto wire = [&](const Block& block) {
-    return static_cast<double>(wire_bytes(block, problem)) / machine.bandwidth;
+  const auto link = [&](int peer) {
+    return problem.hosts().together(program.rank, peer) ? machine.inside() : machine.between();
+  };
+  const auto wire = [&](const Block& block, int peer, double& net) {
+    if (peer == program.rank) return 0.0;
+    const double seconds = static_cast<double>(wire_bytes(block, problem)) / link(peer).bandwidth;
+    if (!problem.hosts().together(program.rank, peer)) net += seconds;
+    return seconds;
   };
   for (const Step& step : program.steps) {
     if (const auto* attend = std::get_if<Attend>(&step)) {
@@ -83,22 +96,29 @@ Cost walk(const Problem& problem, const Program& program, PairCounter& pairs,
       clock = std::max(clock, arrival(add->from));
     } else if (const auto* send = std::get_if<Send>(&step)) {
       clock = std::max(clock, arrival(send->slot));
-      if (send->peer != program.rank) out_free = std::max(out_free, clock) + wire(send->block);
+      if (send->peer != program.rank) {
+        out_free = std::max(out_free, clock) + wire(send->block, send->peer, walk.net_out);
+      }
       bytes += wire_bytes(program, *send, problem);
     } else if (const auto* recv = std::get_if<Recv>(&step)) {
-      if (recv->peer != program.rank) in_free = std::max(in_free, clock) + wire(recv->block);
-      arrival(recv->slot) = std::max(arrival(recv->slot), in_free + machine.latency);
+      if (recv->peer != program.rank) {
+        in_free = std::max(in_free, clock) + wire(recv->block, recv->peer, walk.net_in);
+      }
+      arrival(recv->slot) = std::max(arrival(recv->slot), in_free + link(recv->peer).latency);
     } else if (const auto* merge = std::get_if<Merge>(&step)) {
       clock = std::max(clock, arrival(merge->from));
     } else if (const auto* reduce = std::get_if<Reduce>(&step)) {
       const Block& block = program.slots[static_cast<std::size_t>(reduce->slot)].block;
       const Index whole = 2 * bytes_of(block, problem.shape(), problem.type());
-      clock += static_cast<double>(whole) / machine.bandwidth;
+      const bool alone = problem.hosts().count() == 1;
+      clock +=
+          static_cast<double>(whole) / (alone ? machine.inside() : machine.between()).bandwidth;
       bytes += whole;
     }
     clock += machine.overhead;
   }
-  return {std::max({clock, out_free, in_free}), bytes};
+  walk.cost = {std::max({clock, out_free, in_free}), bytes};
+  return walk;
 }
 
 /// First and last ranks of equal parts: the last rank of all is where uneven cuts of tokens or
@@ -118,16 +138,32 @@ std::vector<int> all_ranks(int ranks) {
   return all;
 }
 
-/// The slowest of a few ranks by walk(): what a rehearsal would say, nearly, for much less.
+/// The slowest of a few ranks by walk(): what a rehearsal would say, nearly, for much less. Of
+/// several hosts all ranks of the first and the last, as these share a link.
 Cost estimate(const Choice& choice, Pass pass, const Machine& machine) {
   const Problem& problem = *choice.problem;
+  const Hosts& hosts = problem.hosts();
   PairCounter pairs(problem);
   Cost whole;
-  for (const int rank : some_ranks(problem.ranks())) {
-    const Cost one =
-        walk(problem, make_program(*choice.strategy, problem, rank, pass), pairs, machine);
-    whole.seconds = std::max(whole.seconds, one.seconds);
-    whole.bytes += one.bytes;
+  const auto look = [&](const std::vector<int>& ranks) {
+    double net_out = 0;
+    double net_in = 0;
+    for (const int rank : ranks) {
+      const Walk one =
+          walk(problem, make_program(*choice.strategy, problem, rank, pass), pairs, machine);
+      whole.seconds = std::max(whole.seconds, one.cost.seconds);
+      whole.bytes += one.cost.bytes;
+      net_out += one.net_out;
+      net_in += one.net_in;
+    }
+    return std::max(net_out, net_in);
+  };
+  if (hosts.count() == 1) {
+    look(some_ranks(problem.ranks()));
+    return whole;
+  }
+  for (const int host : {0, hosts.count() - 1}) {
+    whole.seconds = std::max(whole.seconds, look(hosts.ranks(host)));
   }
   return whole;
 }
@@ -156,23 +192,31 @@ std::vector<Choice> candidates(const Wish& wish, const Shape& shape, const MaskP
     if (wish.partition != "auto" && wish.partition != partition.name) continue;
     if (wish.partition == "auto" && partition.strided && scattered(*mask, shape)) continue;
     const Problem problem(shape, mask, line(wish.ranks), partition.name, type, wish.wire);
-    dealt.push_back(problem.prefetching(wish.prefetch.value_or(1)).compensating(wish.compensate));
+    dealt.push_back(problem.prefetching(wish.prefetch.value_or(1))
+                        .compensating(wish.compensate)
+                        .across(wish.hosts));
   }
   std::vector<Choice> out;
   for (const Strategy& strategy : strategies()) {
     if (wish.strategy != "auto" && wish.strategy != strategy.name) continue;
-    const Mesh mesh = wish.mesh ? mesh_of(strategy, *wish.mesh) : strategy.mesh(wish.ranks, shape);
+    const Mesh mesh = wish.mesh ? side_by_side(mesh_of(strategy, *wish.mesh), wish.hosts)
+                                : mesh_across(strategy, wish.hosts, wish.ranks, shape);
     if (mesh.ranks() != wish.ranks) {
       refusals = "a mesh of " + mesh.text() + " has " + std::to_string(mesh.ranks()) +
                  " ranks, but there are " + std::to_string(wish.ranks);
       continue;
     }
     for (const Problem& problem : dealt) {
-      Choice choice{&strategy, std::make_shared<const Problem>(problem.on(mesh))};
+      const bool relays = wish.relays.value_or(true);
+      Choice choice{&strategy, std::make_shared<const Problem>(problem.on(mesh).relaying(relays))};
       if (const auto refusal = strategy.refuses(*choice.problem)) {
         refusals = std::string(strategy.name) + " " + *refusal;
         break;  // no partition changes what ranks and mesh a strategy takes
       }
+      const bool either = wish.strategy == "auto" && !wish.relays && strategy.relays;
+      out.push_back(choice);
+      if (!either || !choice.problem->relays()) continue;
+      choice.problem = std::make_shared<const Problem>(choice.problem->relaying(false));
       out.push_back(std::move(choice));
     }
   }

@@ -123,6 +123,19 @@ Problem Problem::compensating(Compensate how) const {
   return other;
 }
 
+Problem Problem::across(Hosts hosts) const {
+  CHECK(hosts.count() == 1 || hosts.size() == ranks(), hosts.text(), ranks());
+  Problem other = *this;
+  other.hosts_ = std::move(hosts);
+  return other;
+}
+
+Problem Problem::relaying(bool relays) const {
+  Problem other = *this;
+  other.relays_ = relays;
+  return other;
+}
+
 template <class See>
 std::vector<std::vector<Ranges>> Problem::by_rank_and_group(const See& see) const {
   std::vector<std::vector<Ranges>> found(static_cast<std::size_t>(ranks()));

@@ -6,6 +6,7 @@
 
 #include "kernels/dropped.hpp"
 #include "parallel/block.hpp"
+#include "parallel/hosts.hpp"
 #include "parallel/mesh.hpp"
 #include "parallel/partition.hpp"
 #include "parallel/placement.hpp"
@@ -53,6 +54,10 @@ class Problem {
   Problem prefetching(int stages) const;
   /// The same problem with compensate() as given. There is no backward pass of what compensates.
   Problem compensating(Compensate how) const;
+  /// The same problem with its ranks on these hosts. @pre one host, or as many ranks
+  Problem across(Hosts hosts) const;
+  /// The same problem with relays() as given, if there are several hosts.
+  Problem relaying(bool relays) const;
 
   const Shape& shape() const { return shape_; }
   const Mask& mask() const { return *mask_; }
@@ -71,6 +76,11 @@ class Problem {
   /// beside the one that is computed.
   int prefetch() const { return prefetch_; }
   Compensate compensate() const { return compensate_; }
+  /// Which rank is on which host; one, if nobody has said.
+  const Hosts& hosts() const { return hosts_; }
+  /// Whether what several ranks of a host fetch of one elsewhere goes there once, and on from rank
+  /// to rank: by default where there are several hosts.
+  bool relays() const { return relays_ && hosts_.count() > 1; }
   const std::string& partition() const { return partition_; }
   /// Who owns which rows of Q and O, and which of K and V. The same partition where there are as
   /// many queries as keys.
@@ -132,6 +142,8 @@ class Problem {
   bool cached_ = false;
   int prefetch_ = 1;
   Compensate compensate_ = Compensate::off;
+  Hosts hosts_;
+  bool relays_ = true;
   std::string partition_;
   Partition queries_;
   Partition keys_;

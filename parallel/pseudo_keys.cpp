@@ -59,11 +59,12 @@ PseudoKeyCost pseudo_key_cost(const Problem& problem, int rank, const Machine& m
   const Index entries = std::ssize(problem.dropped());
   const Index sum_bytes = pseudo_sum_bytes(shape);
   const Index key_bytes = pseudo_key_bytes(shape, problem.type());
-  const auto seconds = [&](Index bytes) { return static_cast<double>(bytes) / machine.bandwidth; };
+  const Link link = problem.hosts().count() > 1 ? machine.between() : machine.inside();
+  const auto seconds = [&](Index bytes) { return static_cast<double>(bytes) / link.bandwidth; };
   if (problem.compensate() == Compensate::head) {
     cost.messages = ranks > 1 ? 1 : 0;
     cost.bytes_sent = ranks > 1 ? reduce_bytes(entries, sum_bytes, ranks, rank) : 0;
-    cost.wait_seconds = 2 * std::ceil(std::log2(static_cast<double>(ranks))) * machine.latency +
+    cost.wait_seconds = 2 * std::ceil(std::log2(static_cast<double>(ranks))) * link.latency +
                         seconds(cost.bytes_sent);
   } else {
     const Index own = own_entries(problem, rank);
@@ -71,8 +72,8 @@ PseudoKeyCost pseudo_key_cost(const Problem& problem, int rank, const Machine& m
     cost.bytes_sent = (ranks - 1) * own * key_bytes;
     const Index received = (count - own) * key_bytes;
     if (ranks > 1) {
-      cost.wait_seconds = static_cast<double>(2 * (ranks - 1)) * machine.overhead +
-                          machine.latency + seconds(std::max(cost.bytes_sent, received));
+      cost.wait_seconds = static_cast<double>(2 * (ranks - 1)) * machine.overhead + link.latency +
+                          seconds(std::max(cost.bytes_sent, received));
     }
   }
   cost.memory_bytes = entries * sum_bytes + count * key_bytes;

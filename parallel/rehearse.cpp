@@ -32,6 +32,12 @@ struct Home {
   std::vector<int> writing;  ///< messages that write it
 };
 
+/// When a link can send, and receive, again.
+struct Ends {
+  double out_free = 0;
+  double in_free = 0;
+};
+
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 struct Rank {
@@ -42,8 +48,7 @@ struct Rank {
   bool at_reduce = false;  ///< counted among those that have come to a Reduce
   bool reduced = false;    ///< that Reduce is done
   double clock = 0;
-  double out_free = 0;  ///< when its link can send again
-  double in_free = 0;
+  Ends link;  ///< to ranks of its host
   std::vector<Home> homes;
   std::vector<Content> slots;
 };
@@ -85,6 +90,7 @@ class Stage {
                        std::to_string(ranks) + " ranks");
     }
     ranks_.resize(ranks);
+    host_links_.resize(static_cast<std::size_t>(problem_.hosts().count()));
     result_.bytes_sent.assign(ranks, 0);
     result_.pairs.assign(ranks, 0);
     result_.compute_seconds.assign(ranks, 0);
@@ -133,10 +139,23 @@ class Stage {
     const PseudoKeyCost cost = pseudo_key_cost(problem_, r, machine_);
     const auto at = static_cast<std::size_t>(r);
     result_.bytes_sent[at] += cost.bytes_sent;
+    if (problem_.compensate() == Compensate::head) {  // an all-reduce
+      count(r, (r + 1) % problem_.ranks(), cost.bytes_sent);
+    } else if (cost.bytes_sent > 0) {
+      for (int to = 0; to < problem_.ranks(); ++to) {
+        if (to != r) count(r, to, cost.bytes_sent / (problem_.ranks() - 1));
+      }
+    }
     result_.messages += cost.messages;
     result_.wait_seconds[at] += cost.wait_seconds;
     result_.compute_seconds[at] += cost.compute_seconds;
     rank.clock = cost.wait_seconds + cost.compute_seconds;
+  }
+
+  /// Counts bytes by the hosts at both ends.
+  void count(int from, int to, Index bytes) {
+    if (bytes == 0) return;
+    result_.host_links[{problem_.hosts().of(from), problem_.hosts().of(to)}] += bytes;
   }
 
   // ---- taking steps ----------------------------------------------------------------------------
@@ -378,15 +397,27 @@ class Stage {
     const Index records = block->row_count() * block->head_count();
     const Index record = record_bytes(block->kind, problem_.shape(), problem_.type());
     const auto members = static_cast<Index>(group.size());
+    const auto next_to = [&](Index i) {
+      return group[static_cast<std::size_t>((i + 1) % members)];
+    };
+    // As a ring: how many of its links leave the same host and share what that has.
+    std::map<int, int> leaving;
+    int most = 0;
+    for (Index i = 0; i < members; ++i) {
+      const int member = group[static_cast<std::size_t>(i)];
+      if (problem_.hosts().together(member, next_to(i))) continue;
+      most = std::max(most, ++leaving[problem_.hosts().of(member)]);
+    }
+    const Link link = most > 0 ? machine_.between() : machine_.inside();
     for (Index i = 0; i < members; ++i) {
       const int member = group[static_cast<std::size_t>(i)];
       Rank& rank = ranks_[static_cast<std::size_t>(member)];
       const auto& step = std::get<Reduce>(rank.program->steps[rank.next]);
       content_of(rank, step.slot).cells = cells;
       const Index bytes = reduce_bytes(records, record, members, i);
-      const double seconds =
-          2 * std::ceil(std::log2(static_cast<double>(members))) * machine_.latency +
-          static_cast<double>(bytes) / machine_.bandwidth;
+      const double seconds = 2 * std::ceil(std::log2(static_cast<double>(members))) * link.latency +
+                             static_cast<double>(bytes * std::max(1, most)) / link.bandwidth;
+      count(member, next_to(i), bytes);
       result_.wait_seconds[static_cast<std::size_t>(member)] += start + seconds - rank.clock;
       rank.clock = start + seconds;
       result_.bytes_sent[static_cast<std::size_t>(member)] += bytes;
@@ -421,13 +452,19 @@ class Stage {
     if (is_sum(recv.block.kind)) {
       move_cells(content_of(from, send.slot).cells, recv.block, content_of(to, recv.slot).cells);
     }
-    const double start = std::max({s.posted, r.posted, from.out_free, to.in_free});
+    const bool inside = problem_.hosts().together(s.rank, r.rank);
+    const Link link = inside ? machine_.inside() : machine_.between();
+    // Ranks of one host share its link to others.
+    double& out_free = inside ? from.link.out_free : host_link(s.rank).out_free;
+    double& in_free = inside ? to.link.in_free : host_link(r.rank).in_free;
+    const double start = std::max({s.posted, r.posted, out_free, in_free});
     const Index bytes = wire_bytes(*from.program, send, problem_);
     double finished = std::max(s.posted, r.posted);
     if (bytes > 0) {
-      const double wire = static_cast<double>(bytes) / machine_.bandwidth;
-      from.out_free = to.in_free = start + wire;
-      finished = start + machine_.latency + wire;
+      const double wire = static_cast<double>(bytes) / link.bandwidth;
+      out_free = in_free = start + wire;
+      finished = start + link.latency + wire;
+      count(s.rank, r.rank, bytes);
       result_.bytes_sent[static_cast<std::size_t>(s.rank)] += bytes;
       result_.links[{s.rank, r.rank}] += bytes;
       ++result_.messages;
@@ -437,6 +474,10 @@ class Stage {
       m->finished = finished;
       wake(m->rank, finished);
     }
+  }
+
+  Ends& host_link(int rank) {
+    return host_links_[static_cast<std::size_t>(problem_.hosts().of(rank))];
   }
 
   // ---- at the end ------------------------------------------------------------------------------
@@ -496,6 +537,7 @@ class Stage {
   PairCounter pairs_;
   Rehearsal result_;
   std::vector<Rank> ranks_;
+  std::vector<Ends> host_links_;        ///< of each host to the others
   using Turn = std::pair<double, int>;  ///< (time, rank)
   std::priority_queue<Turn, std::vector<Turn>, std::greater<>> ready_;
   Messages messages_;
@@ -511,6 +553,14 @@ std::string Fault::text() const {
 
 Index Rehearsal::bytes_sent_total() const {
   return std::accumulate(bytes_sent.begin(), bytes_sent.end(), Index{0});
+}
+
+Index Rehearsal::bytes_inside_hosts() const { return bytes_sent_total() - bytes_between_hosts(); }
+
+Index Rehearsal::bytes_between_hosts() const {
+  Index sum = 0;
+  for (const auto& [hosts, bytes] : host_links) sum += hosts.first == hosts.second ? 0 : bytes;
+  return sum;
 }
 
 Index Rehearsal::pairs_total() const {

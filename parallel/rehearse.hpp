@@ -29,6 +29,9 @@ struct Rehearsal {
   std::vector<Index> kept_bytes;    ///< by rank; of these, what the backward pass starts with
   std::vector<Index> pairs;         ///< by rank; allowed (head, query, key) triples it computes
   std::map<std::pair<int, int>, Index> links;  ///< bytes from a to b, collectives left out
+  /// Bytes from host a to host b, a == b: inside it. Collectives are in it, as rings of the ranks
+  /// in the order of the axis.
+  std::map<std::pair<int, int>, Index> host_links;
   Index messages = 0;                     ///< between different ranks, and collectives once a rank
   std::vector<std::pair<int, int>> dead;  ///< (rank, step) without effect on the result
 
@@ -38,6 +41,9 @@ struct Rehearsal {
   std::vector<double> wait_seconds;
 
   Index bytes_sent_total() const;
+  /// Of these, what stays on the host of its sender, and what goes to another one.
+  Index bytes_inside_hosts() const;
+  Index bytes_between_hosts() const;
   Index pairs_total() const;
   double forecast_seconds() const;
 };

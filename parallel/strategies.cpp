@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <numeric>
 
 #include "kernels/check.hpp"
 #include "parallel/strategies/double_ring.hpp"
@@ -29,6 +30,41 @@ const Strategy* find_strategy(std::string_view name) {
   const auto found =
       std::find_if(table.begin(), table.end(), [&](const Strategy& s) { return s.name == name; });
   return found == table.end() ? nullptr : &*found;
+}
+
+Mesh side_by_side(Mesh mesh, const Hosts& hosts) {
+  if (hosts.size() != mesh.ranks() || mesh.axes.size() < 2) return mesh;
+  std::vector<int> all(static_cast<std::size_t>(mesh.ranks()));
+  std::iota(all.begin(), all.end(), 0);
+  std::vector<int> order = hosts.side_by_side(all);
+  if (order != all) mesh.order = std::move(order);
+  return mesh;
+}
+
+namespace {
+
+/// The largest part into which `whole` divides evenly, `most` at most.
+int largest_part(int whole, Index most) {
+  int part = 1;
+  for (int i = 1; i <= whole; ++i) {
+    if (whole % i == 0 && i <= most) part = i;
+  }
+  return part;
+}
+
+}  // namespace
+
+Mesh mesh_across(const Strategy& strategy, const Hosts& hosts, int ranks, const Shape& shape) {
+  Mesh mesh = side_by_side(strategy.mesh(ranks, shape), hosts);
+  if (hosts.count() == 1 || mesh.axes.size() != 2 || hosts.each() < 2) return mesh;
+  int inner = hosts.each();
+  if (mesh.axes[1].name == "heads") inner = largest_part(inner, shape.query_heads);
+  if (mesh.axes[0].name == "heads") {
+    inner = ranks / largest_part(hosts.count(), shape.query_heads);
+  }
+  mesh.axes[0].size = ranks / inner;
+  mesh.axes[1].size = inner;
+  return mesh;
 }
 
 Program make_program(const Strategy& strategy, const Problem& problem, int rank, Pass pass) {

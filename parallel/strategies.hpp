@@ -24,7 +24,15 @@ struct Strategy {
   std::optional<std::string> (*refuses)(const Problem& problem);
   /// The mesh for this many ranks where the user names none.
   Mesh (*mesh)(int ranks, const Shape& shape);
+  bool relays = false;  ///< whether Problem::relays() changes its Programs
 };
+
+/// The same where ranks share hosts. Ranks of a host stand side by side. Where all hosts have as
+/// many of them, the inner of two axes stays inside a host, as long as there are as many heads as
+/// ranks on an axis of heads; where they have not, the mesh is the strategy's own.
+Mesh mesh_across(const Strategy& strategy, const Hosts& hosts, int ranks, const Shape& shape);
+/// The mesh with its ranks in that order.
+Mesh side_by_side(Mesh mesh, const Hosts& hosts);
 
 /// One rank's Program of a pass. @pre strategy.refuses(problem) is empty
 Program make_program(const Strategy& strategy, const Problem& problem, int rank, Pass pass);

@@ -23,12 +23,14 @@ struct Case {
   Wire wire = Wire::exact;
   int prefetch = 1;
   Compensate compensate = Compensate::off;
+  Hosts hosts = {};
 
   int ranks() const { return mesh.ranks(); }
   Problem problem() const {
     return Problem(shape, parse_mask(mask, shape, open_blocks), mesh, partition, type, wire)
         .prefetching(prefetch)
-        .compensating(compensate);
+        .compensating(compensate)
+        .across(hosts);
   }
   const Strategy& how() const { return *find_strategy(strategy); }
 
@@ -42,7 +44,8 @@ struct Case {
            (wire == Wire::bf16 ? ", wire bf16" : "") +
            (prefetch > 1 ? ", " + s(prefetch) + " stages ahead" : "") +
            (compensate != Compensate::off ? std::string(", compensate ") + name_of(compensate)
-                                          : "");
+                                          : "") +
+           (hosts.count() > 1 ? ", hosts " + hosts.text() : "");
   }
 };
 

@@ -82,7 +82,7 @@ std::optional<std::string> refuses(const Problem& problem) {
          problem.mesh().text() + "'";
 }
 
-/// As square as the ranks allow: nothing here knows how many ranks share a host.
+/// As square as the ranks allow, for a single host.
 Mesh mesh(int ranks, const Shape&) {
   int inner = 1;
   for (int i = 1; i * i <= ranks; ++i) {
@@ -96,7 +96,8 @@ Mesh mesh(int ranks, const Shape&) {
 Strategy double_ring_strategy() {
   return {"double_ring",
           "a ring inside each host turns once for every hop of the rings between hosts",
-          "a mesh of two axes, hosts x ranks of a host (default: as square as possible)",
+          "a mesh of two axes, hosts x ranks of a host (default: as they share hosts, else as "
+          "square as possible)",
           "outer,inner",
           program,
           backward,

@@ -27,7 +27,8 @@ Strategy gather_strategy() {
           program,
           backward,
           refuses_other_than_a_line,
-          line_mesh};
+          line_mesh,
+          true};
 }
 
 }  // namespace dattn

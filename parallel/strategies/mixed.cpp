@@ -30,7 +30,7 @@ SlotId copied(Writer& me, SlotId source) {
 }
 
 Program program(const Problem& problem, int rank) {
-  const std::vector<int> group = problem.mesh().group(rank, 0);
+  const std::vector<int> group = problem.hosts().side_by_side(problem.mesh().group(rank, 0));
   const auto here = static_cast<std::size_t>(place_in(group, rank));
   const Ranges& shared = problem.head_split().shared;
   return by_token(problem, rank, [&](Writer& me, const Inputs& in, SlotId out) {
@@ -58,7 +58,7 @@ Program program(const Problem& problem, int rank) {
 }
 
 Program backward(const Problem& problem, int rank) {
-  const std::vector<int> group = problem.mesh().group(rank, 0);
+  const std::vector<int> group = problem.hosts().side_by_side(problem.mesh().group(rank, 0));
   const auto here = static_cast<std::size_t>(place_in(group, rank));
   const Ranges& shared = problem.head_split().shared;
   return by_token_backward(problem, rank, [&](Writer& me, AttendBackward mine) {

@@ -8,16 +8,21 @@
 namespace dattn {
 namespace {
 
+/// All ranks, those of a host side by side, so that one link of the ring leaves each host.
+std::vector<int> ring_of(const Problem& problem) {
+  return problem.hosts().side_by_side(problem.mesh().group(0, 0));
+}
+
 Program program(const Problem& problem, int rank) {
   return by_token(problem, rank, [&](Writer& me, const Inputs& in, SlotId out) {
-    circulate(me, problem.mesh().group(rank, 0), in.q, in.k, in.v, out,
+    circulate(me, ring_of(problem), in.q, in.k, in.v, out,
               [&](Kind kind, int member) { return owned(problem, kind, member); });
   });
 }
 
 Program backward(const Problem& problem, int rank) {
   return by_token_backward(problem, rank, [&](Writer& me, const AttendBackward& mine) {
-    circulate_backward(me, problem.mesh().group(rank, 0), mine,
+    circulate_backward(me, ring_of(problem), mine,
                        [&](Kind kind, int member) { return owned(problem, kind, member); });
   });
 }

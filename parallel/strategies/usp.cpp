@@ -66,7 +66,7 @@ Mesh inner_ring_mesh(int ranks, const Shape& shape) {
 Strategy usp_strategy() {
   return {"usp",
           "a ring between groups of neighbouring ranks, heads split inside each group",
-          "a mesh of two axes, ring x heads (default: as square as possible)",
+          "a mesh of two axes, ring x heads (default: as they share hosts, else square)",
           "ring,heads",
           program<0, 1>,
           backward<0, 1>,
@@ -77,7 +77,7 @@ Strategy usp_strategy() {
 Strategy usp_inner_ring_strategy() {
   return {"usp_inner_ring",
           "usp the other way about: rings of neighbouring ranks, heads split between the rings",
-          "a mesh of two axes, heads x ring (default: as square as possible)",
+          "a mesh of two axes, heads x ring (default: as they share hosts, else square)",
           "heads,ring",
           program<1, 0>,
           backward<1, 0>,

@@ -1,0 +1,491 @@
+#include "parallel/pull.hpp"
+
+#include <algorithm>
+#include <compare>
+#include <functional>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <tuple>
+
+namespace dattn {
+namespace {
+
+/// When something is done, by a clock that all ranks share: at time t a rank computes its stage t,
+/// that of the rank t places before it. Whatever an action waits for has an earlier Moment, so
+/// nothing deadlocks; and the messages of two ranks have the same order at both ends.
+struct Moment {
+  int time = 0;
+  enum Phase { kSend, kRelay, kFetch, kCompute, kAdd, kReturn } phase = kSend;
+  /// Of a send of inputs: in which phase they are received. Of what goes back: in which it is sent.
+  Phase met_in = kSend;
+  int owner = 0;
+  std::size_t group = 0;
+  auto operator<=>(const Moment&) const = default;
+};
+
+constexpr Moment kNever{std::numeric_limits<int>::max()};
+
+/// Homes that are handed out one after the other, again after restart().
+class Homes {
+ public:
+  explicit Homes(Writer& me) : me_(&me) {}
+  void restart() { used_ = 0; }
+  int next() {
+    if (used_ == homes_.size()) homes_.push_back(me_->home());
+    return homes_[used_++];
+  }
+
+ private:
+  Writer* me_;
+  std::vector<int> homes_;
+  std::size_t used_ = 0;
+};
+
+/// Sets of homes, one for each of some kinds, that are lent until a time.
+class Shelves {
+ public:
+  Shelves(Writer& me, std::span<const Kind> kinds) : me_(&me), kinds_(kinds) {}
+  /// A set that nobody uses at `from` or later.
+  const std::vector<int>& lend(int from, int until) {
+    const auto free =
+        std::find_if(sets_.begin(), sets_.end(), [&](const Set& s) { return s.until < from; });
+    if (free != sets_.end()) {
+      free->until = until;
+      return free->homes;
+    }
+    Set& set = sets_.emplace_back();
+    set.until = until;
+    for (std::size_t i = 0; i < kinds_.size(); ++i) set.homes.push_back(me_->home());
+    return set.homes;
+  }
+
+ private:
+  struct Set {
+    std::vector<int> homes;
+    int until = 0;
+  };
+  Writer* me_;
+  std::span<const Kind> kinds_;
+  std::vector<Set> sets_;
+};
+
+class Pull {
+ public:
+  Pull(Writer& me, Pass pass, const Side& side, const AttendBackward& mine, SlotId out)
+      : me_(me),
+        problem_(me.problem()),
+        pass_(pass),
+        side_(side),
+        mine_(mine),
+        out_(out),
+        ranks_(problem_.ranks()),
+        ahead_(problem_.prefetch()),
+        fetched_(static_cast<std::size_t>(ahead_) + 1, Homes(me)),
+        given_{Homes(me), Homes(me)},
+        returned_(me),
+        relayed_inputs_(me, side.inputs),
+        relayed_sums_(me, side.sums) {
+    if (problem_.relays()) {
+      for (int h = 0; h < problem_.hosts().count(); ++h) {
+        hosts_.push_back(problem_.hosts().ranks(h));
+      }
+    } else {
+      hosts_.emplace_back(static_cast<std::size_t>(ranks_));
+      std::iota(hosts_[0].begin(), hosts_[0].end(), 0);
+    }
+  }
+
+  void write() {
+    do_own_stages();
+    relay();
+    serve_others();
+    for (OwnSend& send : own_sends_) place(std::move(send));
+    std::sort(early_.begin(), early_.end(),
+              [](const OwnSend& a, const OwnSend& b) { return a.met < b.met; });
+    for (const OwnSend& send : early_) send.act();
+    std::stable_sort(actions_.begin(), actions_.end(),
+                     [](const Action& a, const Action& b) { return a.at < b.at; });
+    for (const Action& action : actions_) action.act();
+  }
+
+ private:
+  struct Action {
+    Moment at;
+    std::function<void()> act;
+  };
+  /// Own inputs for a peer, who receives them at `met`.
+  struct OwnSend {
+    Moment met;
+    int peer;
+    std::function<void()> act;
+  };
+  /// What the ranks of a host need of a rank, heads of one group.
+  struct Parcel {
+    std::vector<int> readers;
+    int courier = -1;  ///< none: each fetches for itself
+  };
+  /// A parcel that this rank fetches for its host.
+  struct Relay {
+    AttendBackward slots{};
+    bool summing = false;  ///< the slots of its sums exist
+    int sent_home = 0;     ///< when they are complete
+  };
+  struct Piece {
+    std::size_t group;
+    AttendBackward step;
+  };
+
+  // ---- who needs what --------------------------------------------------------------------------
+
+  int host_of(int rank) const { return hosts_.size() == 1 ? 0 : problem_.hosts().of(rank); }
+  const std::vector<int>& ranks_of(int host) const {
+    return hosts_[static_cast<std::size_t>(host)];
+  }
+  int distance(int reader, int owner) const { return (reader - owner + ranks_) % ranks_; }
+  std::size_t groups() const { return problem_.head_groups().size(); }
+  Kind first_input() const { return side_.inputs.front(); }
+
+  const Partition& rows_of(Kind kind) const {
+    return of_queries(kind) ? problem_.queries() : problem_.keys();
+  }
+  const Ranges& needed(std::size_t group, int reader) const {
+    return of_queries(first_input()) ? problem_.queries_needed(reader, group)
+                                     : problem_.keys_needed(reader, group);
+  }
+  Block block(Kind kind, std::size_t group, int owner, const Ranges& positions) const {
+    return {kind, heads_touched(kind, problem_.head_groups()[group], problem_.shape()),
+            rows_of(kind).rows_at(owner, positions)};
+  }
+  Block wanted(Kind kind, std::size_t group, int reader, int owner) const {
+    return block(kind, group, owner, needed(group, reader));
+  }
+  /// What all ranks of the host want together.
+  Block wanted_by_host(Kind kind, std::size_t group, int host, int owner) {
+    const auto [found, fresh] = needed_by_host_.try_emplace({host, group});
+    if (fresh) {
+      std::vector<Range> all;
+      for (const int reader : ranks_of(host)) {
+        const Ranges& some = needed(group, reader);
+        all.insert(all.end(), some.begin(), some.end());
+      }
+      found->second = union_of(std::move(all));
+    }
+    return block(kind, group, owner, found->second);
+  }
+
+  Parcel parcel(int owner, std::size_t group, int host) const {
+    Parcel p;
+    for (const int reader : ranks_of(host)) {
+      if (reader != owner && !wanted(first_input(), group, reader, owner).empty()) {
+        p.readers.push_back(reader);
+      }
+    }
+    if (host_of(owner) != host && p.readers.size() > 1) {
+      const auto turn = static_cast<std::size_t>(place_in(ranks_of(host_of(owner)), owner)) + group;
+      p.courier = p.readers[turn % p.readers.size()];
+    }
+    return p;
+  }
+
+  // ---- when ------------------------------------------------------------------------------------
+
+  void at(const Moment& moment, std::function<void()> act) {
+    actions_.push_back({moment, std::move(act)});
+  }
+  /// A reader asks for its stage so many stages before.
+  Moment fetching(int reader, int owner, std::size_t group) const {
+    return {distance(reader, owner) - ahead_, Moment::kFetch, Moment::kFetch, owner, group};
+  }
+  /// The courier as long before the first reader needs it.
+  Moment relaying(const Parcel& p, int owner, std::size_t group) const {
+    int first = ranks_;
+    for (const int reader : p.readers) first = std::min(first, distance(reader, owner));
+    return {first - 2 * ahead_, Moment::kRelay, Moment::kRelay, owner, group};
+  }
+  /// The sender of what is received at `met`.
+  static Moment sending(Moment met) {
+    met.phase = Moment::kSend;
+    return met;
+  }
+  /// A rank gives back what it has just computed, a courier what it has added up.
+  static Moment returning(int time, int owner, std::size_t group, bool added_up) {
+    return {time, Moment::kReturn, added_up ? Moment::kReturn : Moment::kCompute, owner, group};
+  }
+  /// When the courier has added up everything that the host gives back.
+  int complete(const Parcel& p, int owner) const {
+    int time = 0;
+    for (const int reader : p.readers) {
+      time = std::max(time, distance(reader, owner) + (reader == p.courier ? 0 : 1));
+    }
+    return time;
+  }
+
+  /// Messages of two ranks meet in order: own inputs are there from the start, but may not overtake
+  /// what is not.
+  void not_before(int peer, const Moment& met) {
+    Moment& first = others_.try_emplace(peer, kNever).first->second;
+    first = std::min(first, met);
+  }
+  /// Sends at the start where that overtakes nothing: who receives says when there is room, and no
+  /// reader waits until this rank gets to some stage of its own.
+  void place(OwnSend send) {
+    const auto other = others_.find(send.peer);
+    if (other == others_.end() || send.met < other->second) {
+      early_.push_back(std::move(send));
+    } else {
+      at(sending(send.met), std::move(send.act));
+    }
+  }
+
+  // ---- the rank's own stages -------------------------------------------------------------------
+
+  void do_own_stages() {
+    stages_.resize(static_cast<std::size_t>(ranks_));
+    at({0, Moment::kCompute}, [this] { compute(mine_); });
+    for (int d = 1; d < ranks_; ++d) {
+      const int owner = (me_.rank() + ranks_ - d) % ranks_;
+      at(fetching(me_.rank(), owner, 0), [this, owner] { fetch(owner); });
+      at({d, Moment::kCompute, Moment::kCompute, owner}, [this, owner] { compute_stage(owner); });
+      if (side_.sums.empty()) continue;
+      for (std::size_t g = 0; g < groups(); ++g) {
+        if (wanted(first_input(), g, me_.rank(), owner).empty()) continue;
+        const int to = source(owner, g);
+        if (to != me_.rank()) not_before(to, returning(d, owner, g, false));
+      }
+    }
+  }
+
+  /// From whom this rank gets what it needs, and to whom it gives back; itself if it is the
+  /// courier.
+  int source(int owner, std::size_t group) {
+    const int host = host_of(me_.rank());
+    if (host_of(owner) == host) return owner;
+    const auto [found, fresh] = sources_.try_emplace({owner, group}, owner);
+    if (fresh) {
+      const Parcel p = parcel(owner, group, host);
+      if (p.courier >= 0) found->second = p.courier;
+    }
+    return found->second;
+  }
+
+  void fetch(int owner) {
+    const int d = distance(me_.rank(), owner);
+    Homes& homes = fetched_[static_cast<std::size_t>(d) % fetched_.size()];
+    homes.restart();
+    for (std::size_t g = 0; g < groups(); ++g) {
+      const Block need = wanted(first_input(), g, me_.rank(), owner);
+      if (need.empty()) continue;
+      Piece piece{g, mine_};
+      const int from = source(owner, g);
+      Relay* relay = from == me_.rank() ? &relays_.at({owner, g}) : nullptr;
+      const bool all = relay != nullptr && me_.block(operand(relay->slots, first_input())) == need;
+      for (const Kind kind : side_.inputs) {
+        SlotId& slot = operand(piece.step, kind);
+        if (all) {
+          slot = operand(relay->slots, kind);
+          continue;
+        }
+        slot = me_.slot(wanted(kind, g, me_.rank(), owner), homes.next());
+        me_.recv(slot, me_.block(slot), from);
+        if (relay != nullptr) me_.send(operand(relay->slots, kind), me_.block(slot), from);
+      }
+      stages_[static_cast<std::size_t>(d)].push_back(piece);
+    }
+  }
+
+  void compute(const AttendBackward& step) {
+    if (pass_ == Pass::forward) {
+      me_.attend(step.q, step.k, step.v, out_);
+    } else {
+      me_.attend_backward(step);
+    }
+  }
+
+  void compute_stage(int owner) {
+    const int d = distance(me_.rank(), owner);
+    Homes& sums = given_[static_cast<std::size_t>(d % 2)];
+    sums.restart();
+    for (Piece& piece : stages_[static_cast<std::size_t>(d)]) {
+      const int to = side_.sums.empty() ? owner : source(owner, piece.group);
+      Relay* relay = to == me_.rank() ? &relays_.at({owner, piece.group}) : nullptr;
+      if (relay != nullptr) start_sums(*relay, d, owner, piece.group);
+      // With the inputs of all of the host the sums of all of it will do.
+      const bool all = relay != nullptr &&
+                       operand(piece.step, first_input()) == operand(relay->slots, first_input());
+      for (const Kind kind : side_.sums) {
+        operand(piece.step, kind) =
+            all ? operand(relay->slots, kind)
+                : me_.fresh(wanted(kind, piece.group, me_.rank(), owner), sums.next());
+      }
+      compute(piece.step);
+      if (all) continue;
+      for (const Kind kind : side_.sums) {
+        const SlotId sum = operand(piece.step, kind);
+        relay != nullptr ? me_.add(sum, operand(relay->slots, kind))
+                         : me_.send(sum, me_.block(sum), to);
+      }
+    }
+    stages_[static_cast<std::size_t>(d)].clear();
+  }
+
+  // ---- for the others of this host -------------------------------------------------------------
+
+  void relay() {
+    const int host = host_of(me_.rank());
+    for (int owner = 0; owner < ranks_; ++owner) {
+      if (host_of(owner) == host) continue;
+      for (std::size_t g = 0; g < groups(); ++g) {
+        const Parcel p = parcel(owner, g, host);
+        if (p.courier == me_.rank()) relay(p, owner, g);
+      }
+    }
+  }
+
+  void relay(const Parcel& p, int owner, std::size_t g) {
+    Relay& relay = relays_[{owner, g}];
+    relay.sent_home = complete(p, owner);
+    // In use until the last reader has asked for its part and the courier has computed its own.
+    const Moment asked = relaying(p, owner, g);
+    int until = distance(me_.rank(), owner);
+    for (const int reader : p.readers) until = std::max(until, fetching(reader, owner, g).time);
+    at(asked, [this, &relay, owner, g, asked, until] {
+      const std::vector<int>& homes = relayed_inputs_.lend(asked.time, until);
+      for (std::size_t i = 0; i < homes.size(); ++i) {
+        const Kind kind = side_.inputs[i];
+        SlotId& slot = operand(relay.slots, kind);
+        slot = me_.slot(wanted_by_host(kind, g, host_of(me_.rank()), owner), homes[i]);
+        me_.recv(slot, me_.block(slot), owner);
+      }
+    });
+    for (const int reader : p.readers) {
+      if (reader == me_.rank()) continue;
+      const Moment met = fetching(reader, owner, g);
+      not_before(reader, met);
+      at(sending(met), [this, &relay, reader, owner, g] {
+        for (const Kind kind : side_.inputs) {
+          me_.send(operand(relay.slots, kind), wanted(kind, g, reader, owner), reader);
+        }
+      });
+      if (side_.sums.empty()) continue;
+      take_back(reader, returning(distance(reader, owner), owner, g, false), needed(g, reader),
+                &relay);
+    }
+    if (side_.sums.empty()) return;
+    const Moment home = returning(relay.sent_home, owner, g, true);
+    not_before(owner, home);
+    at(home, [this, &relay, owner] {
+      for (const Kind kind : side_.sums) {
+        const SlotId sum = operand(relay.slots, kind);
+        me_.send(sum, me_.block(sum), owner);
+      }
+    });
+  }
+
+  void start_sums(Relay& relay, int time, int owner, std::size_t g) {
+    if (relay.summing) return;
+    relay.summing = true;
+    const std::vector<int>& homes = relayed_sums_.lend(time, relay.sent_home);
+    for (std::size_t i = 0; i < homes.size(); ++i) {
+      const Kind kind = side_.sums[i];
+      operand(relay.slots, kind) =
+          me_.fresh(wanted_by_host(kind, g, host_of(me_.rank()), owner), homes[i]);
+    }
+  }
+
+  // ---- for readers of this rank's rows ---------------------------------------------------------
+
+  void serve_others() {
+    const int owner = me_.rank();
+    for (int host = 0; host < std::ssize(hosts_); ++host) {
+      for (std::size_t g = 0; g < groups(); ++g) {
+        const Parcel p = parcel(owner, g, host);
+        if (p.courier >= 0) {
+          serve(p.courier, relaying(p, owner, g), g, wanted_by_host(first_input(), g, host, owner));
+          take_back(p.courier, returning(complete(p, owner), owner, g, true),
+                    needed_by_host_.at({host, g}));
+          continue;
+        }
+        for (const int reader : p.readers) {
+          serve(reader, fetching(reader, owner, g), g, wanted(first_input(), g, reader, owner));
+          take_back(reader, returning(distance(reader, owner), owner, g, false), needed(g, reader));
+        }
+      }
+    }
+  }
+
+  void serve(int peer, const Moment& met, std::size_t g, const Block& part) {
+    own_sends_.push_back({met, peer, [this, peer, g, rows = part.rows] {
+                            for (const Kind kind : side_.inputs) {
+                              const Range group = problem_.head_groups()[g];
+                              me_.send(operand(mine_, kind),
+                                       {kind, heads_touched(kind, group, problem_.shape()), rows},
+                                       peer);
+                            }
+                          }});
+  }
+
+  /// Receives what `peer` gives back at `met` of the owner's rows at these positions, and adds it
+  /// one stage later, to the sums of a relay or to the rank's own.
+  void take_back(int peer, const Moment& met, const Ranges& positions, Relay* relay = nullptr) {
+    if (side_.sums.empty()) return;
+    at(met, [this, peer, met, positions] {
+      if (returned_at_ != met.time) returned_.restart();
+      returned_at_ = met.time;
+      for (const Kind kind : side_.sums) {
+        const SlotId sum = me_.slot(block(kind, met.group, met.owner, positions), returned_.next());
+        me_.recv(sum, me_.block(sum), peer);
+        arrived_[{met.owner, met.group, peer}].push_back(sum);
+      }
+    });
+    const int next = met.time + 1;
+    at({next, Moment::kAdd, met.met_in, met.owner, met.group}, [this, peer, met, next, relay] {
+      if (relay != nullptr) start_sums(*relay, next, met.owner, met.group);
+      for (const SlotId sum : arrived_.at({met.owner, met.group, peer})) {
+        const Kind kind = me_.block(sum).kind;
+        me_.add(sum, operand(relay != nullptr ? relay->slots : mine_, kind));
+      }
+    });
+  }
+
+  Writer& me_;
+  const Problem& problem_;
+  const Pass pass_;
+  const Side side_;
+  AttendBackward mine_;
+  const SlotId out_;
+  const int ranks_;
+  const int ahead_;
+  std::vector<std::vector<int>> hosts_;  ///< ranks of each; one of all where nothing is relayed
+  std::map<std::pair<int, std::size_t>, Ranges> needed_by_host_;  ///< by (host, group)
+  std::map<std::pair<int, std::size_t>, int> sources_;            ///< by (owner, group)
+
+  std::vector<Action> actions_;
+  std::vector<OwnSend> own_sends_, early_;
+  std::map<int, Moment> others_;  ///< by peer: the first message to it that is not of own inputs
+
+  std::vector<std::vector<Piece>> stages_;  ///< by distance; those that are asked for
+  std::map<std::pair<int, std::size_t>, Relay> relays_;
+  std::map<std::tuple<int, std::size_t, int>, std::vector<SlotId>> arrived_;
+  std::vector<Homes> fetched_;  ///< of stages in turn
+  std::array<Homes, 2> given_;  ///< of sums: what a stage gives back travels during the next one
+  Homes returned_;              ///< of what others give back
+  int returned_at_ = 0;         ///< when these were last handed out
+  Shelves relayed_inputs_, relayed_sums_;
+};
+
+}  // namespace
+
+void pull_side(Writer& me, Pass pass, const Side& side, const AttendBackward& mine, SlotId out) {
+  Pull(me, pass, side, mine, out).write();
+}
+
+void pull(Writer& me, SlotId q, SlotId k, SlotId v, SlotId out) {
+  AttendBackward mine{};
+  mine.q = q;
+  mine.k = k;
+  mine.v = v;
+  pull_side(me, Pass::forward, key_side(Pass::forward), mine, out);
+}
+
+}  // namespace dattn
