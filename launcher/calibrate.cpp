@@ -4,10 +4,12 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "kernels/attend_backward.hpp"
 #include "kernels/partial.hpp"
+#include "launcher/links.hpp"
 #include "parallel/plan.hpp"
 
 namespace dattn {
@@ -54,7 +56,7 @@ struct Rate {
 
 /// The kernel of a pass on the query heads `heads` of a block, all of whose pairs count.
 template <class T>
-Rate rate_of(const Shape& shape, Range heads, Pass pass, int threads) {
+Rate rate_of(const Shape& shape, Range heads, Pass pass, int threads, const Isa* isa) {
   using Sum = SumOf<T>;
   const auto sized = [](Index n) { return std::vector<T>(static_cast<std::size_t>(n), T{0.01F}); };
   const auto sums = [](Index n) { return std::vector<Sum>(static_cast<std::size_t>(n)); };
@@ -75,7 +77,7 @@ Rate rate_of(const Shape& shape, Range heads, Pass pass, int threads) {
                     {{0, shape.queries, 1}},
                     {{0, shape.keys, 1}}};
   Workspace workspace;
-  const Work work{.threads = threads, .workspace = &workspace};
+  const Work work{.threads = threads, .isa = isa, .workspace = &workspace};
   // LSE is about ln(keys) for equal scores; delta and dO may be anything.
   const bool backward = pass == Pass::backward;
   const auto d_o = sized(backward ? shape.queries * heads.size() * shape.d_v : 0);
@@ -114,18 +116,19 @@ Rate rate_of(const Shape& shape, Range heads, Pass pass, int threads) {
 
 /// The same on a block like those to come, see block_like().
 template <class T>
-Rate rate_of_block(const Shape& like, int ranks, Pass pass, int threads, double flops) {
+Rate rate_of_block(const Shape& like, int ranks, Pass pass, int threads, double flops,
+                   const Isa* isa = nullptr) {
   const double flops_per_pair =
       pass == Pass::forward ? like.flops_per_pair() : like.backward_flops_per_pair();
   Range heads;
   const Shape shape = block_like(like, ranks, threads, flops_per_pair, flops, heads);
-  return rate_of<T>(shape, heads, pass, threads);
+  return rate_of<T>(shape, heads, pass, threads, isa);
 }
 
 /// Bytes a second of query rows and their records, from a block of many of them that see few keys;
 /// 0 if its time is that of its pairs. @pre `rate` is that of large blocks, forward
 template <class T>
-double row_rate(const Shape& like, int ranks, int threads, double rate) {
+double row_rate(const Shape& like, int ranks, int threads, double rate, const Isa* isa = nullptr) {
   constexpr Index kRecords = Index{32} << 20;  // bytes, a thread
   constexpr Index kKeys = 64;
   Range heads;
@@ -135,7 +138,7 @@ double row_rate(const Shape& like, int ranks, int threads, double rate) {
   const Index rows = (like.queries + ranks - 1) / ranks;  // no more than there are
   shape.queries =
       std::clamp<Index>(kRecords * threads / (record * heads.size()), 1, std::max<Index>(1, rows));
-  const Rate seen = rate_of<T>(shape, heads, Pass::forward, threads);
+  const Rate seen = rate_of<T>(shape, heads, Pass::forward, threads, isa);
   const auto records = static_cast<double>(shape.queries * heads.size());
   const double of_pairs = records * kKeys * shape.flops_per_pair() / rate;
   const double of_rows = seen.seconds - of_pairs;
@@ -156,28 +159,45 @@ double kernel_rate(const Shape& like, int ranks, Pass pass, int threads) {
   return rate_of_block<T>(like, ranks, pass, threads, rate.flops / threads * kEnough).flops;
 }
 
-/// Seconds of `times` exchanges of `bytes` with both neighbours of the ring of ranks.
-double ring_seconds(comm::Communicator& world, std::size_t bytes, int times) {
-  std::vector<std::byte> out(bytes);
-  std::vector<std::byte> in(bytes);
-  const int right = (world.rank() + 1) % world.size();
-  const int left = (world.rank() + world.size() - 1) % world.size();
+/// FLOP/s from a block that takes some tens of milliseconds, whatever the instruction set.
+template <class T>
+double quick_rate(const Shape& like, int ranks, Pass pass, int threads, const Isa* isa) {
+  constexpr double kFew = 1e6;
+  constexpr double kSeconds = 0.02;
+  const Rate probe = rate_of_block<T>(like, ranks, pass, threads, kFew, isa);
+  return rate_of_block<T>(like, ranks, pass, threads, probe.flops / threads * kSeconds, isa).flops;
+}
+
+template <class T>
+KernelRates quick_rates(comm::Communicator& world, const Shape& like, int threads, const Isa* isa,
+                        bool with_rows) {
+  KernelRates rates;
+  const auto slowest = [&](double rate) {
+    std::array<double, 1> all{rate};
+    world.all_reduce_min(all);
+    return all[0];
+  };
+  const int ranks = world.size();
   world.barrier();
-  const auto start = Clock::now();
-  for (int i = 0; i < times; ++i) {
-    auto receive = world.recv(comm::strips_of(std::span<std::byte>(in)), left);
-    auto send = world.send(comm::strips_of(std::span<const std::byte>(out)), right);
-    receive.wait();
-    send.wait();
+  rates.forward = slowest(quick_rate<T>(like, ranks, Pass::forward, threads, isa));
+  rates.backward = slowest(quick_rate<T>(like, ranks, Pass::backward, threads, isa));
+  if constexpr (sizeof(T) < 8) {
+    if (with_rows) {
+      const double free = std::numeric_limits<double>::infinity();
+      const double own = row_rate<T>(like, ranks, threads, rates.forward, isa);
+      const double all = slowest(own > 0 ? own : free);
+      rates.rows = all == free ? 0 : all;
+    }
   }
-  return since(start) / times;
+  return rates;
 }
 
 }  // namespace
 
 Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int threads,
-                  bool backward) {
+                  bool backward, const Hosts& hosts) {
   Machine machine;
+  machine.name = "measured at the start";
   // All ranks at once, as they will compute; a run takes as long as the slowest of them.
   const auto slowest_rate = [&](Pass pass) {
     const int ranks = world.size();
@@ -200,16 +220,24 @@ Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int 
     machine.rows = row_seconds(slowest[0]);
   }
   if (backward) machine.backward_rate = slowest_rate(Pass::backward);
-  if (world.size() > 1) {
-    constexpr std::size_t kLarge = std::size_t{1} << 20;
-    ring_seconds(world, kLarge, 1);  // connections are made, buffers touched
-    std::array<double, 2> slowest{ring_seconds(world, 8, 16), ring_seconds(world, kLarge, 4)};
-    world.all_reduce_max(slowest);
-    machine.latency = slowest[0];
-    machine.bandwidth =
-        static_cast<double>(kLarge) / std::max(slowest[1] - slowest[0], 0.1 * slowest[1]);
+  const Links links = measure_links(world, hosts);
+  if (const auto& link = links.inside ? links.inside : links.between) {
+    machine.latency = link->latency;
+    machine.bandwidth = link->bandwidth;
+  }
+  if (links.between) {
+    machine.net_latency = links.between->latency;
+    machine.net_bandwidth = links.between->bandwidth;
   }
   return machine;
+}
+
+KernelRates measure_kernels(comm::Communicator& world, const Shape& shape, Type type, int threads,
+                            const Isa* isa, bool with_rows) {
+  const auto measure = type == Type::bf16 ? quick_rates<BFloat16>
+                       : type == Type::f4 ? quick_rates<float>
+                                          : quick_rates<double>;
+  return measure(world, shape, threads, isa, with_rows);
 }
 
 }  // namespace dattn

@@ -12,6 +12,7 @@ namespace dattn {
 Exit run_command(const std::vector<std::string>& arguments);
 Exit decode_command(const std::vector<std::string>& arguments);
 Exit convert_command(const std::vector<std::string>& arguments);
+Exit machine_command(const std::vector<std::string>& arguments);
 Exit plan_command(const std::vector<std::string>& arguments);
 Exit permute_command(const std::vector<std::string>& arguments);
 Exit list_command(const std::vector<std::string>& arguments);

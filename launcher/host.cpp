@@ -3,11 +3,11 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <fstream>
 
-#include "comm/communicator.hpp"
 #include "launcher/failure.hpp"
 
 namespace dattn {
@@ -57,6 +57,14 @@ int threads_from_environment() {
                                    "; set it to 1..1024, unset it, or give --threads");
   }
   return threads;
+}
+
+int threads_of(comm::Communicator& world, const Host& host) {
+  int ranks_here = 0;
+  for (const std::string& other : world.all_gather(host.name + " " + host.cpus)) {
+    ranks_here += other == host.name + " " + host.cpus ? 1 : 0;
+  }
+  return std::max(1, host.cpu_count / ranks_here);
 }
 
 }  // namespace dattn

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "comm/communicator.hpp"
 #include "kernels/range.hpp"
 
 namespace dattn {
@@ -23,5 +24,9 @@ Index available_bytes();
 
 /// The number in OMP_NUM_THREADS, or 0 if it is unset. Failure(usage) if it is no positive number.
 int threads_from_environment();
+
+/// Collective: threads for a rank where nobody says: its cpus, shared with the ranks that have the
+/// same. @pre `host` is this rank's
+int threads_of(comm::Communicator& world, const Host& host);
 
 }  // namespace dattn

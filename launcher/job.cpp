@@ -10,10 +10,12 @@
 #include <sstream>
 
 #include "launcher/calibrate.hpp"
+#include "launcher/links.hpp"
 #include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/report.hpp"
 #include "launcher/together.hpp"
+#include "launcher/values.hpp"
 #include "parallel/stats.hpp"
 
 namespace dattn {
@@ -31,11 +33,8 @@ bool describes_all(const std::string& machine) {
 
 int choose_threads(const RunOptions& options, const Host& host, Communicator& world) {
   // Every rank takes part: OMP_NUM_THREADS may be set for some of them only.
-  int ranks_here = 0;
-  for (const std::string& other : world.all_gather(host.name + " " + host.cpus)) {
-    ranks_here += other == host.name + " " + host.cpus ? 1 : 0;
-  }
-  return options.threads > 0 ? options.threads : std::max(1, host.cpu_count / ranks_here);
+  const int threads = threads_of(world, host);
+  return options.threads > 0 ? options.threads : threads;
 }
 
 /// One line on a terminal, now and then, while long work goes on. Rank 0 only.
@@ -146,20 +145,25 @@ class Job {
     const Task& task = options_.task;
     own_.host = this_host();
     own_.threads = choose_threads(options_, own_.host, world_);
-    report_.machine = machine_of(task.machine, describes_all(task.machine)
-                                                   ? Machine{}
-                                                   : calibrate(world_, task.shape, task.type,
-                                                               own_.threads, task.wish.gradients));
+    Task at = task;
+    const Hosts found = hosts_of(world_);
+    together(world_, [&] { at.wish.hosts = hosts_from(task.hosts, world_.size(), found); });
+    report_.machine =
+        machine_of(task.machine, describes_all(task.machine)
+                                     ? Machine{.name = task.machine_name}
+                                     : calibrate(world_, task.shape, task.type, own_.threads,
+                                                 task.wish.gradients, at.wish.hosts));
     report_.isa = chosen_isa().name;
     const auto hosts = world_.gather(encoded(own_));
     for (const std::string& trouble : world_.gather(windows_.trouble())) {
       if (report_.windows_trouble.empty()) report_.windows_trouble = trouble;
     }
-    std::string chosen;  // strategy, partition, whether it keeps, stages ahead, forecast
+    // Strategy, partition, mesh, whether it keeps and relays, stages ahead, forecast.
+    std::string chosen;
     together(world_, [&] {
       if (!leads()) return;
       for (const std::string& text : hosts) report_.ranks.push_back(decoded(text));
-      Task limited = task;
+      Task limited = at;
       if (limited.wish.memory == 0) limited.wish.memory = bytes_a_rank(report_.ranks);
       limited.wish.kernels = [&](const Problem& problem, const Program& program) {
         return kernel_bytes(problem, program,
@@ -177,17 +181,19 @@ class Job {
         forecast = std::max(forecast, pass.rehearsal.forecast_seconds());
         report_.rehearsals.push_back(std::move(pass.rehearsal));
       }
-      chosen = fmt::format("{} {} {:d} {} {:a}", choice_.strategy->name,
-                           choice_.problem->partition(), choice_.problem->keeps(),
+      chosen = fmt::format("{} {} {} {:d} {:d} {} {:a}", choice_.strategy->name,
+                           choice_.problem->partition(), choice_.problem->mesh().text(),
+                           choice_.problem->keeps(), choice_.problem->relays(),
                            choice_.problem->prefetch(), forecast);
     });
     world_.broadcast(chosen, 0);
     std::istringstream words(chosen);
-    std::string forecast;
-    Task same = task;
+    std::string forecast, mesh;
+    Task same = at;
     same.wish.memory = 0;  // rank 0 has seen to it
-    words >> same.wish.strategy >> same.wish.partition >> same.wish.keeps.emplace() >>
-        same.wish.prefetch.emplace() >> forecast;
+    words >> same.wish.strategy >> same.wish.partition >> mesh >> same.wish.keeps.emplace() >>
+        same.wish.relays.emplace() >> same.wish.prefetch.emplace() >> forecast;
+    same.wish.mesh = parse_mesh(mesh).extents;
     if (!leads()) choice_ = choose_for(same, world_.size(), report_.machine);
     // A rank with less work than its neighbours waits for them, and not in vain.
     constexpr double kPatience = 20;

@@ -23,6 +23,7 @@ constexpr std::string_view kHelp =
     "  dattn decode   new tokens against a KV cache, or a layer of latent attention, step by step\n"
     "  dattn convert  GQA weights as weights of latent attention\n"
     "  dattn plan     proves and prices a plan for any number of ranks, without MPI\n"
+    "  dattn machine  measures links and kernels of this job, for the forecasts of run and plan\n"
     "  dattn permute  tokens of a grid from row by row to tile by tile, and back\n"
     "  dattn list     strategies, partitions, masks, forms of decoding\n"
     "\n"
@@ -71,6 +72,7 @@ dattn::Exit dispatch(const std::vector<std::string>& words) {
   if (command == "decode") return dattn::decode_command(arguments);
   if (command == "convert") return dattn::convert_command(arguments);
   if (command == "plan") return dattn::plan_command(arguments);
+  if (command == "machine") return dattn::machine_command(arguments);
   if (command == "permute") return dattn::permute_command(arguments);
   if (command == "list") return dattn::list_command(arguments);
   if (command == "--help" || command == "help" || command == "-h") {
@@ -84,7 +86,7 @@ dattn::Exit dispatch(const std::vector<std::string>& words) {
   throw dattn::Failure(
       dattn::Exit::usage,
       "there is no command " + dattn::in_quotes(command) +
-          "; there are run, decode, convert, plan, permute and list (see dattn --help)");
+          "; there are run, decode, convert, plan, machine, permute and list (see dattn --help)");
 }
 
 }  // namespace

@@ -1,14 +1,17 @@
 #include "launcher/options.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 
+#include "kernels/isa.hpp"
 #include "launcher/failure.hpp"
 #include "launcher/head_masks.hpp"
+#include "launcher/machine_file.hpp"
 #include "launcher/mask_files.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/report.hpp"
@@ -95,7 +98,7 @@ po::options_description problem_options() {
       ("k", po::value<std::string>(), "NumPy file of K, [tokens, key heads, dim]")            //
       ("v", po::value<std::string>(), "NumPy file of V, [tokens, value heads, value dim]")    //
       ("tokens", po::value<Positive>(),
-       "generated inputs: keys, and queries, e.g. 8K [what a batch mask says]")  //
+       "generated inputs: keys, and queries, e.g. 8K [what a batch mask says]")               //
       ("queries", po::value<Positive>(), "generated: queries, the last of the tokens")        //
       ("heads", po::value<Positive>(), "generated: query heads [8]")                          //
       ("kv-heads", po::value<Positive>(), "generated: key and value heads [as --heads]")      //
@@ -148,9 +151,20 @@ po::options_description split_options(bool with_strategy) {
        "and usp redistributed if it fits, else has it sent again [run and benches: what the host "
        "has, in equal shares; plan: any number]")  //
       ("machine", po::value<std::string>()->default_value(""),
-       "what the forecast assumes: latency=S,bandwidth=B,rate=F,overhead=S,backward_rate=F [rate],"
-       "rows=B [free]; run measures what is left out of the first three and, if anything, the "
-       "backward rate and rows");
+       "what the forecast assumes: a file that dattn machine has written; or latency=S,bandwidth=B,"
+       "rate=F,overhead=S,backward_rate=F [rate],rows=B [free],net_latency=S,net_bandwidth=B (of a "
+       "host's link to others, which its ranks share [as a rank's]); run measures what is left out "
+       "of the first three and, if anything, the backward rate, rows and the link between hosts");
+  return options;
+}
+
+po::options_description hosts_option() {
+  po::options_description options("Hosts");
+  options.add_options()  //
+      ("hosts", po::value<std::string>()->default_value(""),
+       "which hosts the ranks are on: 2x4 (2 hosts of 4 neighbouring ranks), 2+1+3 (ranks of each) "
+       "or 0,1,0,1 (the host of each rank); 1: plan as if for one host [run and machine: where "
+       "they are; plan: one host]");
   return options;
 }
 
@@ -182,6 +196,25 @@ void set_mask(const po::variables_map& values, Task& task) {
     if (file.empty()) throw bad_mask(task.mask_words, e);
     throw Failure(Exit::input, "--head-masks " + quoted_path(file) + ": " + e.what());
   }
+}
+
+/// Of this machine; a bad DATTN_ISA is for those to refuse who run kernels.
+std::string isa_in_use() {
+  try {
+    return chosen_isa().name;
+  } catch (const std::invalid_argument&) {
+    return available_isas().front()->name;
+  }
+}
+
+/// Words, or a file that stands for them.
+void set_machine(const std::string& words, Task& task) {
+  task.machine = words;
+  if (words.empty() || words.find('=') != std::string::npos) return;
+  if (::access(words.c_str(), F_OK) != 0) return;  // machine_of() complains
+  const Machine machine = machine_of(read_machine_file(words), task.type, isa_in_use());
+  task.machine = machine.text();
+  task.machine_name = machine.name;
 }
 
 }  // namespace
@@ -229,7 +262,8 @@ Task make_task(const po::variables_map& values) {
     task.wish.prefetch =
         at_most("prefetch", values["prefetch"].as<Positive>().value, kMostStagesAhead);
   }
-  task.machine = values["machine"].as<std::string>();
+  if (values.count("hosts") != 0) task.hosts = values["hosts"].as<std::string>();
+  set_machine(values["machine"].as<std::string>(), task);
   machine_of(task.machine, {});  // complain now rather than after the set-up
   return task;
 }
@@ -293,11 +327,22 @@ Choice choose_for(const Task& task, int ranks, const Machine& machine) {
   }
 }
 
+Hosts hosts_from(const std::string& words, int ranks, const Hosts& found) {
+  if (words.empty()) return found;
+  try {
+    return parse_hosts(words, ranks);
+  } catch (const std::invalid_argument& e) {
+    throw Failure(Exit::usage, std::string("--hosts: ") + escaped(e.what()));
+  }
+}
+
 Machine machine_of(const std::string& words, const Machine& base) {
   try {
     return parse_machine(words, base);
   } catch (const std::invalid_argument& e) {
-    throw Failure(Exit::usage, std::string("--machine: ") + e.what());
+    const bool may_be_file = !words.empty() && words.find('=') == std::string::npos;
+    throw Failure(Exit::usage, "--machine: " + escaped(e.what()) +
+                                   (may_be_file ? ", nor a file that is there" : ""));
   }
 }
 

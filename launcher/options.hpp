@@ -20,6 +20,9 @@ boost::program_options::options_description split_options(bool with_strategy = t
 /// The option that says what stands for dropped keys; for run and plan.
 boost::program_options::options_description compensate_option();
 
+/// The option that says which hosts the ranks are on; for run, plan and machine.
+boost::program_options::options_description hosts_option();
+
 /// A problem as the options give it, checked.
 struct Task {
   Source source;
@@ -30,8 +33,10 @@ struct Task {
   std::vector<std::string> mask_files;  ///< that say it, or that it names
   std::string mask_sum;                 ///< over what these files held
   double scale = 1;
-  Wish wish;            ///< without the number of ranks
-  std::string machine;  ///< --machine, or empty
+  Wish wish;                 ///< without the number of ranks and their hosts
+  std::string hosts;         ///< --hosts, or empty
+  std::string machine;       ///< --machine as parse_machine() reads it, or empty
+  std::string machine_name;  ///< what it was measured on, if it is a file's
 
   /// Forward, or forward and backward.
   std::vector<Pass> passes() const { return wish.passes(); }
@@ -57,6 +62,9 @@ std::vector<std::string> with_default_files(std::vector<std::string> arguments);
 
 /// choose(), with what does not fit as a Failure (usage or memory) that names the option.
 Choice choose_for(const Task& task, int ranks, const Machine& machine);
+
+/// parse_hosts(), likewise; `found` if the option was not given.
+Hosts hosts_from(const std::string& words, int ranks, const Hosts& found);
 
 /// parse_machine(), likewise.
 Machine machine_of(const std::string& words, const Machine& base);

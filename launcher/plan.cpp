@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "launcher/commands.hpp"
+#include "launcher/hosts_report.hpp"
 #include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/report.hpp"
@@ -16,7 +17,7 @@ namespace {
 std::string figures(const Rehearsal& rehearsal, std::size_t steps, const Machine& machine) {
   std::string text = fmt::format("verdict: ok; {} steps, {} allowed (head, query, key) triples\n",
                                  steps, rehearsal.pairs_total());
-  text += fmt::format("forecast: {:.6f} s on {}\n", rehearsal.forecast_seconds(), machine.text());
+  text += fmt::format("forecast: {:.6f} s on {}\n", rehearsal.forecast_seconds(), machine.title());
   text += fmt::format("{:>6} {:>16} {:>16} {:>20} {:>12} {:>12}\n", "rank", "bytes sent",
                       "memory bytes", "pairs", "compute s", "wait s");
   constexpr std::size_t kShown = 64;
@@ -65,7 +66,7 @@ nlohmann::json cache_json(const Problem& problem, const CacheNeed& cache) {
 Exit plan_command(const std::vector<std::string>& arguments) {
   namespace po = boost::program_options;
   po::options_description options("dattn plan: proves and prices a plan, without MPI or data");
-  options.add(problem_options()).add(compensate_option()).add(split_options());
+  options.add(problem_options()).add(compensate_option()).add(split_options()).add(hosts_option());
   po::options_description own("Plan");
   own.add_options()                                                               //
       ("ranks", po::value<Positive>()->required(), "how many ranks to plan for")  //
@@ -89,7 +90,8 @@ Exit plan_command(const std::vector<std::string>& arguments) {
   task.wish.kernels = [](const Problem& problem, const Program& program) {
     return kernel_bytes(problem, program, 1);
   };
-  const Machine machine = machine_of(task.machine, {});
+  task.wish.hosts = hosts_from(task.hosts, static_cast<int>(ranks), {});
+  const Machine machine = machine_of(task.machine, {.name = task.machine_name});
   const Choice choice = choose_for(task, static_cast<int>(ranks), machine);
   std::vector<Planned> passes =
       plan_passes(*choice.strategy, *choice.problem, task.passes(), machine);
@@ -106,7 +108,10 @@ Exit plan_command(const std::vector<std::string>& arguments) {
     if (pass == Pass::forward) steps = count;
     text += plan_line(choice, rehearsals.back(), pass) + "\n";
     if (!plan.front().note.empty()) text += "choice: " + plan.front().note + "\n";
-    if (!rehearsals.back().fault) text += figures(rehearsals.back(), count, machine);
+    if (!rehearsals.back().fault) {
+      text += hosts_line(choice, rehearsals.back());
+      text += figures(rehearsals.back(), count, machine);
+    }
     if (values.count("print") != 0) {
       for (const Program& program : plan) text += dattn::text(program);
     }
@@ -123,6 +128,7 @@ Exit plan_command(const std::vector<std::string>& arguments) {
     j["command"] = "plan";
     j["steps"] = steps;
     j["machine"] = machine.text();
+    j["machine_name"] = machine.name;
     j["kv_cache"] = cache_json(*choice.problem, cache);
     write_text_file(json_path, j.dump(1) + "\n");
   }

@@ -6,6 +6,7 @@
 #include <map>
 #include <numeric>
 
+#include "launcher/hosts_report.hpp"
 #include "launcher/moved.hpp"
 #include "launcher/version.hpp"
 #include "parallel/pseudo_keys.hpp"
@@ -72,6 +73,8 @@ double gflops(const RunReport& report, Pass pass) {
 /// What a plan costs, into `j`.
 void add_figures(json& j, const Rehearsal& r) {
   j["messages"] = r.messages;
+  j["host_links"] = host_links_json(r);
+  j["bytes_between_hosts"] = r.bytes_between_hosts();
   j["bytes_sent"] = r.bytes_sent;
   j["bytes_sent_total"] = r.bytes_sent_total();
   j["memory_bytes"] = r.memory_bytes;
@@ -268,6 +271,7 @@ json plan_json(const Task& task, const Choice& choice, const std::vector<Rehears
          {"partition", choice.problem->partition()},
          {"mesh", choice.problem->mesh().text()},
          {"ranks", choice.problem->ranks()},
+         {"hosts", hosts_json(choice)},
          {"prefetch", choice.problem->prefetch()},
          {"verdict", wrong != rehearsals.end() ? "fault" : "ok"}};
   if (wrong != rehearsals.end()) {
@@ -328,8 +332,10 @@ std::string heading(const RunReport& report) {
       : report.task->type == Type::f4 ? "float32"
                                       : "float64",
       report.task->wish.wire == Wire::bf16 ? ", sums sent as bfloat16" : "");
+  out += fmt::format("forecasts: {}\n", report.machine.title());
   for (const Pass pass : report.task->passes()) {
     out += plan_line(*report.choice, report.rehearsal(pass), pass) + "\n";
+    out += hosts_line(*report.choice, report.rehearsal(pass));
   }
   if (report.task->wish.gradients) out += memory_line(*report.choice, report.slot_bytes) + "\n";
   if (report.task->wish.compensate != Compensate::off) {
@@ -401,6 +407,7 @@ json to_json(const RunReport& report) {
   j["command"] = "run";
   j["isa"] = report.isa;
   j["machine"] = report.machine.text();
+  j["machine_name"] = report.machine.name;
   json ranks = json::array();
   for (const RankReport& r : report.ranks) {
     ranks.push_back({{"host", r.host.name},

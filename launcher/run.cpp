@@ -19,7 +19,7 @@ using comm::Communicator;
 
 po::options_description run_options() {
   po::options_description options("dattn run: computes attention over the ranks of an MPI job");
-  options.add(problem_options()).add(compensate_option()).add(split_options());
+  options.add(problem_options()).add(compensate_option()).add(split_options()).add(hosts_option());
   po::options_description work("Work");
   work.add_options()  //
       ("threads", po::value<Positive>(),
