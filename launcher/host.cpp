@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
-#include <fstream>
 
 #include "launcher/failure.hpp"
 
@@ -29,19 +28,8 @@ Host this_host() {
       cpu = last;
     }
   }
-  host.available_bytes = available_bytes();
+  host.limits = memory_limits();
   return host;
-}
-
-Index available_bytes() {
-  std::ifstream memory("/proc/meminfo");
-  Index kilobytes = 0;
-  for (std::string word; memory >> word;) {
-    if (word != "MemAvailable:") continue;
-    memory >> kilobytes;
-    break;
-  }
-  return kilobytes * 1024;
 }
 
 int threads_from_environment() {

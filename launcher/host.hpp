@@ -1,9 +1,10 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "comm/communicator.hpp"
-#include "kernels/range.hpp"
+#include "launcher/limits.hpp"
 
 namespace dattn {
 
@@ -13,14 +14,11 @@ struct Host {
   int pid = 0;
   std::string cpus;  ///< those that the rank may use, e.g. "0-3,8"
   int cpu_count = 1;
-  Index available_bytes = 0;  ///< memory that new work can have on this host; 0 if unknown
+  std::vector<Limit> limits;  ///< on memory, as far as known
 };
 
 /// @pre MPI is initialised
 Host this_host();
-
-/// Memory that new work can have on this host; 0 if unknown. Needs no MPI.
-Index available_bytes();
 
 /// The number in OMP_NUM_THREADS, or 0 if it is unset. Failure(usage) if it is no positive number.
 int threads_from_environment();

@@ -13,6 +13,7 @@
 #include "launcher/links.hpp"
 #include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
+#include "launcher/remedy.hpp"
 #include "launcher/report.hpp"
 #include "launcher/together.hpp"
 #include "launcher/values.hpp"
@@ -132,7 +133,7 @@ class Job {
   bool leads() const { return world_.rank() == 0; }
 
   void say(const std::string& text) const {
-    if (!leads()) return;
+    if (!leads() || options_.report) return;
     if (options_.quiet()) {
       std::fputs(text.c_str(), stderr);
     } else {
@@ -154,6 +155,8 @@ class Job {
                                      : calibrate(world_, task.shape, task.type, own_.threads,
                                                  task.wish.gradients, at.wish.hosts));
     report_.isa = chosen_isa().name;
+    own_.host.limits = memory_limits();  // what calibration keeps is taken already
+    began_with_ = begin_peak();
     const auto hosts = world_.gather(encoded(own_));
     for (const std::string& trouble : world_.gather(windows_.trouble())) {
       if (report_.windows_trouble.empty()) report_.windows_trouble = trouble;
@@ -163,17 +166,15 @@ class Job {
     together(world_, [&] {
       if (!leads()) return;
       for (const std::string& text : hosts) report_.ranks.push_back(decoded(text));
-      Task limited = at;
-      if (limited.wish.memory == 0) limited.wish.memory = bytes_a_rank(report_.ranks);
-      limited.wish.kernels = [&](const Problem& problem, const Program& program) {
-        return kernel_bytes(problem, program,
-                            report_.ranks[static_cast<std::size_t>(program.rank)].threads);
-      };
-      choice_ = choose_for(limited, world_.size(), report_.machine);
+      Setting setting{at, {}, options_.check, rooms_of(report_.ranks)};
+      for (const RankReport& rank : report_.ranks) setting.threads.push_back(rank.threads);
+      choice_ = choose_within(setting, report_.machine, !options_.report);
       double forecast = 0;
       std::vector<Planned> passes =
           plan_passes(*choice_.strategy, *choice_.problem, task.passes(), report_.machine);
       report_.slot_bytes = slot_bytes(*choice_.problem, passes);
+      report_.memory = memory_json(needs_of(*choice_.problem, passes, setting.beside()),
+                                   setting.rooms, task.wish.memory);
       for (Planned& pass : passes) {
         if (pass.rehearsal.fault) {
           throw Failure(Exit::internal, "the plan is refused: " + pass.rehearsal.fault->text());
@@ -309,13 +310,15 @@ class Job {
       results.lse.resize(
           static_cast<std::size_t>(delivers(Kind::O).row_count() * shape.query_heads));
       results.o.resize(results.lse.size() * static_cast<std::size_t>(shape.d_v));
+    });
+    std::vector<RunTimes> last{run_pass<E>(programs_[0], results, own_.runs)};
+    together(world_, [&] {
       if (!gradients) return;
       for (const Kind kind : result_kinds(Pass::backward)) {
         results.of(kind).resize(static_cast<std::size_t>(
             delivers(kind).row_count() * heads_of(kind, shape) * dim_of(kind, shape)));
       }
     });
-    std::vector<RunTimes> last{run_pass<E>(programs_[0], results, own_.runs)};
     if (gradients) last.push_back(run_pass<E>(programs_[1], results, own_.backward_runs));
     if (options_.check) {
       together(world_, [&] {});  // nobody checks while others still compute
@@ -329,6 +332,7 @@ class Job {
             {results.o, results.lse, results.dq, results.dk, results.dv});
       }
     }
+    own_.took = peak_bytes() - began_with_;
     // Files get their names when all are complete.
     std::vector<std::optional<OutputFile>> files;
     files.push_back(write_tensor<T>(world_, options_.out, problem, delivers(Kind::O),
@@ -375,6 +379,7 @@ class Job {
       if (!leads()) return;
       report_.ranks.clear();
       for (const std::string& text : ranks) report_.ranks.push_back(decoded(text));
+      if (options_.report) options_.report(report_);
       if (!options_.json.empty()) write_text_file(options_.json, to_json(report_).dump(1) + "\n");
       if (!options_.csv.empty()) write_text_file(options_.csv, to_csv(report_));
       if (!options_.trace.empty()) write_text_file(options_.trace, trace_file(events));
@@ -388,6 +393,7 @@ class Job {
   comm::Windows windows_;  ///< for the engines' messages
   const RunOptions& options_;
   RankReport own_;
+  Index began_with_ = 0;  ///< bytes of memory, before anything of the problem
   Choice choice_;
   std::vector<Program> programs_;  ///< by pass
   /// The forward pass's, until the backward pass is over, where the Problem keeps.

@@ -1,10 +1,12 @@
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "comm/communicator.hpp"
 #include "launcher/failure.hpp"
 #include "launcher/options.hpp"
+#include "launcher/report.hpp"
 
 namespace dattn {
 
@@ -18,6 +20,8 @@ struct RunOptions {
   double timeout = 300;
   bool windows = true;  ///< ranks of a host see each other's memory
   std::string out, lse, dq, dk, dv, json, csv, trace;
+  /// Rank 0: takes the report in place of files and text, if it is there.
+  std::function<void(const RunReport&)> report;
 
   /// Standard output is for people unless a report goes there.
   bool quiet() const { return json == "-" || csv == "-" || trace == "-"; }

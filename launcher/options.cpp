@@ -316,12 +316,8 @@ Choice choose_for(const Task& task, int ranks, const Machine& machine) {
   wish.ranks = ranks;
   try {
     return choose(wish, task.shape, task.mask, task.type, machine);
-  } catch (const DoesNotFit& e) {
-    throw Failure(Exit::memory,
-                  fmt::format("{} needs {} on a rank, which has {}; use more hosts, fewer ranks on "
-                              "this one, a larger --memory or another --strategy (dattn plan shows "
-                              "the memory of each rank)",
-                              e.strategy, in_bytes(e.needs), in_bytes(e.may)));
+  } catch (const DoesNotFit&) {
+    throw;
   } catch (const std::invalid_argument& e) {
     throw Failure(Exit::usage, std::string(wish.mesh ? "--mesh" : "--strategy") + ": " + e.what());
   }

@@ -60,7 +60,8 @@ std::string written(const std::vector<std::string>& arguments, const std::string
 /// Text outputs may be named without a file: "--json" alone means "--json -", standard output.
 std::vector<std::string> with_default_files(std::vector<std::string> arguments);
 
-/// choose(), with what does not fit as a Failure (usage or memory) that names the option.
+/// choose(), with what strategies refuse as a Failure(usage) that names the option. Throws
+/// DoesNotFit as that; choose_within() of launcher/remedy.hpp says more.
 Choice choose_for(const Task& task, int ranks, const Machine& machine);
 
 /// parse_hosts(), likewise; `found` if the option was not given.

@@ -4,8 +4,8 @@
 
 #include "launcher/commands.hpp"
 #include "launcher/hosts_report.hpp"
-#include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
+#include "launcher/remedy.hpp"
 #include "launcher/report.hpp"
 #include "launcher/values.hpp"
 #include "parallel/cache.hpp"
@@ -72,6 +72,9 @@ Exit plan_command(const std::vector<std::string>& arguments) {
       ("ranks", po::value<Positive>()->required(), "how many ranks to plan for")  //
       ("backward", "also plan the backward pass")                                 //
       ("print", "print every rank's steps")                                       //
+      ("needs", "print what each rank needs memory for")                          //
+      ("threads", po::value<Positive>()->default_value({1}),
+       "OpenMP threads a rank, whose memory counts")  //
       ("json", po::value<std::string>(),
        "write the plan's figures as JSON [- for standard output]")  //
       ("help", "this text");
@@ -83,19 +86,20 @@ Exit plan_command(const std::vector<std::string>& arguments) {
   if (ranks > kMostRanks) {
     throw Failure(Exit::usage, fmt::format("--ranks: at most {}, not {}", kMostRanks, ranks));
   }
+  constexpr Index kMostThreads = 1024;
+  const int threads = at_most("threads", values["threads"].as<Positive>().value, kMostThreads);
   const std::string json_path = file_name(values, "json");
   if (!json_path.empty() && json_path != "-") refuse_unwritable(json_path);
 
   Task task = make_task(values);
-  task.wish.kernels = [](const Problem& problem, const Program& program) {
-    return kernel_bytes(problem, program, 1);
-  };
   task.wish.hosts = hosts_from(task.hosts, static_cast<int>(ranks), {});
+  const Setting setting{task, std::vector<int>(static_cast<std::size_t>(ranks), threads), false, {}};
   const Machine machine = machine_of(task.machine, {.name = task.machine_name});
-  const Choice choice = choose_for(task, static_cast<int>(ranks), machine);
+  const Choice choice = choose_within(setting, machine, true);
   std::vector<Planned> passes =
       plan_passes(*choice.strategy, *choice.problem, task.passes(), machine);
   const std::vector<Index> slots = slot_bytes(*choice.problem, passes);
+  const std::vector<Needs> needs = needs_of(*choice.problem, passes, setting.beside());
   std::vector<Rehearsal> rehearsals;
   std::string text;
   std::size_t steps = 0;  // of the forward pass
@@ -118,6 +122,7 @@ Exit plan_command(const std::vector<std::string>& arguments) {
   }
   if (task.wish.gradients) text += memory_line(choice, slots) + "\n";
   if (task.wish.compensate != Compensate::off) text += compensation_line(*choice.problem) + "\n";
+  if (values.count("needs") != 0) text += memory_table(needs, {}, task.wish.memory);
   const CacheNeed cache = cache_need(*choice.problem);
   text += cache_line(*choice.problem, cache) + "\n";
   const bool wrong = std::any_of(rehearsals.begin(), rehearsals.end(),
@@ -127,6 +132,7 @@ Exit plan_command(const std::vector<std::string>& arguments) {
     j["version"] = 1;
     j["command"] = "plan";
     j["steps"] = steps;
+    j["memory"] = memory_json(needs, {}, task.wish.memory);
     j["machine"] = machine.text();
     j["machine_name"] = machine.name;
     j["kv_cache"] = cache_json(*choice.problem, cache);

@@ -115,6 +115,12 @@ json runs_to_json(const std::vector<RunTimes>& all) {
   return runs;
 }
 
+json limits_to_json(const std::vector<Limit>& all) {
+  json limits = json::array();
+  for (const Limit& limit : all) limits.push_back({limit.name, limit.left, limit.shared});
+  return limits;
+}
+
 std::vector<RunTimes> runs_of_json(const json& all) {
   std::vector<RunTimes> runs;
   for (const json& run : all) {
@@ -130,16 +136,20 @@ std::string encoded(const RankReport& report) {
   return json{
       {"host", report.host.name},          {"pid", report.host.pid},
       {"cpus", report.host.cpus},          {"cpu_count", report.host.cpu_count},
-      {"threads", report.threads},         {"available", report.host.available_bytes},
-      {"runs", runs_to_json(report.runs)}, {"backward_runs", runs_to_json(report.backward_runs)}}
+      {"threads", report.threads},         {"limits", limits_to_json(report.host.limits)},
+      {"took", report.took},               {"runs", runs_to_json(report.runs)}, {"backward_runs", runs_to_json(report.backward_runs)}}
       .dump();
 }
 
 RankReport decoded(const std::string& text) {
   const json j = json::parse(text);
   RankReport report;
-  report.host = {j.at("host"), j.at("pid"), j.at("cpus"), j.at("cpu_count"), j.at("available")};
+  report.host = {j.at("host"), j.at("pid"), j.at("cpus"), j.at("cpu_count"), {}};
+  for (const json& limit : j.at("limits")) {
+    report.host.limits.push_back({limit.at(0), limit.at(1), limit.at(2)});
+  }
   report.threads = j.at("threads");
+  report.took = j.at("took");
   report.runs = runs_of_json(j.at("runs"));
   report.backward_runs = runs_of_json(j.at("backward_runs"));
   return report;
@@ -408,6 +418,8 @@ json to_json(const RunReport& report) {
   j["isa"] = report.isa;
   j["machine"] = report.machine.text();
   j["machine_name"] = report.machine.name;
+  j["memory"] = report.memory;
+  for (const RankReport& r : report.ranks) j["memory"]["took"].push_back(r.took);
   json ranks = json::array();
   for (const RankReport& r : report.ranks) {
     ranks.push_back({{"host", r.host.name},

@@ -17,6 +17,7 @@ namespace dattn {
 struct RankReport {
   Host host;
   int threads = 1;
+  Index took = 0;                       ///< memory in bytes, at its most beyond what it began with
   std::vector<RunTimes> runs;           ///< of the forward pass, without their steps
   std::vector<RunTimes> backward_runs;  ///< likewise; none where there was no backward pass
 
@@ -33,6 +34,7 @@ struct RunReport {
   const Choice* choice = nullptr;
   std::vector<Rehearsal> rehearsals;  ///< by pass
   std::vector<Index> slot_bytes;      ///< by rank; of all passes together
+  nlohmann::json memory;              ///< what ranks need and what there is: memory_json()
   Machine machine;
   std::string isa;
   std::vector<RankReport> ranks;

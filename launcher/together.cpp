@@ -6,6 +6,7 @@
 
 #include "comm/error.hpp"
 #include "comm/session.hpp"
+#include "launcher/limits.hpp"
 #include "parallel/engine.hpp"
 
 namespace dattn {
@@ -21,8 +22,17 @@ void complain(int rank, const std::string& command, const std::string& what) {
   std::fflush(stderr);
 }
 
+Exit code_of(const std::exception& failure) {
+  if (dynamic_cast<const std::bad_alloc*>(&failure) != nullptr) return Exit::memory;
+  const auto* step = dynamic_cast<const StepFailure*>(&failure);
+  const bool late = dynamic_cast<const comm::Timeout*>(&failure) != nullptr ||
+                    (step != nullptr && step->timed_out);
+  return late ? Exit::timeout : Exit::internal;
+}
+
 Exit on_all_ranks(const std::string& command,
                   const std::function<Exit(comm::Communicator&)>& body) {
+  if (const auto note = shm_note()) std::fputs(("# NOTE: " + *note + "\n").c_str(), stderr);
   comm::Session session;
   comm::Communicator& world = session.world();
   try {
@@ -36,10 +46,7 @@ Exit on_all_ranks(const std::string& command,
   } catch (const std::exception& e) {
     // This rank alone knows; whoever waits for it must not wait for ever.
     complain(world.rank(), command, e.what());
-    const auto* step = dynamic_cast<const StepFailure*>(&e);
-    const bool late =
-        dynamic_cast<const comm::Timeout*>(&e) != nullptr || (step != nullptr && step->timed_out);
-    comm::Session::abort(static_cast<int>(late ? Exit::timeout : Exit::internal));
+    comm::Session::abort(static_cast<int>(code_of(e)));
   }
 }
 

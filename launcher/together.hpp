@@ -19,6 +19,9 @@ struct JobFailure : Failure {
 /// "[rank R] COMMAND: what" on standard error.
 void complain(int rank, const std::string& command, const std::string& what);
 
+/// The exit code for what one rank alone has met.
+Exit code_of(const std::exception& failure);
+
 /// Opens the session of a command that runs under mpirun, does `body` on every rank and gives its
 /// exit code. Failures end in one line of the rank concerned and their exit codes; where one rank
 /// alone knows of one, the job is aborted.

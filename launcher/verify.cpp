@@ -456,6 +456,34 @@ GradientVerdict verify_gradients(comm::Communicator& world, const Problem& probl
   return verdict;
 }
 
+Index check_bytes(const Problem& problem, const Program& forward, bool gradients) {
+  const Shape& s = problem.shape();
+  const Index number = sum_bytes_of(problem.type());
+  constexpr Index kVector = sizeof(std::vector<double>) + 16;  // and what the allocator adds
+  const auto sum = [](Index dim) { return 2 * kVector + 8 * dim; };
+  const auto sampled = [](Index count, double work) {
+    return std::min(count, std::max<Index>(4, static_cast<Index>(kBudget / work)));
+  };
+  const auto work = [&](Index others) {
+    return static_cast<double>(others * s.query_heads) * static_cast<double>(s.d_qk + s.d_v);
+  };
+  const Index own = forward.result(Kind::O).block.row_count();
+  const Index rows = sampled(own, work(s.keys));
+  const Index of_keys = s.key_heads * s.d_qk + s.value_heads * s.d_v;
+  const Index bytes =
+      rows * s.query_heads * (sum(s.d_v) + number * s.d_qk) + kPiece * of_keys * number;
+  if (!gradients) return bytes;
+  const Index key_rows = sampled(forward.slots[static_cast<std::size_t>(forward.input(Kind::K))]
+                                     .block.row_count(),
+                                 work(s.queries));
+  const Index of_queries = s.query_heads * (s.d_qk + s.d_v);
+  return bytes + own * s.query_heads * static_cast<Index>(sizeof(Known)) +
+         rows * (s.query_heads * 2 * sum(s.d_qk) + of_queries * number) +
+         key_rows * (s.key_heads * 2 * sum(s.d_qk) + s.value_heads * 2 * sum(s.d_v) +
+                     of_keys * number) +
+         kPiece * (of_queries * number + 2 * s.query_heads * static_cast<Index>(sizeof(Known)));
+}
+
 template GradientVerdict verify_gradients(comm::Communicator&, const Problem&, const Block&,
                                           const Block&, const Source&, double,
                                           const Training<float>&);

@@ -27,6 +27,9 @@ template <class T>
 Verdict verify(comm::Communicator& world, const Problem& problem, const Block& delivers,
                const Source& source, double scale, std::span<const T> o, std::span<const T> lse);
 
+/// Bytes that verify(), and with `gradients` verify_gradients(), takes of the rank of `forward`.
+Index check_bytes(const Problem& problem, const Program& forward, bool gradients);
+
 /// How far gradients are from the double reference, over all ranks.
 struct GradientVerdict {
   Index query_rows = 0;  ///< rows of dQ that were compared, with all their heads

@@ -74,45 +74,15 @@ std::vector<Planned> plan_passes(const Strategy& strategy, const Problem& proble
   return all;
 }
 
-namespace {
-
-Index result_bytes(const Problem& problem, const Program& program) {
-  Index sum = 0;
-  const auto add = [&](const Block& block) {
-    sum += bytes_of(block, problem.shape(), problem.type());
-  };
-  for (const Result& result : program.results) add(result.block);
-  if (program.pass == Pass::backward) {
-    const Block& stats = block_of(program, program.input(Kind::Stats));
-    add({Kind::dO, stats.heads, stats.rows});
-  }
-  return sum;
-}
-
-Index bytes_at_most(const Problem& problem, const Program& forward, const Program* backward,
-                    const KernelBytes& kernels, bool with_results) {
+Index engine_bytes(const Problem& problem, const Program& forward, const Program* backward,
+                   const KernelBytes& kernels) {
   const auto engine = [&](const Program& program) {
     return memory_bytes(program, problem) + (kernels ? kernels(problem, program) : 0);
   };
-  Index results = with_results ? result_bytes(problem, forward) : 0;
-  const Index before = engine(forward);
-  const Index first = results + before;
+  const Index first = engine(forward);
   if (backward == nullptr) return first;
-  if (with_results) results += result_bytes(problem, *backward);
-  const Index stays = problem.keeps() ? before - kept_bytes(forward, problem) : 0;
-  return std::max(first, results + stays + engine(*backward));
-}
-
-}  // namespace
-
-Index engine_bytes(const Problem& problem, const Program& forward, const Program* backward,
-                   const KernelBytes& kernels) {
-  return bytes_at_most(problem, forward, backward, kernels, false);
-}
-
-Index needed_bytes(const Problem& problem, const Program& forward, const Program* backward,
-                   const KernelBytes& kernels) {
-  return bytes_at_most(problem, forward, backward, kernels, true);
+  const Index stays = problem.keeps() ? first - kept_bytes(forward, problem) : 0;
+  return std::max(first, stays + engine(*backward));
 }
 
 std::vector<Index> slot_bytes(const Problem& problem, const std::vector<Planned>& passes) {

@@ -38,11 +38,6 @@ using KernelBytes = std::function<Index(const Problem&, const Program&)>;
 /// forward pass's stays, and what it keeps is not there twice.
 Index engine_bytes(const Problem& problem, const Program& forward, const Program* backward,
                    const KernelBytes& kernels = {});
-/// The same with the results, which a rank has in arrays beside: O and LSE (for which the records
-/// of a Partial are one number too many), gradients, and dO, which is read for the Stats.
-Index needed_bytes(const Problem& problem, const Program& forward, const Program* backward,
-                   const KernelBytes& kernels = {});
-
 /// engine_bytes() of each rank, kernels left out: slots alone.
 std::vector<Index> slot_bytes(const Problem& problem, const std::vector<Planned>& passes);
 

@@ -223,18 +223,52 @@ std::vector<Choice> candidates(const Wish& wish, const Shape& shape, const MaskP
   return out;
 }
 
-/// Bytes that the rank that needs most of `ranks` needs.
-Index most_needed(const Wish& wish, const Strategy& strategy, const Problem& problem,
-                  const std::vector<int>& ranks) {
-  Index most = 0;
+bool limited(const Wish& wish) { return wish.memory > 0 || !wish.budgets.empty(); }
+
+/// What a rank may use, of budgets its share.
+Index may_use(const Wish& wish) {
+  Index least = wish.memory;
+  for (const Budget& budget : wish.budgets) {
+    const Index share = budget.bytes / std::ssize(budget.ranks);
+    if (least == 0 || share < least) least = std::max<Index>(share, 1);
+  }
+  return least;
+}
+
+/// What some ranks need.
+struct Needed {
+  Index most = 0;     ///< bytes of the one that needs most
+  bool fits = false;  ///< each, and all of each budget together
+};
+
+/// By the needs of `ranks`; the others are taken to need as much in the mean.
+Needed needed(const Wish& wish, const Strategy& strategy, const Problem& problem,
+              const std::vector<int>& ranks) {
+  Needed all;
+  std::vector<Index> by_rank(static_cast<std::size_t>(wish.ranks), -1);
   for (const int rank : ranks) {
     const Program forward = make_program(strategy, problem, rank, Pass::forward);
     std::optional<Program> backward;
     if (wish.gradients) backward = make_program(strategy, problem, rank, Pass::backward);
-    most = std::max(most, needed_bytes(problem, forward, backward ? &*backward : nullptr,  //
-                                       wish.kernels));
+    const Index bytes =
+        needs_of(problem, forward, backward ? &*backward : nullptr, wish.beside).sum();
+    by_rank[static_cast<std::size_t>(rank)] = bytes;
+    all.most = std::max(all.most, bytes);
   }
-  return most;
+  all.fits = wish.memory == 0 || all.most <= wish.memory;
+  for (const Budget& budget : wish.budgets) {
+    Index sum = 0;
+    Index known = 0;
+    for (const int rank : budget.ranks) {
+      const Index bytes = by_rank[static_cast<std::size_t>(rank)];
+      if (bytes < 0) continue;
+      sum += bytes;
+      ++known;
+    }
+    const Index others = std::ssize(budget.ranks) - known;
+    if (known > 0 && sum + sum / known * others > budget.bytes) all.fits = false;
+  }
+  return all;
 }
 
 /// Decides whether the choice keeps, and says whether it then fits, by the needs of `ranks`.
@@ -245,16 +279,18 @@ bool fit(const Wish& wish, Choice& choice, const std::vector<int>& ranks) {
   const bool may_keep = wish.gradients && wish.keeps.value_or(true) &&
                         !make_program(strategy, keeping, 0, Pass::forward).kept.empty();
   Problem sending = choice.problem->keeping(false);
-  if (wish.memory == 0) {
+  if (!limited(wish)) {
     choice.problem = std::make_shared<const Problem>(may_keep ? keeping : sending);
     return true;
   }
-  choice.may_use = wish.memory;
-  choice.needs_to_keep = may_keep ? most_needed(wish, strategy, keeping, ranks) : 0;
-  const bool keeps = may_keep && (wish.keeps || choice.needs_to_keep <= wish.memory);
-  choice.needs = keeps ? choice.needs_to_keep : most_needed(wish, strategy, sending, ranks);
+  choice.may_use = may_use(wish);
+  const Needed to_keep = may_keep ? needed(wish, strategy, keeping, ranks) : Needed{};
+  choice.needs_to_keep = to_keep.most;
+  const bool keeps = may_keep && (wish.keeps || to_keep.fits);
+  const Needed planned = keeps ? to_keep : needed(wish, strategy, sending, ranks);
+  choice.needs = planned.most;
   choice.problem = std::make_shared<const Problem>(keeps ? keeping : sending);
-  return choice.needs <= wish.memory;
+  return planned.fits;
 }
 
 /// The candidates that fit.
@@ -272,7 +308,7 @@ class Fitting {
 
   /// Those that were taken; throws DoesNotFit if none was.
   std::vector<Choice> all() && {
-    if (all_.empty()) throw DoesNotFit(least_.strategy->name, least_.needs, wish_->memory);
+    if (all_.empty()) throw DoesNotFit(least_);
     return std::move(all_);
   }
 
@@ -365,16 +401,35 @@ Choice best(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type
 
 }  // namespace
 
-DoesNotFit::DoesNotFit(std::string_view strategy_in, Index needs_in, Index may_in)
-    : std::invalid_argument(std::string(strategy_in) + " needs " + std::to_string(needs_in) +
-                            " bytes on a rank, which may use " + std::to_string(may_in)),
-      strategy(strategy_in),
-      needs(needs_in),
-      may(may_in) {}
+DoesNotFit::DoesNotFit(const Choice& least_in)
+    : std::invalid_argument(std::string(least_in.strategy->name) + " needs " +
+                            std::to_string(least_in.needs) + " bytes on a rank, which may use " +
+                            std::to_string(least_in.may_use)),
+      least(least_in) {}
 
 std::vector<Pass> Wish::passes() const {
   if (gradients) return {Pass::forward, Pass::backward};
   return {Pass::forward};
+}
+
+std::optional<Choice> leanest(const Wish& wish, const Shape& shape, const MaskPtr& mask,
+                              Type type) {
+  std::string refusals;
+  std::vector<Choice> all = candidates(wish, shape, mask, type, refusals);
+  if (all.empty()) throw std::invalid_argument(refusals);
+  const bool few = wish.ranks <= kFewRanks;
+  std::vector<Choice> fitting;
+  for (Choice& choice : all) {
+    if (fit(wish, choice, few ? all_ranks(wish.ranks) : some_ranks(wish.ranks))) {
+      fitting.push_back(choice);
+    }
+  }
+  std::stable_sort(fitting.begin(), fitting.end(),
+                   [](const Choice& a, const Choice& b) { return a.needs < b.needs; });
+  for (Choice& choice : fitting) {
+    if (few || fit(wish, choice, all_ranks(wish.ranks))) return choice;
+  }
+  return {};
 }
 
 Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type,

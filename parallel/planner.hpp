@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "parallel/passes.hpp"
+#include "parallel/needs.hpp"
 
 namespace dattn {
 
@@ -21,9 +21,10 @@ struct Wish {
   bool gradients = false;  ///< also the backward pass; what counts is both together
   Wire wire = Wire::exact;
   Compensate compensate = Compensate::off;  ///< not with gradients
-  /// Bytes that a rank may use, needed_bytes() with `kernels`; 0: any number.
+  /// Bytes that a rank may use, needs_of() with `beside`; 0: any number.
   Index memory = 0;
-  KernelBytes kernels;
+  std::vector<Budget> budgets;  ///< what ranks of a host, say, may use together
+  Beside beside;
   /// Whether the backward pass starts with what the forward pass redistributed, where a strategy
   /// redistributes; nothing: if that fits into `memory`.
   std::optional<bool> keeps;
@@ -39,8 +40,8 @@ struct Wish {
 struct Choice {
   const Strategy* strategy = nullptr;
   std::shared_ptr<const Problem> problem;  ///< keeps only what there is to keep
-  /// Where memory was limited: what a rank may use, and what the one that needs most needs, as
-  /// planned and if it kept.
+  /// Where memory was limited: what a rank may use (of budgets its share), and what the one that
+  /// needs most needs, as planned and if it kept.
   Index may_use = 0;
   Index needs = 0;
   Index needs_to_keep = 0;
@@ -48,9 +49,8 @@ struct Choice {
 
 /// What every strategy that was asked for needs is more than a rank may use.
 struct DoesNotFit : std::invalid_argument {
-  DoesNotFit(std::string_view strategy_in, Index needs_in, Index may_in);
-  std::string_view strategy;  ///< the one that needs least
-  Index needs, may;           ///< bytes of the rank that needs most, and of any
+  explicit DoesNotFit(const Choice& least_in);
+  Choice least;  ///< the one that needs least
 };
 
 /// The strategy, mesh and partition of the wish; among several the one whose forecast on `machine`
@@ -59,5 +59,9 @@ struct DoesNotFit : std::invalid_argument {
 /// Throws std::invalid_argument with the reason when nothing is left, DoesNotFit if for memory.
 Choice choose(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type,
               const Machine& machine);
+
+/// What fits and needs least, if anything does; nothing is forecast or rehearsed. Throws
+/// std::invalid_argument where every strategy that was asked for refuses. @pre memory is limited
+std::optional<Choice> leanest(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type);
 
 }  // namespace dattn

@@ -514,6 +514,7 @@ def complaints(err, alone):
     """The lines that are dattn's: alone nobody else may say anything, under mpirun mpirun may."""
     # libgomp complains of OMP_NUM_THREADS before main() begins.
     lines = [line for line in err.splitlines() if line and not line.startswith("libgomp: ")]
+    lines = [line for line in lines if not line.startswith("# memory ")]  # the table before it
     return lines if alone else [line for line in lines if "[rank " in line]
 
 

@@ -353,7 +353,10 @@ class Bench:
             return self.run_in(case, pathlib.Path(folder))
 
     def run_in(self, case, folder):
-        words = ["run", *self.words(case), "--threads", str(case.threads), "--check"]
+        words = ["run", *self.words(case), "--threads", str(case.threads)]
+        # Where memory is short by a byte the reference would not fit either; NumPy judges all.
+        checks = case.short is None
+        words += ["--check"] if checks else []
         outputs = {"--out": "o.npy", "--lse": "l.npy", "--json": "r.json", "--csv": "r.csv"}
         outputs["--trace"] = "t.json"
         if case.gradients:
@@ -364,7 +367,7 @@ class Bench:
         done = self.start.run(words, case.ranks if case.ranks > 1 else 0)
         require(done.returncode == 0, f"exit code {done.returncode}: {done.stderr.strip()}")
         passed = done.stdout.count("...... PASSED")
-        require(passed == 1 + case.gradients, "--check does not say PASSED:\n" + done.stdout)
+        require(passed == (1 + case.gradients) * checks, "--check does not say PASSED:\n" + done.stdout)
         left = sorted(path.name for path in folder.iterdir())
         require(left == sorted(outputs.values()), f"files left behind: {left}")
         o = numpy.load(folder / "o.npy")
@@ -397,7 +400,8 @@ class Bench:
     def judge_reports(self, case, folder):
         report = json.loads((folder / "r.json").read_text())
         require(report["ranks"] == case.ranks, f"report of {report['ranks']} ranks")
-        require(report["check"]["passed"] is True, "the report says that the check failed")
+        checks = case.short is None
+        require(not checks or report["check"]["passed"] is True, "the report says that the check failed")
         require(report["problem"]["wire"] == case.wire, f"wire {report['problem']['wire']}")
         require(report["problem"]["compensate"] == case.compensate, f"{report['problem']}")
         sent = report["bytes_sent"]
@@ -416,7 +420,7 @@ class Bench:
             require(plan[field] == report[field], f"{field}: {plan[field]} != {report[field]}")
         if case.gradients:
             back = report["backward"]
-            require(back["check"]["passed"] is True, "the report says that the gradients failed")
+            require(not checks or back["check"]["passed"] is True, "the report says that the gradients failed")
             require(back["planned_bytes_sent"] == back["bytes_sent"], "backward sent otherwise")
             for field in ("bytes_sent", "pairs_total", "messages", "memory_bytes"):
                 require(plan["backward"][field] == back[field], f"backward {field} of plan and run")
@@ -436,10 +440,10 @@ class Bench:
             rows = list(csv.reader(file))
         require(len(rows) == 2 and len(rows[0]) == len(rows[1]), f"the CSV is {rows}")
         named = dict(zip(*rows))
-        require(named["check"] == "passed", f"the CSV says check {named['check']}")
+        require(named["check"] == ("passed" if checks else "unchecked"), f"the CSV says check {named['check']}")
         require(named["compensate"] == case.compensate, f"the CSV says {named['compensate']}")
         require(named["mask"] == case.mask, f"the CSV says mask {named['mask']}")
-        checked = "passed" if case.gradients else ""
+        checked = ("passed" if checks else "unchecked") if case.gradients else ""
         require(named["gradient_check"] == checked, f"the CSV says {named['gradient_check']}")
 
     def judge(self, case):

@@ -158,7 +158,7 @@ TEST(KeptMemory, IsCountedToTheByte) {
   const auto needed = [&](bool keeps, const KernelBytes& kernels) {
     const Problem p = c.problem().keeping(keeps);
     const Program last = c.how().backward(p, 1);
-    return needed_bytes(p, c.how().program(p, 1), &last, kernels);
+    return needs_of(p, c.how().program(p, 1), &last, {.kernels = kernels}).sum();
   };
   const Index results = 192 + one + 3 * one;  // O and LSE, dO, gradients
   EXPECT_EQ(needed(false, {}), results + backward);
@@ -210,15 +210,15 @@ TEST_F(MemoryLimit, KeepsWhereTheRankThatNeedsMostHasRoom) {
     chosen(tight.needs - 1);
     FAIL();
   } catch (const DoesNotFit& e) {
-    EXPECT_EQ(e.strategy, "usp");
-    EXPECT_EQ(e.needs, tight.needs);
-    EXPECT_EQ(e.may, tight.needs - 1);
+    EXPECT_EQ(e.least.strategy->name, "usp");
+    EXPECT_EQ(e.least.needs, tight.needs);
+    EXPECT_EQ(e.least.may_use, tight.needs - 1);
   }
 }
 
 TEST_F(MemoryLimit, CountsKernels) {
   const Index slots = chosen(Index{1} << 40).needs;
-  wish.kernels = [](const Problem&, const Program& program) {
+  wish.beside.kernels = [](const Problem&, const Program& program) {
     return Index{program.rank == 2 ? 5000 : 0};
   };
   EXPECT_EQ(chosen(Index{1} << 40).needs, slots + 2 * 5000);
@@ -235,8 +235,8 @@ TEST_F(MemoryLimit, LeavesOutWhatDoesNotFit) {
       chosen(1);
       FAIL();
     } catch (const DoesNotFit& e) {
-      EXPECT_LE(e.needs, other.needs);
-      EXPECT_EQ(chosen(e.needs).needs, e.needs);
+      EXPECT_LE(e.least.needs, other.needs);
+      EXPECT_EQ(chosen(e.least.needs).needs, e.least.needs);
     }
   }
 }
