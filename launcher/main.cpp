@@ -20,6 +20,7 @@ constexpr std::string_view kHelp =
     "dattn splits one attention computation over the ranks of an MPI job.\n"
     "\n"
     "  dattn run      computes O and LSE, and gradients (under mpirun, or alone as one rank)\n"
+    "  dattn bench    a sweep over configurations, a JSON line each, that resumes\n"
     "  dattn decode   new tokens against a KV cache, or a layer of latent attention, step by step\n"
     "  dattn convert  GQA weights as weights of latent attention\n"
     "  dattn plan     proves and prices a plan for any number of ranks, without MPI\n"
@@ -69,6 +70,7 @@ dattn::Exit dispatch(const std::vector<std::string>& words) {
   const std::string command = words.empty() ? "--help" : words.front();
   const std::vector<std::string> arguments(words.begin() + (words.empty() ? 0 : 1), words.end());
   if (command == "run") return dattn::run_command(arguments);
+  if (command == "bench") return dattn::bench_command(arguments);
   if (command == "decode") return dattn::decode_command(arguments);
   if (command == "convert") return dattn::convert_command(arguments);
   if (command == "plan") return dattn::plan_command(arguments);
@@ -86,7 +88,7 @@ dattn::Exit dispatch(const std::vector<std::string>& words) {
   throw dattn::Failure(
       dattn::Exit::usage,
       "there is no command " + dattn::in_quotes(command) +
-          "; there are run, decode, convert, plan, machine, permute and list (see dattn --help)");
+          "; there are run, bench, decode, convert, plan, machine, permute and list (see dattn --help)");
 }
 
 }  // namespace
