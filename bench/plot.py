@@ -1,7 +1,11 @@
 #!/usr/bin/env python3
-"""Draws what bench_strategies wrote: one SVG each for scaling, efficiency and phases.
+"""Draws what bench_strategies or dattn bench wrote: one SVG each for scaling, efficiency and phases.
 
     bench/plot.py FILE.json|FILE.csv [--out DIR] [--ranks N]
+    bench/plot.py FILE.jsonl [--tokens N] [--mask M] [--dtype D] [--out DIR] [--ranks N]
+
+Of rows of dattn bench those are drawn that have these tokens, mask and dtype, the first row's
+where they are not given; all else must be equal but strategy and ranks.
 
 scaling.svg     seconds over ranks, both logarithmic, with the ideal measured beside them
 efficiency.svg  percent of the ideal (all ranks busy) over ranks; where the ideal was left out,
@@ -33,6 +37,8 @@ LINE = 18  # of text
 def read(file):
     """The rows that were measured, with numbers as numbers and None where there is no figure."""
     text = pathlib.Path(file).read_text(encoding="utf-8")
+    if text.startswith('{"bench":1,'):
+        return [row for line in text.splitlines() for row in rows_of_sweep(json.loads(line))]
     if text.lstrip().startswith("{"):
         rows = json.loads(text)["rows"]
     else:
@@ -45,6 +51,51 @@ def read(file):
             elif isinstance(value, str) and name not in words:
                 row[name] = float(value) if any(c in value for c in ".en") else int(value)
     return [row for row in rows if row["refused"] is None]
+
+
+def rows_of_sweep(line):
+    """The passes of one line of dattn bench, in the columns of bench_strategies."""
+    if line["exit"] != 0:
+        return
+    asked, resolved = line["asked"], line["resolved"]
+    for name in ("forward", "backward"):
+        if name not in line:
+            continue
+        part, seconds = line[name], line[name]["seconds"]["median"]
+        yield {"strategy": resolved["strategy"], "partition": resolved["partition"],
+               "mesh": resolved["mesh"], "ranks": line["ranks"], "threads": resolved["threads"],
+               "tokens": asked["tokens"], "heads": asked["heads"], "kv_heads": asked["kv_heads"],
+               "d": asked["head_dim"], "mask": asked["mask"], "dtype": asked["dtype"],
+               "pass": name, "seconds": seconds, "repeats": asked["repeat"],
+               "compute_seconds": part["phases"]["compute"]["avg"],
+               "exposed_seconds": part["phases"]["wait"]["avg"],
+               "other_seconds": max(0.0, seconds - part["phases"]["compute"]["avg"]
+                                    - part["phases"]["wait"]["avg"]),
+               "ideal_busy_seconds": None, "of_ideal_busy": None, "efficiency": None,
+               "gflops": part["gflops"]}
+
+
+def pick(rows, tokens, mask, dtype):
+    """Of rows of a sweep those that can be drawn together, with their efficiency."""
+    if not rows or "dtype" not in rows[0]:
+        return rows
+    want = {"tokens": tokens or rows[0]["tokens"], "mask": mask or rows[0]["mask"],
+            "dtype": dtype or rows[0]["dtype"]}
+    rows = [row for row in rows if all(row[name] == value for name, value in want.items())]
+    last = {(row["strategy"], row["ranks"], row["pass"]): row for row in rows}  # measured again
+    rows = sorted(last.values(), key=lambda row: row["ranks"])
+    for row in rows:
+        alone = max((r["gflops"] for r in rows if r["ranks"] == 1 and r["pass"] == row["pass"]),
+                    default=None)
+        row["efficiency"] = row["gflops"] / alone / row["ranks"] if alone else None
+    return rows
+
+
+def count(text):
+    """8K is 8192."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    unit = units.get(text[-1:].upper(), 1)
+    return int(text[:-1] if unit > 1 else text) * unit
 
 
 class Drawing:
@@ -317,16 +368,19 @@ def draw_phases(rows, passes, ranks, file):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", help="JSON or CSV of bench_strategies")
+    parser.add_argument("file", help="JSON or CSV of bench_strategies, or JSON lines of dattn bench")
     parser.add_argument("--out", default=".", help="folder for the SVG files; made if missing")
     parser.add_argument("--ranks", type=int, help="of phases.svg")
+    parser.add_argument("--tokens", type=count, help="of dattn bench's rows, e.g. 8K")
+    parser.add_argument("--mask", help="likewise")
+    parser.add_argument("--dtype", help="likewise")
     arguments = parser.parse_args()
     try:
-        rows = read(arguments.file)
+        rows = pick(read(arguments.file), arguments.tokens, arguments.mask, arguments.dtype)
         if not rows:
             sys.exit(f"plot.py: {arguments.file} has no row that was measured")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        sys.exit(f"plot.py: {arguments.file} is no report of bench_strategies: {error!r}")
+        sys.exit(f"plot.py: {arguments.file} is no report of bench_strategies or dattn bench: {error!r}")
     ranks = arguments.ranks or max(row["ranks"] for row in rows)
     if all(row["ranks"] != ranks for row in rows):
         sys.exit(f"plot.py: --ranks: nothing was measured on {ranks}")
