@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <numeric>
 
@@ -84,24 +85,44 @@ class DecodeJob {
     together(world_, [&] { own.host = this_host(); });
     std::vector<RankReport> ranks;
     for (const std::string& text : world_.all_gather(encoded(own))) ranks.push_back(decoded(text));
-    const Index may = o_.memory > 0 ? o_.memory : bytes_a_rank(ranks);
-    const auto refuse_beyond = [&] {
-      if (may == 0 || needs_ <= may) return;
+    // Some rank has its share of the cache at least: told at once, where to settle for far more
+    // tokens than anybody has memory for would take minutes.
+    const Decoding& d = o_.decoding;
+    const Index numbers = d.key_heads * d.d_qk + (d.values_in_keys ? 0 : d.value_heads * d.d_v);
+    needs_[Use::inputs] = d.keys() / world_.size() * numbers * bytes_of(d.type);
+    if (!o_.slicing) refuse_beyond(ranks);
+    together(world_, [&] {
+      needs_ = {};
+      o_.slicing ? settle_slices() : settle_form();
+      needs_[Use::transport] = transport_bytes(world_.size());
+      const Index each = sizeof(float);
+      needs_[Use::results] =
+          rows() * (o_.latent ? 2 * o_.latent->model : d.query_heads * (d.d_v + 1)) * each;
+    });
+    refuse_beyond(ranks);
+  }
+
+  /// Collective: refuses what is more than --memory or the hosts have.
+  void refuse_beyond(const std::vector<RankReport>& ranks) {
+    const auto all = world_.all_gather(nlohmann::json(needs_.bytes).dump());
+    together(world_, [&] {
+      if (!leads()) return;
+      std::vector<Needs> needs;
+      for (const std::string& text : all) {
+        needs.push_back({nlohmann::json::parse(text).get<decltype(Needs::bytes)>()});
+      }
+      const std::vector<Room> rooms = rooms_of(ranks);
+      if (fits(needs, rooms, o_.memory)) return;
+      std::fputs(memory_table(needs, rooms, o_.memory).c_str(), stderr);
+      Index most = 0;
+      for (const Needs& one : needs) most = std::max(most, one.sum());
+      Index may = bytes_a_rank(ranks);
+      if (o_.memory > 0 && (may == 0 || o_.memory < may)) may = o_.memory;
       throw Failure(Exit::memory,
-                    fmt::format("{} needs {} on this rank, which has {}; use more hosts, fewer "
+                    fmt::format("{} needs {} on a rank, which has {}; use more hosts, fewer "
                                 "ranks on this one, a larger --memory, a smaller --context or "
                                 "--batch, or another --form",
-                                o_.form_name, in_bytes(needs_), in_bytes(may)));
-    };
-    together(world_, [&] {
-      // Some rank has its share of the cache at least: told at once, where to settle for far more
-      // tokens than anybody has memory for would take minutes.
-      const Decoding& d = o_.decoding;
-      const Index numbers = d.key_heads * d.d_qk + (d.values_in_keys ? 0 : d.value_heads * d.d_v);
-      needs_ = d.keys() / world_.size() * numbers * bytes_of(d.type);
-      if (!o_.slicing) refuse_beyond();
-      o_.slicing ? settle_slices() : settle_form();
-      refuse_beyond();
+                                o_.form_name, in_bytes(most), in_bytes(may)));
     });
   }
 
@@ -118,14 +139,21 @@ class DecodeJob {
       throw Failure(Exit::usage, fmt::format("--form: {} {}", o_.form->name, *why));
     }
     const Program program = o_.form->program(problem, world_.rank());
-    needs_ = memory_bytes(program, problem) + kernel_bytes(problem, program, o_.threads);
+    needs_ =
+        needs_of(problem, program, nullptr,
+                 {.kernels = [this](const Problem& p,
+                                    const Program& of) { return kernel_bytes(p, of, o_.threads); },
+                  .check = {}});
+    needs_[Use::inputs] +=
+        o_.decoding.keys() * static_cast<Index>(sizeof(Index));  // rows of tokens
     if (!o_.latent) return;
     const auto block = [&](SlotId slot) -> const Block& {
       return program.slots[static_cast<std::size_t>(slot)].block;
     };
-    needs_ += weight_bytes(std::max(block(program.input(Kind::Q)).head_count(),
-                                    program.result(Kind::O).block.head_count()));
-    needs_ -= bytes_of(block(program.input(Kind::V)), problem.shape(), problem.type());  // is in K
+    needs_[Use::weights] = weight_bytes(std::max(block(program.input(Kind::Q)).head_count(),
+                                                 program.result(Kind::O).block.head_count()));
+    needs_[Use::inputs] -=
+        bytes_of(block(program.input(Kind::V)), problem.shape(), problem.type());  // is in K
   }
 
   void settle_slices() {
@@ -137,8 +165,9 @@ class DecodeJob {
     const Index heads = (o_.latent->heads + parts - 1) / parts;
     const Index latent = (o_.latent->kv_rank + o_.slicing->slices - 1) / o_.slicing->slices;
     // The weights are cut from those of the whole latent.
-    needs_ = 2 * weight_bytes(heads) +
-             o_.decoding.keys() * (latent + o_.latent->d_rope) * bytes_of(o_.decoding.type);
+    needs_[Use::weights] = 2 * weight_bytes(heads);
+    needs_[Use::inputs] =
+        o_.decoding.keys() * (latent + o_.latent->d_rope) * bytes_of(o_.decoding.type);
   }
 
   Index weight_bytes(Index heads) const {
@@ -257,7 +286,7 @@ class DecodeJob {
     world_.all_reduce_max(phases);
     std::array<std::int64_t, 3> sums{cached, bytes_, messages_};
     world_.all_reduce_sum(std::span<std::int64_t>(sums));
-    std::array<std::int64_t, 3> most{cached, bytes_, needs_};
+    std::array<std::int64_t, 3> most{cached, bytes_, needs_.sum()};
     world_.all_reduce_max(std::span<std::int64_t>(most));
     together(world_, [&] {
       if (!leads()) return;
@@ -339,7 +368,7 @@ class DecodeJob {
   Communicator& world_;
   const DecodeOptions& o_;
   Mesh mesh_;
-  Index needs_ = 0;
+  Needs needs_;  ///< of this rank
   std::vector<Step> steps_;
   Index bytes_ = 0;
   Index messages_ = 0;
