@@ -19,7 +19,6 @@
 #include <poll.h>
 #include <sched.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -229,7 +228,6 @@ int main(int argc, char** argv) {
   if (home < 0 || ::setns(home, CLONE_NEWNET) != 0) fail("/proc/self/ns/net");
   // Ranks that spin must not delay the link. Without the right to this, delays get longer.
   ::prctl(PR_SET_TIMERSLACK, 1UL);
-  ::mlockall(MCL_CURRENT | MCL_FUTURE);
   const sched_param first{.sched_priority = 20};
   if (::sched_setscheduler(0, SCHED_FIFO, &first) != 0) {
     std::fputs("cluster_switch: NOTE: no real-time priority here, so busy ranks delay the links\n",
