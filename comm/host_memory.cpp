@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -71,7 +73,12 @@ struct HostMemory::Own {
   }
 
   void grow() const {
-    if (::ftruncate(file, end) != 0) fail(fmt::format("{} bytes of shared memory", end));
+    // Beyond this limit the kernel would kill the process instead of returning an error.
+    rlimit limit{};
+    const bool beyond =
+        ::getrlimit(RLIMIT_FSIZE, &limit) == 0 && static_cast<rlim_t>(end) > limit.rlim_cur;
+    if (beyond) errno = EFBIG;
+    if (beyond || ::ftruncate(file, end) != 0) fail(fmt::format("{} bytes of shared memory", end));
   }
 
   std::byte* take(std::int64_t bytes) {
@@ -82,7 +89,12 @@ struct HostMemory::Own {
       vacant.erase(old);
     } else {
       end += bytes;
-      grow();
+      try {
+        grow();
+      } catch (...) {
+        end = begin;
+        throw;
+      }
     }
     std::byte* at = map(file, begin, bytes, PROT_READ | PROT_WRITE);
     ::madvise(at, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);  // where the kernel has them
@@ -135,14 +147,18 @@ void HostMemory::open(const std::vector<std::string>& names, int self) {
     std::uint64_t token = 0;
     std::istringstream(names[m]) >> process >> file >> token;
     const std::string path = fmt::format("/proc/{}/fd/{}", process, file);
-    peer.file = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+    const auto stranger = [&] {
+      return std::runtime_error(path +
+                                " is not the memory of a rank of this job: its processes "
+                                "have other numbers there");
+    };
+    struct stat about {};
+    if (::stat(path.c_str(), &about) != 0) fail(path);
+    if (!S_ISREG(about.st_mode) || about.st_size < front_bytes_) throw stranger();
+    peer.file = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOCTTY);
     if (peer.file < 0) fail(path);
     peer.front = map(peer.file, 0, front_bytes_, PROT_READ | PROT_WRITE);
-    if (std::memcmp(peer.front, &token, sizeof token) != 0) {
-      throw std::runtime_error(path +
-                               " is not the memory of a rank of this job: its processes "
-                               "have other numbers there");
-    }
+    if (std::memcmp(peer.front, &token, sizeof token) != 0) throw stranger();
   }
 }
 

@@ -50,7 +50,8 @@ class Windows {
   /// Why ranks of this host do not see each other's memory though they should; else empty.
   const std::string& trouble() const;
 
-  /// Memory that ranks of this host can see; pages come where they are first touched.
+  /// Memory that ranks of this host can see, or, where the system does not give any, ordinary
+  /// memory; pages come where they are first touched.
   Memory allocate(std::int64_t bytes);
 
   /// Starts a message, as Communicator does.

@@ -3,12 +3,13 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <csignal>
 #include <cstring>
 #include <list>
+#include <optional>
 #include <random>
-#include <thread>
 
 #include "comm/error.hpp"
 #include "tests/mpi_main.hpp"
@@ -231,6 +232,33 @@ TEST(Windows, MemoryIsUsedAgain) {
     in.wait();
     out.wait();
     EXPECT_EQ(got, filled(64, static_cast<std::uint32_t>(i)));
+  }
+}
+
+/// Where a limit allows no more window memory, or none, MPI carries what lies elsewhere.
+TEST(Windows, WithoutRoomMpiTakesItsPlace) {
+  rlimit old{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old), 0);
+  for (const bool from_the_start : {false, true}) {
+    std::optional<Windows> all;
+    if (!from_the_start) all.emplace(windows(0));
+    const rlimit small{4096, old.rlim_max};
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+    if (from_the_start) all.emplace(windows(0));
+    const Memory own = all->allocate(100000);
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &old), 0);
+    EXPECT_EQ(all->trouble() != "", from_the_start && all->size() > 1);
+    fill(span_of(own, 100000), 3);
+    std::vector<std::byte> got(100000);
+    const int right = (all->rank() + 1) % all->size();
+    const int left = (all->rank() + all->size() - 1) % all->size();
+    Windows::Request in = all->recv(strips_of(std::span(got)), left);
+    Windows::Request out = all->lend(ConstStrips{{own.get(), 1, 100000, 100000}}, right);
+    in.wait();
+    out.wait();
+    all->give_back();
+    EXPECT_EQ(got, filled(100000, 3));
+    EXPECT_EQ(all->moved().copied, 0);
   }
 }
 
