@@ -147,7 +147,9 @@ class Wanted {
     find_tokens(values);
     json = file_name(values, "json");
     out = file_name(values, "out");
-    std::vector<std::string> outputs = out.empty() ? std::vector<std::string>{} : latent_files(out);
+    std::vector<std::string> outputs = out.empty()
+                                           ? std::vector<std::string>{}
+                                           : latent_files(out, converted_sizes(sizes, conversion));
     for (const std::string& file : outputs) refuse_unwritable(file);
     if (!json.empty() && json != "-") refuse_unwritable(json);
     outputs.push_back(json);

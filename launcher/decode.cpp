@@ -14,6 +14,7 @@
 #include "launcher/commands.hpp"
 #include "launcher/decode_check.hpp"
 #include "launcher/decode_options.hpp"
+#include "launcher/file_sum.hpp"
 #include "launcher/host.hpp"
 #include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
@@ -43,10 +44,13 @@ class DecodeJob {
     if (o_.slicing) {
       std::optional<SlicedDecoder<Communicator>> layer;
       together(world_, [&] {
-        // Tokens of a sequence that is none of the batch's.
         std::vector<float> x(static_cast<std::size_t>(o_.calibration * o_.latent->model));
-        hidden_states(o_.latent->model, o_.decoding, o_.seed + 1)(0, {{0, o_.calibration, 1}},
-                                                                  x.data());
+        if (o_.x) {
+          o_.x->read_rows(0, o_.calibration, 1, x.data());
+        } else {  // tokens of a sequence that is none of the batch's
+          hidden_states(o_.latent->model, o_.decoding, o_.seed + 1)(0, {{0, o_.calibration, 1}},
+                                                                    x.data());
+        }
         layer.emplace(*o_.latent, weights(), o_.decoding, *o_.slicing,
                       View<const float>{x.data(), o_.calibration, 1, o_.latent->model}, world_,
                       engine);
@@ -72,6 +76,7 @@ class DecodeJob {
 
   MakeWeights weights() const {
     return [this](Range heads) {
+      if (o_.weights) return o_.weights->read(heads);
       LatentPart part = whole(*o_.latent);
       part.heads = heads;
       LatentWeights made = random_weights(*o_.latent, part, o_.seed, o_.threads);
@@ -180,18 +185,21 @@ class DecodeJob {
 
   template <class Layer>
   Exit decode_latent(Layer& layer) {
-    const Hidden hidden = hidden_states(o_.latent->model, o_.decoding, o_.seed);
+    const Hidden hidden = o_.x ? hidden_states(o_.x, o_.decoding)
+                               : hidden_states(o_.latent->model, o_.decoding, o_.seed);
     const Index each = o_.decoding.queries;
     const Index model = o_.latent->model;
     std::vector<Index> lengths = o_.context;
-    o_.drawn ? layer.draw(lengths) : layer.fill(lengths, hidden);
+    together(world_, [&] { o_.drawn ? layer.draw(lengths) : layer.fill(lengths, hidden); });
     std::vector<float> x(static_cast<std::size_t>(rows() * model));
     std::vector<float> y(x.size());
     for (int turn = 0; turn < turns(); ++turn) {
-      for (std::size_t s = 0; s < lengths.size(); ++s) {
-        hidden(s, {{lengths[s], each, 1}}, &x[s * static_cast<std::size_t>(each * model)]);
-        lengths[s] += each;
-      }
+      together(world_, [&] {
+        for (std::size_t s = 0; s < lengths.size(); ++s) {
+          hidden(s, {{lengths[s], each, 1}}, &x[s * static_cast<std::size_t>(each * model)]);
+          lengths[s] += each;
+        }
+      });
       world_.barrier();
       const LatentTimes t = layer.step(lengths, {x.data(), rows(), 1, model}, y);
       note(turn, {t.seconds, t.project, t.attention.compute, t.attention.wait, t.reduce},
@@ -407,6 +415,13 @@ Exit decode_command(const std::vector<std::string>& given) {
           std::pair{"numbers a head of V", d.d_v}}) {
       fields.emplace_back(name, std::to_string(value));
     }
+    together(world, [&] {
+      if (options->weights) fields.emplace_back("numbers in --weights", options->weights->sum());
+      if (!options->x) return;
+      FileSum sum;
+      sum.add(*options->x);
+      fields.emplace_back("numbers in --x", sum.text());
+    });
     try {
       require_agreement(world, fields);
     } catch (const Disagreement& e) {

@@ -45,6 +45,17 @@ Hidden hidden_states(Index model, const Decoding& decoding, std::int64_t seed) {
   };
 }
 
+Hidden hidden_states(std::shared_ptr<const NpyReader> file, const Decoding& decoding) {
+  std::vector<Index> first;
+  for (std::size_t s = 0; s < decoding.capacity.size(); ++s) first.push_back(decoding.first(s));
+  return [file = std::move(file), first](std::size_t sequence, const Runs& tokens, float* x) {
+    for (const Run& run : tokens) {
+      file->read_rows(first[sequence] + run.first, run.count, run.step, x);
+      x += run.count * file->row_size();
+    }
+  };
+}
+
 template <class E>
 void DecodeTensors::append_as(Decoder<comm::Communicator>& decoder, std::size_t sequence,
                               Range tokens) const {

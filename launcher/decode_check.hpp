@@ -16,6 +16,10 @@ struct DecodeVerdict {
 /// Generated hidden states: standard normal, the same for every number of ranks.
 Hidden hidden_states(Index model, const Decoding& decoding, std::int64_t seed);
 
+/// Hidden states from a file that has those of every token that may come, in the order of the
+/// cache.
+Hidden hidden_states(std::shared_ptr<const NpyReader> file, const Decoding& decoding);
+
 /// Q, K and V of every token that may come.
 class DecodeTensors {
  public:

@@ -36,13 +36,27 @@ Index positive(const po::variables_map& values, const char* name, Index otherwis
   return values.count(name) != 0 ? values[name].as<Positive>().value : otherwise;
 }
 
+/// The files of --weights, if it is given: they say what other options say of a layer.
+std::shared_ptr<const LatentFiles> weights_of(const po::variables_map& values) {
+  const std::string prefix = file_name(values, "weights");
+  if (prefix.empty()) return nullptr;
+  for (const char* name : {"model", "hidden", "heads", "q-rank", "kv-rank", "nope-dim", "rope-dim",
+                           "v-dim", "kv-heads", "head-dim", "value-dim", "spectrum"}) {
+    if (values.count(name) == 0 || values[name].defaulted()) continue;
+    throw Failure(Exit::usage,
+                  fmt::format("--{}: the files of --weights say it, so leave it out", name));
+  }
+  return std::make_shared<const LatentFiles>("--weights", prefix);
+}
+
 std::optional<LatentSizes> latent_of(const po::variables_map& values) {
   if (values.count("model") == 0 && values.count("kv-rank") == 0) {
     for (const char* name : {"hidden", "q-rank", "nope-dim", "rope-dim", "v-dim"}) {
       if (values.count(name) == 0) continue;
       throw Failure(
           Exit::usage,
-          fmt::format("--{}: is of latent attention; give --model or --kv-rank too", name));
+          fmt::format("--{}: is of latent attention; give --model, --kv-rank or --weights too",
+                      name));
     }
     return std::nullopt;
   }
@@ -152,6 +166,39 @@ Decoding decoding_of(const po::variables_map& values, const std::optional<Source
           .type = type};
 }
 
+/// Hidden states, if a file has them: of all tokens that come to be in the cache.
+std::shared_ptr<const NpyReader> hidden_of(const po::variables_map& values,
+                                           const std::optional<LatentSizes>& latent,
+                                           std::span<const Index> capacity) {
+  const std::string name = file_name(values, "x");
+  if (name.empty()) return nullptr;
+  if (!latent) {
+    throw Failure(Exit::usage,
+                  "--x: is of latent attention; give --model, --kv-rank or --weights too");
+  }
+  auto file = std::make_shared<const NpyReader>(name);
+  const auto& shape = file->header().shape;
+  const auto fail = [&](const std::string& why) {
+    throw Failure(Exit::input, fmt::format("--x: {} {}", quoted_path(name), why));
+  };
+  if (shape.size() != 2) {
+    fail(fmt::format("has {} dimensions; it must have two, [tokens, hidden]", shape.size()));
+  }
+  if (shape[1] != latent->model) {
+    fail(fmt::format("has {} numbers a token where the layer has {}", shape[1], latent->model));
+  }
+  const Index tokens = std::accumulate(capacity.begin(), capacity.end(), Index{0});
+  if (shape[0] != tokens) {
+    fail(fmt::format(
+        "has {} tokens, where the {} of --context and the new ones of --steps and "
+        "--warmup are {}; it has them all, sequence after sequence",
+        shape[0],
+        capacity.size() == 1 ? "sequence" : std::to_string(capacity.size()) + " sequences",
+        tokens));
+  }
+  return file;
+}
+
 /// Q, K and V, if files have them.
 std::optional<Source> files_of(const po::variables_map& values, bool latent) {
   std::vector<std::string> names;
@@ -161,8 +208,8 @@ std::optional<Source> files_of(const po::variables_map& values, bool latent) {
   if (names.empty()) return std::nullopt;
   if (latent) {
     throw Failure(Exit::usage,
-                  "--q, --k, --v: latent attention makes them of hidden states, which are "
-                  "generated; leave them out, or leave --model and --kv-rank out");
+                  "--q, --k, --v: latent attention makes them of hidden states; leave them out "
+                  "(see --x), or leave --model, --kv-rank and --weights out");
   }
   if (names.size() < 3) {
     throw Failure(Exit::usage, "--q, --k and --v name three files; give all of them or none");
@@ -193,7 +240,8 @@ po::options_description decode_options() {
       ("kv-heads", po::value<Positive>(), "key and value heads [8]")                          //
       ("head-dim", po::value<Positive>(), "numbers a head of Q and K [128]")                  //
       ("value-dim", po::value<Positive>(), "numbers a head of V [as --head-dim]");
-  po::options_description latent("Latent attention (MLA); --model or --kv-rank asks for it");
+  po::options_description latent(
+      "Latent attention (MLA); --model, --kv-rank or --weights asks for it");
   latent.add_options()                                                                            //
       ("model", word(model_names()), "the layer sizes of this model; what follows changes some")  //
       ("hidden", po::value<Positive>(), "numbers of a token as it enters the layer")              //
@@ -202,6 +250,13 @@ po::options_description decode_options() {
       ("nope-dim", po::value<Positive>(), "numbers of a head's query and key without position")   //
       ("rope-dim", po::value<Positive>(), "with position")                                        //
       ("v-dim", po::value<Positive>(), "numbers of a head's value")                               //
+      ("weights", po::value<std::string>(),
+       "the layer in files: PREFIX.json and PREFIX.NAME.npy, as dattn convert writes them; see "
+       "README [generated]")  //
+      ("x", po::value<std::string>(),
+       "NumPy file of hidden states as they enter the layer, [tokens, hidden], f2, f4 or f8, of "
+       "all tokens of all sequences, one sequence behind the other: each has its --context, then "
+       "the --new ones of each step and warm-up step [generated]")  //
       ("spectrum", po::value<Finite>()->default_value({0}),
        "generated weights: latents whose spectrum decays by this power, as trained ones do");
   po::options_description cut("Latents that are cut (--form latent-exact, latent-tpla)");
@@ -216,7 +271,7 @@ po::options_description decode_options() {
       ("factor", word({"one", "energy", "fitted"})->default_value("fitted"),
        "tpla: of a slice's scores, 1, one over its share of the energy, or least squares")  //
       ("calibration", po::value<Positive>()->default_value({1024}),
-       "tokens that basis and factors are fitted to");
+       "tokens that basis and factors are fitted to: generated, or the first of --x");
   po::options_description work("Decoding");
   work.add_options()  //
       ("form", word(form_names())->default_value("sequence"),
@@ -251,7 +306,9 @@ po::options_description decode_options() {
 
 DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   DecodeOptions o;
-  o.latent = latent_of(values);
+  o.weights = weights_of(values);
+  o.latent = o.weights ? o.weights->sizes() : latent_of(values);
+  if (o.weights) o.model = values["weights"].as<std::string>();
   if (values.count("model") != 0) o.model = values["model"].as<std::string>();
   std::string form = values["form"].as<std::string>();
   const bool sliced = form == "latent-exact" || form == "latent-tpla";
@@ -260,7 +317,8 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
     if (!o.latent) {
       throw Failure(
           Exit::usage,
-          "--form " + form + ": is of latent attention; give --model, or --kv-rank and --hidden");
+          "--form " + form +
+              ": is of latent attention; give --model, --weights, or --kv-rank and --hidden");
     }
     form.erase(0, kLatent.size());
   }
@@ -293,8 +351,8 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
     throw Failure(Exit::usage, "--out: a NumPy file cannot go to standard output; give a file");
   }
   o.json = file_name(values, "json");
-  const std::string inputs[] = {file_name(values, "q"), file_name(values, "k"),
-                                file_name(values, "v")};
+  std::vector<std::string> inputs = o.weights ? o.weights->paths() : std::vector<std::string>{};
+  for (const char* name : {"q", "k", "v", "x"}) inputs.push_back(file_name(values, name));
   const std::string outputs[] = {o.out, o.json};
   refuse_same_file(inputs, outputs);
   for (const std::string& file : outputs) {
@@ -304,6 +362,8 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   const Type type = values["dtype"].as<std::string>() == "bf16" ? Type::bf16 : Type::f4;
   std::vector<Index> capacity = o.context;
   for (Index& tokens : capacity) tokens += each * (o.steps + o.warmup);
+  o.x = hidden_of(values, o.latent, capacity);
+  if (o.x) o.calibration = std::min(o.calibration, o.x->rows());
   if (o.latent) {
     o.decoding = latent_decoding(*o.latent, std::move(capacity), each, type);
   } else {

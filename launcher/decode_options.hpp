@@ -3,6 +3,7 @@
 #include <boost/program_options/options_description.hpp>
 #include <boost/program_options/variables_map.hpp>
 
+#include "launcher/latent_files.hpp"
 #include "launcher/options.hpp"
 #include "parallel/latent_slices.hpp"
 
@@ -18,6 +19,8 @@ struct DecodeOptions {
   std::optional<Slicing> slicing;  ///< of the latent
   std::string form_name;           ///< as reports have it
   double spectrum = 0;             ///< of generated weights, see decaying()
+  std::shared_ptr<const LatentFiles> weights;  ///< null: generated
+  std::shared_ptr<const NpyReader> x;          ///< hidden states; null: generated
   bool drawn = false;                 ///< the cache is drawn, not made from hidden states
   Index calibration = 0;           ///< tokens
   std::optional<Mesh> mesh;
@@ -30,7 +33,7 @@ struct DecodeOptions {
   Index memory = 0;
   std::string out;
   std::string json;
-  std::string model = "none";
+  std::string model = "none";  ///< whose sizes these are, or the prefix of the weights' files
 };
 
 boost::program_options::options_description decode_options();

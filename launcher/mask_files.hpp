@@ -1,10 +1,10 @@
 #pragma once
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "kernels/mask.hpp"
+#include "launcher/file_sum.hpp"
 
 namespace dattn {
 
@@ -20,10 +20,8 @@ class MaskFiles {
   std::string sum() const;
 
  private:
-  void add(std::int64_t number);
-
   std::vector<std::string> paths_;
-  std::uint64_t sum_ = 0xcbf29ce484222325;
+  FileSum sum_;
 };
 
 }  // namespace dattn

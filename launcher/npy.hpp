@@ -66,6 +66,10 @@ class NpyReader {
   template <class T>
   void read_rows(std::int64_t first, std::int64_t count, std::int64_t step, T* out) const;
 
+  /// Copies elements [first, first + count) of one row to `out`, converted.
+  /// @pre the row exists and has them
+  void read_part(std::int64_t row, std::int64_t first, std::int64_t count, float* out) const;
+
   /// Copies the bytes of rows first, first + 1, ... as they are; as many as fill `out`.
   /// @pre those rows exist, and `out` holds whole rows
   void read_row_bytes(std::int64_t first, std::span<std::byte> out) const;

@@ -176,6 +176,14 @@ void NpyReader::read_rows(std::int64_t first, std::int64_t count, std::int64_t s
   }
 }
 
+void NpyReader::read_part(std::int64_t row, std::int64_t first, std::int64_t count,
+                          float* out) const {
+  if (row < 0 || row >= rows() || first < 0 || count < 0 || first > row_size_ - count) {
+    throw Failure(Exit::internal, "NpyReader: elements outside of " + quoted_path(path_));
+  }
+  if (count > 0) read_elements(row * row_size_ + first, count, out);
+}
+
 void NpyReader::read_row_bytes(std::int64_t first, std::span<std::byte> out) const {
   const std::int64_t row = row_size_ * npy_item_bytes(header_.type);
   if (out.empty()) return;

@@ -32,7 +32,7 @@ def decode_cases(add):
     add("decode heads over kv heads", "decode --heads 6 --kv-heads 4", USAGE, "--heads.*6 query heads.*4 key heads")
     add("decode product beyond 2^60", "decode --context 512G --heads 64K --kv-heads 64K", USAGE, "--context.*2.60")
     for option in ("hidden", "q-rank", "nope-dim", "rope-dim", "v-dim"):
-        add(f"decode {option} alone", f"decode --{option} 4", USAGE, f"--{option}: .*--model or --kv-rank")
+        add(f"decode {option} alone", f"decode --{option} 4", USAGE, f"--{option}: .*--model, --kv-rank or --weights")
     for option in ("kv-heads", "head-dim", "value-dim"):
         add(f"decode {option} of latents", f"{latent}--{option} 4", USAGE, f"--{option}: latent attention has none")
     add("decode latents without hidden", "decode --kv-rank 16", USAGE, "--kv-rank.*--hidden")

@@ -56,36 +56,61 @@ def gqa_layer(w, x, heads, kv_heads, dim, halves):
     return o.reshape(len(x), -1) @ w["o"].T
 
 
-def latent_layer(folder, prefix, x):
-    """y by the written files alone, and the sizes they give."""
-    s = json.loads((folder / f"{prefix}.json").read_text())
-    w = {name: numpy.load(folder / f"{prefix}.{name}.npy")
-         for name in ("down_kv", "kv_gamma", "up_q", "up_k", "up_v", "out")}
-    shapes = {
+def latent_shapes(s):
+    """The matrices of a layer of these sizes, by name."""
+    queries = {"down_q": (s["model"], s["q_rank"]), "q_gamma": (s["q_rank"],)} if s["q_rank"] else {}
+    return {
+        **queries,
         "down_kv": (s["model"], s["kv_rank"] + s["d_rope"]),
         "kv_gamma": (s["kv_rank"],),
-        "up_q": (s["model"], s["heads"], s["d_nope"] + s["d_rope"]),
+        "up_q": (s["q_rank"] or s["model"], s["heads"], s["d_nope"] + s["d_rope"]),
         "up_k": (s["heads"], s["kv_rank"], s["d_nope"]),
         "up_v": (s["heads"], s["kv_rank"], s["d_v"]),
         "out": (s["heads"], s["d_v"], s["model"]),
     }
-    for name, shape in shapes.items():
-        if w[name].shape != shape or w[name].dtype != numpy.float32:
-            raise AssertionError(f"{name} is {w[name].shape}, {w[name].dtype}; want {shape}, float32")
-    w = {name: array.astype(numpy.float64) for name, array in w.items()}
+
+
+def latent_rope(s):
+    """Radians a position of each pair of d_rope, what YaRN multiplies cosine and sine by, and the scale of scores."""
     turned = s["d_rope"] // s["rope_copies"]
-    frequencies = numpy.tile(s["rope_base"] ** (-2.0 * numpy.arange(turned // 2) / turned), s["rope_copies"])
+    pairs = numpy.arange(turned // 2)
+    plain = s["rope_base"] ** (-2.0 * pairs / turned)
+    scale = 1 / math.sqrt(s["d_nope"] + s["d_rope"])
+    factor = s.get("rope_factor", 1)
+    if factor == 1:
+        return numpy.tile(plain, s["rope_copies"]), 1.0, scale
+    def pair_with(turns):
+        return turned * math.log(s["rope_original"] / (turns * 2 * math.pi)) / (2 * math.log(s["rope_base"]))
+    low = max(math.floor(pair_with(s["beta_fast"])), 0)
+    high = min(math.ceil(pair_with(s["beta_slow"])), turned - 1)
+    slowed = numpy.clip((pairs - low) / (high - low if high != low else 0.001), 0, 1)
+    grown = [0.1 * s[name] * math.log(factor) + 1 for name in ("mscale", "mscale_all_dim")]
+    frequencies = plain / factor * slowed + plain * (1 - slowed)
+    return numpy.tile(frequencies, s["rope_copies"]), grown[0] / grown[1], scale * grown[1] ** 2
+
+
+def latent_layer(folder, prefix, x, stored=lambda array: array):
+    """y by the files of a layer alone, its matrices as `stored` holds them, and the sizes they give."""
+    s = json.loads((folder / f"{prefix}.json").read_text())
+    w = {name: numpy.load(folder / f"{prefix}.{name}.npy") for name in latent_shapes(s)}
+    for name, shape in latent_shapes(s).items():
+        if w[name].shape != shape:
+            raise AssertionError(f"{name} is {w[name].shape}; want {shape}")
+    w = {name: stored(array.astype(numpy.float32)).astype(numpy.float64) for name, array in w.items()}
+    frequencies, magnitude, scale = latent_rope(s)
     c = x @ w["down_kv"]
     latent, key = c[:, : s["kv_rank"]], c[:, s["kv_rank"]:]
-    latent = latent / numpy.sqrt(numpy.mean(latent**2, axis=1, keepdims=True) + s["epsilon"]) * w["kv_gamma"]
-    q = numpy.einsum("nm,mhd->nhd", x, w["up_q"])
+    def normed(rows, gamma):
+        return rows / numpy.sqrt(numpy.mean(rows**2, axis=1, keepdims=True) + s["epsilon"]) * gamma
+    latent = normed(latent, w["kv_gamma"])
+    from_ = normed(x @ w["down_q"], w["q_gamma"]) if s["q_rank"] else x
+    q = numpy.einsum("nm,mhd->nhd", from_, w["up_q"])
     d_nope = s["d_nope"]
-    q = numpy.concatenate([q[..., :d_nope], rope(q[..., d_nope:], frequencies, False)], axis=-1)
-    key = numpy.repeat(rope(key[:, None], frequencies, False), s["heads"], axis=1)
+    q = numpy.concatenate([q[..., :d_nope], magnitude * rope(q[..., d_nope:], frequencies, False)], axis=-1)
+    key = magnitude * numpy.repeat(rope(key[:, None], frequencies, False), s["heads"], axis=1)
     k = numpy.concatenate([numpy.einsum("nr,hrd->nhd", latent, w["up_k"]), key], axis=-1)
     v = numpy.einsum("nr,hrd->nhd", latent, w["up_v"])
-    o = attend(q, k, v, 1 / math.sqrt(d_nope + s["d_rope"]))
-    return numpy.einsum("nhd,hdm->nm", o, w["out"]), s
+    return numpy.einsum("nhd,hdm->nm", attend(q, k, v, scale), w["out"]), s
 
 
 def check(start, folder, case):
@@ -117,6 +142,9 @@ def check(start, folder, case):
     found, sizes = latent_layer(folder, "made", held_out)
     error = numpy.linalg.norm(found - expected) / numpy.linalg.norm(expected)
     wrong = []
+    for path in folder.glob("made.*.npy"):
+        if numpy.load(path).dtype != numpy.float32:
+            wrong.append(f"{case}: {path.name} is not float32")
     said = report["steps"][-1]["error"]
     if not abs(said - error) <= 1e-9 + 1e-3 * error:
         wrong.append(f"{case}: the error is {error:.3e}, the command says {said:.3e}")
