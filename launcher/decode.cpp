@@ -53,14 +53,15 @@ class DecodeJob {
         }
         layer.emplace(*o_.latent, weights(), o_.decoding, *o_.slicing,
                       View<const float>{x.data(), o_.calibration, 1, o_.latent->model}, world_,
-                      engine);
+                      engine, o_.weight_type);
       });
       return decode_latent(*layer);
     }
     if (o_.latent) {
       std::optional<LatentDecoder<Communicator>> layer;
       together(world_, [&] {
-        layer.emplace(*o_.latent, weights(), o_.decoding, *o_.form, mesh_, world_, engine);
+        layer.emplace(*o_.latent, weights(), o_.decoding, *o_.form, mesh_, world_, engine,
+                      o_.weight_type);
       });
       return decode_latent(*layer);
     }
@@ -76,12 +77,17 @@ class DecodeJob {
 
   MakeWeights weights() const {
     return [this](Range heads) {
-      if (o_.weights) return o_.weights->read(heads);
-      LatentPart part = whole(*o_.latent);
-      part.heads = heads;
-      LatentWeights made = random_weights(*o_.latent, part, o_.seed, o_.threads);
-      return o_.spectrum != 0 ? decaying(std::move(made), o_.spectrum) : made;
+      LatentWeights made = o_.weights ? o_.weights->read(heads) : random(heads);
+      if (o_.weight_type == Type::bf16) round_to_bfloat16(made);
+      return made;
     };
+  }
+
+  LatentWeights random(Range heads) const {
+    LatentPart part = whole(*o_.latent);
+    part.heads = heads;
+    LatentWeights made = random_weights(*o_.latent, part, o_.seed, o_.threads);
+    return o_.spectrum != 0 ? decaying(std::move(made), o_.spectrum) : made;
   }
 
   /// Mesh and memory, refused before anything is allocated.
@@ -155,10 +161,19 @@ class DecodeJob {
     const auto block = [&](SlotId slot) -> const Block& {
       return program.slots[static_cast<std::size_t>(slot)].block;
     };
-    needs_[Use::weights] = weight_bytes(std::max(block(program.input(Kind::Q)).head_count(),
-                                                 program.result(Kind::O).block.head_count()));
     needs_[Use::inputs] -=
         bytes_of(block(program.input(Kind::V)), problem.shape(), problem.type());  // is in K
+    const Index heads = std::max(block(program.input(Kind::Q)).head_count(),
+                                 program.result(Kind::O).block.head_count());
+    if (o_.weight_type == Type::f4) {
+      needs_[Use::weights] = weight_bytes(heads);
+    } else {  // made in float, then rounded matrix by matrix, before there is anything in the cache
+      const LatentSizes& s = *o_.latent;
+      const Index largest = heads * std::max(s.q_width() * s.d_qk(), s.d_v * s.model);
+      needs_[Use::weights] =
+          std::max(weight_bytes(heads) / 2,
+                   weight_bytes(heads) + largest * bytes_of(Type::bf16) - needs_.sum());
+    }
   }
 
   void settle_slices() {
@@ -206,6 +221,8 @@ class DecodeJob {
            t.bytes_sent, t.messages);
     }
     if (o_.check) verdict_ = check_latent(world_, weights(), o_.decoding, lengths, hidden, y);
+    // Weights that were turned or folded are rounded once more.
+    if (verdict_ && o_.slicing && o_.weight_type == Type::bf16) verdict_->bound = 8e-3;
     if (verdict_ && approximate()) verdict_->bound = std::numeric_limits<double>::infinity();
     // All ranks have y.
     write_out({rows(), model}, leads() ? Ranges{{0, 1}} : Ranges{}, y);
@@ -311,6 +328,7 @@ class DecodeJob {
           {"threads", o_.threads},
           {"isa", chosen_isa().name},
           {"dtype", name_of(o_.decoding.type)},
+          {"weights_dtype", o_.latent ? name_of(o_.weight_type) : "none"},
           {"batch", o_.context.size()},
           {"new_tokens", o_.decoding.queries},
           {"context", o_.context},
@@ -337,10 +355,11 @@ class DecodeJob {
             {"error", verdict_->error}, {"bound", verdict_->bound}, {"passed", verdict_->passed()}};
       std::string text = fmt::format(
           "decode: {} over {} ranks (mesh {}), {} sequences, {} new tokens a step, {} tokens "
-          "cached, {}, "
+          "cached, {}, {}"
           "kernels for {}{}\n",
           name, world_.size(), mesh_.text(), o_.context.size(), o_.decoding.queries, tokens,
-          name_of(o_.decoding.type), chosen_isa().name,
+          name_of(o_.decoding.type),
+          o_.latent ? fmt::format("weights {}, ", name_of(o_.weight_type)) : "", chosen_isa().name,
           approximate() ? "; APPROXIMATE: each slice has a softmax of its own"
           : o_.slicing  ? ""
                         : "; proved");

@@ -253,6 +253,8 @@ po::options_description decode_options() {
       ("weights", po::value<std::string>(),
        "the layer in files: PREFIX.json and PREFIX.NAME.npy, as dattn convert writes them; see "
        "README [generated]")  //
+      ("weights-dtype", word({"f4", "bf16"})->default_value("f4"),
+       "of the weights in memory: bf16 rounds each once, and a step reads half the bytes")  //
       ("x", po::value<std::string>(),
        "NumPy file of hidden states as they enter the layer, [tokens, hidden], f2, f4 or f8, of "
        "all tokens of all sequences, one sequence behind the other: each has its --context, then "
@@ -332,6 +334,11 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   o.spectrum = values["spectrum"].as<Finite>().value;
   if (o.spectrum != 0 && !o.latent) {
     throw Failure(Exit::usage, "--spectrum: is of latent attention; give --model or --kv-rank too");
+  }
+  if (values["weights-dtype"].as<std::string>() == "bf16") o.weight_type = Type::bf16;
+  if (o.weight_type == Type::bf16 && !o.latent) {
+    throw Failure(Exit::usage,
+                  "--weights-dtype: is of latent attention; give --model, --kv-rank or --weights");
   }
   o.context = context_of(values);
   o.steps = at_most("steps", values["steps"].as<Positive>().value, 1000000);

@@ -20,6 +20,7 @@ struct DecodeOptions {
   std::string form_name;           ///< as reports have it
   double spectrum = 0;             ///< of generated weights, see decaying()
   std::shared_ptr<const LatentFiles> weights;  ///< null: generated
+  Type weight_type = Type::f4;                 ///< as ranks keep them
   std::shared_ptr<const NpyReader> x;          ///< hidden states; null: generated
   bool drawn = false;                 ///< the cache is drawn, not made from hidden states
   Index calibration = 0;           ///< tokens

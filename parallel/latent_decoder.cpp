@@ -47,15 +47,17 @@ Decoding latent_decoding(const LatentSizes& sizes, std::vector<Index> capacity, 
 template <comm::Transport T>
 LatentDecoder<T>::LatentDecoder(const LatentSizes& sizes, const MakeWeights& weights,
                                 const Decoding& decoding, const Strategy& form,
-                                std::optional<Mesh> mesh, T& transport, EngineOptions options)
+                                std::optional<Mesh> mesh, T& transport, EngineOptions options,
+                                Type weight_type)
     : transport_(transport),
       work_(scaled({.threads = options.threads, .isa = options.isa}, sizes)),
-      decoder_(decoding, form, std::move(mesh), transport, [&] {
-        options.score = work_.score;
-        return options;
-      }()) {
-  weights_ = weights(hull(decoder_.asks(), decoder_.gets()));
-}
+      decoder_(decoding, form, std::move(mesh), transport,
+               [&] {
+                 options.score = work_.score;
+                 return options;
+               }()),
+      sizes_(sizes),
+      weights_(stored(weights(hull(decoder_.asks(), decoder_.gets())), weight_type)) {}
 
 template <comm::Transport T>
 void LatentDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden) {
@@ -95,7 +97,7 @@ template <comm::Transport T>
 template <class E>
 void LatentDecoder<T>::write(std::size_t sequence, Range tokens, const Hidden& hidden) {
   KvCache& cache = decoder_.cache();
-  const LatentSizes& sizes = weights_.sizes;
+  const LatentSizes& sizes = sizes_;
   const Index first = decoder_.decoding().first(sequence);
   // Own tokens that follow one another in the cache, as many as are made at a time.
   Runs own;
@@ -106,7 +108,11 @@ void LatentDecoder<T>::write(std::size_t sequence, Range tokens, const Hidden& h
     std::vector<float> x(static_cast<std::size_t>(count * sizes.model));
     hidden(sequence, own, x.data());
     const View<E> rows{reinterpret_cast<E*>(cache.keys(begin)), count, 1, sizes.row()};
-    latent_rows<E>(weights_, {x.data(), count, 1, sizes.model}, own, rows, work_);
+    std::visit(
+        [&](const auto& w) {
+          latent_rows<E>(w, {x.data(), count, 1, sizes.model}, own, rows, work_);
+        },
+        weights_);
     own.clear();
     count = 0;
   };
@@ -129,16 +135,16 @@ void LatentDecoder<T>::make_queries(std::span<const Index> lengths, View<const f
   const Index each = decoder_.decoding().queries;
   Runs positions;
   for (const Index length : lengths) positions.push_back({length - each, each, 1});
-  absorbed_queries<E>(
-      weights_, heads, x, positions,
-      {reinterpret_cast<E*>(decoder_.queries().data()), x.rows, heads.size(), weights_.sizes.row()},
-      work_);
+  const View<E> q{reinterpret_cast<E*>(decoder_.queries().data()), x.rows, heads.size(),
+                  sizes_.row()};
+  std::visit([&](const auto& w) { absorbed_queries<E>(w, heads, x, positions, q, work_); },
+             weights_);
 }
 
 template <comm::Transport T>
 LatentTimes LatentDecoder<T>::step(std::span<const Index> lengths, View<const float> x,
                                    std::span<float> y) {
-  const LatentSizes& sizes = weights_.sizes;
+  const LatentSizes& sizes = sizes_;
   const Index each = decoder_.decoding().queries;
   CHECK(x.rows == each * static_cast<Index>(lengths.size()) && x.dim == sizes.model, x.rows, x.dim);
   CHECK(static_cast<Index>(y.size()) == x.rows * sizes.model, y.size());
@@ -166,8 +172,12 @@ LatentTimes LatentDecoder<T>::step(std::span<const Index> lengths, View<const fl
   decoder_.result(o, lse);
   std::fill(y.begin(), y.end(), 0.0F);
   if (!heads.empty()) {
-    values_out(weights_, heads, {o.data(), x.rows, heads.size(), sizes.kv_rank},
-               {y.data(), x.rows, 1, sizes.model}, work_);
+    const View<const float> got{o.data(), x.rows, heads.size(), sizes.kv_rank};
+    std::visit(
+        [&](const auto& w) {
+          values_out(w, heads, got, {y.data(), x.rows, 1, sizes.model}, work_);
+        },
+        weights_);
   }
   const double made = seconds_now();
   times.project += made - attended;

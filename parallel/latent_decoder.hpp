@@ -34,14 +34,14 @@ using MakeWeights = std::function<LatentWeights(Range heads)>;
 template <comm::Transport T>
 class LatentDecoder {
  public:
-  /// `type` of the decoding is that of cache and queries, f4 or bf16. Throws as Decoder.
+  /// `type` of the decoding is that of cache and queries, f4 or bf16, as `weight_type` is. Throws
+  /// as Decoder.
   /// @pre complaint(sizes) is empty, and complaint(decoding) of latent_decoding()
   LatentDecoder(const LatentSizes& sizes, const MakeWeights& weights, const Decoding& decoding,
-                const Strategy& form, std::optional<Mesh> mesh, T& transport,
-                EngineOptions options);
+                const Strategy& form, std::optional<Mesh> mesh, T& transport, EngineOptions options,
+                Type weight_type = Type::f4);
 
   Decoder<T>& decoder() { return decoder_; }
-  const LatentWeights& weights() const { return weights_; }
 
   /// Writes the rows of the tokens [0, lengths[s]) of each sequence into the cache: what a prefill
   /// leaves behind. No message.
@@ -70,7 +70,8 @@ class LatentDecoder {
   T& transport_;
   Work work_;
   Decoder<T> decoder_;
-  LatentWeights weights_;
+  LatentSizes sizes_;
+  StoredWeights weights_;
 };
 
 /// Decoding in the absorbed form: one key head of kv_rank + d_rope numbers, whose first kv_rank are

@@ -5,6 +5,7 @@
 #include <span>
 
 #include "comm/transport.hpp"
+#include "kernels/latent/weights.hpp"
 #include "parallel/plan.hpp"
 
 namespace dattn {
@@ -23,6 +24,12 @@ void draw_numbers(E* to, Index count, std::uint64_t seed) {
     x = x * 6364136223846793005ULL + 1442695040888963407ULL;  // Knuth's MMIX generator
     to[i] = E(static_cast<float>(static_cast<std::int64_t>(x) >> 40) * 0x1p-23F);
   }
+}
+
+/// Weights as a layer keeps them.
+inline StoredWeights stored(LatentWeights weights, Type type) {
+  if (type == Type::bf16) return narrowed(std::move(weights));
+  return weights;
 }
 
 inline void add_floats(const std::byte* in, std::byte* inout, std::int64_t records,

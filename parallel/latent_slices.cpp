@@ -67,19 +67,22 @@ std::optional<std::string> complaint(const Slicing& slicing, const LatentSizes& 
 template <comm::Transport T>
 SlicedDecoder<T>::SlicedDecoder(const LatentSizes& sizes, const MakeWeights& weights,
                                 const Decoding& decoding, const Slicing& slicing,
-                                View<const float> calibration, T& transport, EngineOptions options)
+                                View<const float> calibration, T& transport, EngineOptions options,
+                                Type weight_type)
     : transport_(transport),
       slices_(transport.split(transport.rank() / slicing.slices, transport.rank())),
       decoding_(decoding),
       slicing_(slicing),
       work_(scaled({.threads = options.threads, .isa = options.isa, .workspace = &workspace_},
-                   sizes)) {
+                   sizes)),
+      sizes_(sizes) {
   const int parts = transport.size() / slicing.slices;
   const Range heads = even_part(sizes.heads, parts, transport.rank() / slicing.slices);
   const Range latent = even_part(sizes.kv_rank, slicing.slices, slices_.rank());
+  part_ = {heads, latent, {0, sizes.kv_rank}};
   const LatentWeights all = in_basis(weights(heads), slicing, calibration, work_);
-  weights_ = slice(all, {heads, latent, {0, sizes.kv_rank}});
   calibrate(all, calibration);
+  weights_ = stored(slice(all, part_), weight_type);
   cache_ = Reserved(decoding.keys() * row() * bytes_of(decoding.type));
 }
 
@@ -87,7 +90,7 @@ SlicedDecoder<T>::SlicedDecoder(const LatentSizes& sizes, const MakeWeights& wei
 template <comm::Transport T>
 void SlicedDecoder<T>::calibrate(const LatentWeights& all, View<const float> calibration) {
   const LatentSizes& sizes = all.sizes;
-  const Range own = weights_.part.latent;
+  const Range own = part_.latent;
   if (slicing_.exact || own.size() == sizes.kv_rank) return;
   CHECK(calibration.rows > 0);
   const Index count = calibration.rows;
@@ -104,10 +107,10 @@ void SlicedDecoder<T>::calibrate(const LatentWeights& all, View<const float> cal
   rms_factor_ =
       std::sqrt(static_cast<double>(own.size()) / (share * static_cast<double>(sizes.kv_rank)));
   if (slicing_.factor == Slicing::Factor::energy) factor_ = 1 / share;
-  if (slicing_.factor != Slicing::Factor::fitted || weights_.part.heads.empty()) return;
+  if (slicing_.factor != Slicing::Factor::fitted || part_.heads.empty()) return;
   // Queries of some of the same tokens against all of them, without position.
   const Index asked = std::min<Index>(count, 16);
-  const Range heads = weights_.part.heads;
+  const Range heads = part_.heads;
   const Index lanes = asked * heads.size();
   std::vector<float> q(static_cast<std::size_t>(lanes * sizes.row()));
   const View<const float> last{calibration.at(count - asked, 0), asked, 1, calibration.dim,
@@ -153,7 +156,7 @@ Index SlicedDecoder<T>::cache_bytes(std::span<const Index> lengths) const {
 
 template <comm::Transport T>
 void SlicedDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden) {
-  const Index model = weights_.sizes.model;
+  const Index model = sizes_.model;
   std::vector<float> x(static_cast<std::size_t>(kRows * model));
   for (std::size_t s = 0; s < lengths.size(); ++s) {
     for (Range some{0, 0}; some.end < lengths[s];) {
@@ -183,26 +186,27 @@ void SlicedDecoder<T>::write_any(std::size_t sequence, const Runs& tokens, View<
 template <comm::Transport T>
 template <class E>
 void SlicedDecoder<T>::write(std::size_t sequence, const Runs& tokens, View<const float> x) {
-  const LatentSizes& sizes = weights_.sizes;
+  const LatentSizes& sizes = sizes_;
   std::vector<float> numbers(static_cast<std::size_t>(x.rows * sizes.row()));
   const View<float> c{numbers.data(), x.rows, 1, sizes.row()};
-  latents(weights_, x, c, work_);
+  std::visit([&](const auto& w) { latents(w, x, c, work_); }, weights_);
   std::vector<float> rms(static_cast<std::size_t>(x.rows));
   const bool of_slice = !slicing_.exact && slicing_.norm == Slicing::Norm::slice;
-  const Range dims = of_slice ? weights_.part.latent : Range{0, sizes.kv_rank};
+  const Range dims = of_slice ? part_.latent : Range{0, sizes.kv_rank};
   for (Index n = 0; n < x.rows; ++n) {
     const double factor = of_slice ? rms_factor_ : 1;
     const double mean = square(c, n, dims) / static_cast<double>(dims.size()) * factor * factor;
     rms[static_cast<std::size_t>(n)] = static_cast<float>(std::sqrt(mean + sizes.epsilon));
   }
   E* to = reinterpret_cast<E*>(rows_of(sequence)) + tokens.front().first * row();
-  cache_rows<E>(weights_, c, rms, tokens, {to, x.rows, 1, row()});
+  const View<E> rows{to, x.rows, 1, row()};
+  std::visit([&](const auto& w) { cache_rows<E>(w, c, rms, tokens, rows); }, weights_);
 }
 
 template <comm::Transport T>
 LatentTimes SlicedDecoder<T>::step(std::span<const Index> lengths, View<const float> x,
                                    std::span<float> y) {
-  const LatentSizes& sizes = weights_.sizes;
+  const LatentSizes& sizes = sizes_;
   const Index each = decoding_.queries;
   CHECK(x.rows == each * static_cast<Index>(lengths.size()) && x.dim == sizes.model, x.rows, x.dim);
   CHECK(static_cast<Index>(y.size()) == x.rows * sizes.model, y.size());
@@ -213,8 +217,8 @@ LatentTimes SlicedDecoder<T>::step(std::span<const Index> lengths, View<const fl
     write_any(s, {{lengths[s] - each, each, 1}},
               {x.at(static_cast<Index>(s) * each, 0), each, 1, sizes.model, x.row_stride()});
   }
-  const Range heads = weights_.part.heads;
-  const Index latent = weights_.part.latent.size();
+  const Range heads = part_.heads;
+  const Index latent = part_.latent.size();
   std::vector<float> o(static_cast<std::size_t>(x.rows * heads.size() * latent));
   const View<float> out{o.data(), x.rows, heads.size(), latent};
   times.project = seconds_now() - start;
@@ -223,7 +227,9 @@ LatentTimes SlicedDecoder<T>::step(std::span<const Index> lengths, View<const fl
   const double attended = seconds_now();
   std::fill(y.begin(), y.end(), 0.0F);
   if (!heads.empty()) {
-    values_out(weights_, heads, out, {y.data(), x.rows, 1, sizes.model}, work_);
+    const View<float> to{y.data(), x.rows, 1, sizes.model};
+    std::visit([&](const auto& w) { values_out(w, heads, View<const float>(out), to, work_); },
+               weights_);
   }
   times.project += seconds_now() - attended;
   times.reduce = add_up(transport_, y, times.bytes_sent, times.messages);
@@ -235,16 +241,19 @@ template <comm::Transport T>
 template <class E>
 void SlicedDecoder<T>::attend(std::span<const Index> lengths, View<const float> x, View<float> o,
                               LatentTimes& times) {
-  const LatentSizes& sizes = weights_.sizes;
-  const Range heads = weights_.part.heads;
+  const LatentSizes& sizes = sizes_;
+  const Range heads = part_.heads;
   const Index each = decoding_.queries;
-  const Index latent = weights_.part.latent.size();
+  const Index latent = part_.latent.size();
   const double start = seconds_now();
   Runs positions;
   for (const Index length : lengths) positions.push_back({length - each, each, 1});
   std::vector<float> numbers(static_cast<std::size_t>(x.rows * heads.size() * row()));
   const View<float> q{numbers.data(), x.rows, heads.size(), row()};
-  if (!heads.empty()) absorbed_queries<float>(weights_, heads, x, positions, q, work_);
+  if (!heads.empty()) {
+    std::visit([&](const auto& w) { absorbed_queries<float>(w, heads, x, positions, q, work_); },
+               weights_);
+  }
   times.project += seconds_now() - start;
   const auto part = [&](auto view, std::size_t s) {
     view.data = view.at(static_cast<Index>(s) * each, 0);
@@ -291,8 +300,8 @@ template <comm::Transport T>
 template <class E>
 void SlicedDecoder<T>::attend_exactly(std::size_t sequence, Index length, View<const float> q,
                                       View<float> o, LatentTimes& times) {
-  const Index latent = weights_.part.latent.size();
-  const Index rope = weights_.sizes.d_rope;
+  const Index latent = part_.latent.size();
+  const Index rope = sizes_.d_rope;
   const Index heads = q.heads;
   const Index lanes = q.rows * heads;
   if (lanes == 0) return;  // none of these slices' ranks has heads

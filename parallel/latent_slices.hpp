@@ -39,14 +39,15 @@ class SlicedDecoder {
   /// same on every rank. @pre complaint(slicing, sizes, ranks) is empty
   SlicedDecoder(const LatentSizes& sizes, const MakeWeights& weights, const Decoding& decoding,
                 const Slicing& slicing, View<const float> calibration, T& transport,
-                EngineOptions options);
+                EngineOptions options, Type weight_type = Type::f4);
 
   /// As in LatentDecoder.
   void fill(std::span<const Index> lengths, const Hidden& hidden);
   void draw(std::span<const Index> lengths);
   LatentTimes step(std::span<const Index> lengths, View<const float> x, std::span<float> y);
 
-  const LatentWeights& weights() const { return weights_; }
+  /// What this rank has of the weights.
+  const LatentPart& part() const { return part_; }
   /// What the scores of this slice are multiplied by.
   double factor() const { return factor_; }
   /// Bytes of the rows that hold so many tokens of each sequence.
@@ -62,7 +63,7 @@ class SlicedDecoder {
   template <class E>
   void attend_exactly(std::size_t sequence, Index length, View<const float> q, View<float> o,
                       LatentTimes& t);
-  Index row() const { return weights_.part.latent.size() + weights_.sizes.d_rope; }
+  Index row() const { return part_.latent.size() + sizes_.d_rope; }
   std::byte* rows_of(std::size_t sequence);
 
   T& transport_;
@@ -71,7 +72,9 @@ class SlicedDecoder {
   Slicing slicing_;
   Work work_;
   Workspace workspace_;
-  LatentWeights weights_;
+  LatentSizes sizes_;
+  LatentPart part_;
+  StoredWeights weights_;
   double factor_ = 1;
   double rms_factor_ = 1;  ///< RMS of the latent over that of the slice
   Reserved cache_;

@@ -434,6 +434,7 @@ void backward(const BackwardStep& s) {
 }
 
 #include "kernels/isa/fma_decode.inc"
+#include "kernels/isa/fma_narrow.inc"
 
 // --- Table
 // -----------------------------------------------------------------------------------------
@@ -487,6 +488,7 @@ constexpr Kernel kKernel{
     .add_panel = add_panel,
     .decode = decode,
     .decode_lanes = kDecodeLanes,
+    .multiply_narrow = multiply_narrow,
     .enter = enter,
     .leave = leave,
 };

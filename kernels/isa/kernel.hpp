@@ -117,6 +117,22 @@ struct DecodeStep {
   float* o;  ///< [lanes][d_v]
 };
 
+/// c = a b, or c += a b, of few rows of a float a and a bfloat16 b, which is read once, as it lies;
+/// inner is at least 1.
+struct NarrowProduct {
+  const float* a;  ///< [rows][inner]
+  long a_stride;   ///< numbers from row to row, as all strides
+  const void* b;   ///< [inner][columns]; transposed: [columns][inner]
+  long b_stride;
+  bool transposed;
+  float* c;  ///< [rows][columns]
+  long c_stride;
+  int rows;
+  int columns;
+  int inner;
+  bool add;
+};
+
 /// The functions of one instruction set for one way to hold numbers. Packs and scratch are bytes
 /// that only the kernel understands, 64-byte aligned; sizes are in bytes.
 struct Kernel {
@@ -158,6 +174,9 @@ struct Kernel {
   /// memory are read side by side.
   void (*decode)(const DecodeStep* steps, int count);
   int decode_lanes;  ///< of a DecodeStep, at most
+
+  /// In the float kernel of an Isa only.
+  void (*multiply_narrow)(const NarrowProduct& product) = nullptr;
 
   /// Prepares the calling thread (denormals count as zero, tile registers); `leave` gets what it
   /// returned and puts everything back. Every call of the other functions stands between the two.

@@ -19,7 +19,8 @@ bool is(View<T> view, Index rows, Index heads, Index dim) {
 }
 
 /// Heads `heads` counted from the first that the weights hold.
-Range held(const LatentWeights& w, Range heads) {
+template <class W>
+Range held(const LatentWeightsOf<W>& w, Range heads) {
   CHECK(w.part.heads.contains(heads) && heads.begin <= heads.end, heads.begin, heads.end,
         w.part.heads.begin, w.part.heads.end);
   return {heads.begin - w.part.heads.begin, heads.end - w.part.heads.begin};
@@ -86,7 +87,8 @@ void RopeAngles::turn(Index row, float* x) const {
   }
 }
 
-void latents(const LatentWeights& w, View<const float> x, View<float> c, const Work& work) {
+template <class W>
+void latents(const LatentWeightsOf<W>& w, View<const float> x, View<float> c, const Work& work) {
   check_weights(w);
   const Index width = w.part.columns.size() + w.sizes.d_rope;
   CHECK(is(x, x.rows, 1, w.sizes.model), x.heads, x.dim, w.sizes.model);
@@ -103,8 +105,8 @@ void latents(const LatentWeights& w, View<const float> x, View<float> c, const W
   multiply({&product, 1}, work);
 }
 
-template <class T>
-void cache_rows(const LatentWeights& w, View<const float> c, std::span<const float> rms,
+template <class T, class W>
+void cache_rows(const LatentWeightsOf<W>& w, View<const float> c, std::span<const float> rms,
                 const Runs& positions, View<T> rows) {
   const LatentPart& part = w.part;
   const Index columns = part.columns.size();
@@ -134,9 +136,9 @@ void cache_rows(const LatentWeights& w, View<const float> c, std::span<const flo
   }
 }
 
-template <class T>
-void latent_rows(const LatentWeights& w, View<const float> x, const Runs& positions, View<T> rows,
-                 const Work& work) {
+template <class T, class W>
+void latent_rows(const LatentWeightsOf<W>& w, View<const float> x, const Runs& positions,
+                 View<T> rows, const Work& work) {
   const Index width = w.part.columns.size() + w.sizes.d_rope;
   const Buffer<float> c(x.rows * width);
   const View<float> view{c.get(), x.rows, 1, width};
@@ -144,7 +146,8 @@ void latent_rows(const LatentWeights& w, View<const float> x, const Runs& positi
   cache_rows<T>(w, view, {}, positions, rows);
 }
 
-void compressed_queries(const LatentWeights& w, View<const float> x, View<float> c_q,
+template <class W>
+void compressed_queries(const LatentWeightsOf<W>& w, View<const float> x, View<float> c_q,
                         const Work& work) {
   check_weights(w);
   CHECK(is(x, x.rows, 1, w.sizes.model), x.heads, x.dim, w.sizes.model);
@@ -166,7 +169,8 @@ void compressed_queries(const LatentWeights& w, View<const float> x, View<float>
   rms_norm(c_q, w.sizes.epsilon, w.q_gamma, c_q);
 }
 
-void expanded_queries(const LatentWeights& w, Range heads, View<const float> c_q,
+template <class W>
+void expanded_queries(const LatentWeightsOf<W>& w, Range heads, View<const float> c_q,
                       const Runs& positions, View<float> q, const Work& work) {
   check_weights(w);
   const LatentSizes& s = w.sizes;
@@ -191,8 +195,9 @@ void expanded_queries(const LatentWeights& w, Range heads, View<const float> c_q
 
 namespace {
 
-void absorb_float(const LatentWeights& w, Range heads, View<const float> q, View<float> absorbed,
-                  const Work& work) {
+template <class W>
+void absorb_float(const LatentWeightsOf<W>& w, Range heads, View<const float> q,
+                  View<float> absorbed, const Work& work) {
   const LatentSizes& s = w.sizes;
   const Index latent = w.part.latent.size();
   std::vector<Product> products;
@@ -218,8 +223,8 @@ void absorb_float(const LatentWeights& w, Range heads, View<const float> q, View
 
 }  // namespace
 
-template <class T>
-void absorb(const LatentWeights& w, Range heads, View<const float> q, View<T> absorbed,
+template <class T, class W>
+void absorb(const LatentWeightsOf<W>& w, Range heads, View<const float> q, View<T> absorbed,
             const Work& work) {
   check_weights(w);
   const Index dim = w.part.latent.size() + w.sizes.d_rope;
@@ -242,8 +247,8 @@ void absorb(const LatentWeights& w, Range heads, View<const float> q, View<T> ab
   }
 }
 
-template <class T>
-void absorbed_queries(const LatentWeights& w, Range heads, View<const float> x,
+template <class T, class W>
+void absorbed_queries(const LatentWeightsOf<W>& w, Range heads, View<const float> x,
                       const Runs& positions, View<T> absorbed, const Work& work) {
   const LatentSizes& s = w.sizes;
   const Buffer<float> q(x.rows * heads.size() * s.d_qk());
@@ -259,9 +264,9 @@ void absorbed_queries(const LatentWeights& w, Range heads, View<const float> x,
   absorb(w, heads, View<const float>(q_view), absorbed, work);
 }
 
-template <class T>
-void expand(const LatentWeights& w, Range heads, View<const T> rows, View<float> k, View<float> v,
-            const Work& work) {
+template <class T, class W>
+void expand(const LatentWeightsOf<W>& w, Range heads, View<const T> rows, View<float> k,
+            View<float> v, const Work& work) {
   check_weights(w);
   const LatentSizes& s = w.sizes;
   CHECK(w.part.latent.size() == s.kv_rank, w.part.latent.begin, w.part.latent.end);
@@ -311,7 +316,8 @@ void expand(const LatentWeights& w, Range heads, View<const T> rows, View<float>
   }
 }
 
-void up_values(const LatentWeights& w, Range heads, View<const float> absorbed, View<float> o,
+template <class W>
+void up_values(const LatentWeightsOf<W>& w, Range heads, View<const float> absorbed, View<float> o,
                const Work& work) {
   check_weights(w);
   const Index latent = w.part.latent.size();
@@ -333,7 +339,8 @@ void up_values(const LatentWeights& w, Range heads, View<const float> absorbed, 
   multiply(products, work);
 }
 
-void project_out(const LatentWeights& w, Range heads, View<const float> o, View<float> y,
+template <class W>
+void project_out(const LatentWeightsOf<W>& w, Range heads, View<const float> o, View<float> y,
                  const Work& work) {
   check_weights(w);
   const LatentSizes& s = w.sizes;
@@ -354,7 +361,8 @@ void project_out(const LatentWeights& w, Range heads, View<const float> o, View<
   multiply({&product, 1}, work);
 }
 
-void values_out(const LatentWeights& w, Range heads, View<const float> absorbed, View<float> y,
+template <class W>
+void values_out(const LatentWeightsOf<W>& w, Range heads, View<const float> absorbed, View<float> y,
                 const Work& work) {
   const Buffer<float> o(absorbed.rows * heads.size() * w.sizes.d_v);
   const View<float> view{o.get(), absorbed.rows, heads.size(), w.sizes.d_v};
@@ -362,16 +370,34 @@ void values_out(const LatentWeights& w, Range heads, View<const float> absorbed,
   project_out(w, heads, view, y, work);
 }
 
-#define DATTN_OPERATORS(T)                                                                    \
-  template void cache_rows(const LatentWeights&, View<const float>, std::span<const float>,   \
-                           const Runs&, View<T>);                                             \
-  template void latent_rows(const LatentWeights&, View<const float>, const Runs&, View<T>,    \
-                            const Work&);                                                     \
-  template void absorb(const LatentWeights&, Range, View<const float>, View<T>, const Work&); \
-  template void absorbed_queries(const LatentWeights&, Range, View<const float>, const Runs&, \
-                                 View<T>, const Work&);                                       \
-  template void expand(const LatentWeights&, Range, View<const T>, View<float>, View<float>,  \
+#define DATTN_OPERATORS(T, W)                                                                      \
+  template void cache_rows(const LatentWeightsOf<W>&, View<const float>, std::span<const float>,   \
+                           const Runs&, View<T>);                                                  \
+  template void latent_rows(const LatentWeightsOf<W>&, View<const float>, const Runs&, View<T>,    \
+                            const Work&);                                                          \
+  template void absorb(const LatentWeightsOf<W>&, Range, View<const float>, View<T>, const Work&); \
+  template void absorbed_queries(const LatentWeightsOf<W>&, Range, View<const float>, const Runs&, \
+                                 View<T>, const Work&);                                            \
+  template void expand(const LatentWeightsOf<W>&, Range, View<const T>, View<float>, View<float>,  \
                        const Work&);
+DATTN_OPERATORS(float, float)
+DATTN_OPERATORS(float, BFloat16)
+DATTN_OPERATORS(BFloat16, float)
+DATTN_OPERATORS(BFloat16, BFloat16)
+#undef DATTN_OPERATORS
+
+#define DATTN_OPERATORS(W)                                                                         \
+  template void latents(const LatentWeightsOf<W>&, View<const float>, View<float>, const Work&);   \
+  template void compressed_queries(const LatentWeightsOf<W>&, View<const float>, View<float>,      \
+                                   const Work&);                                                   \
+  template void expanded_queries(const LatentWeightsOf<W>&, Range, View<const float>, const Runs&, \
+                                 View<float>, const Work&);                                        \
+  template void up_values(const LatentWeightsOf<W>&, Range, View<const float>, View<float>,        \
+                          const Work&);                                                            \
+  template void project_out(const LatentWeightsOf<W>&, Range, View<const float>, View<float>,      \
+                            const Work&);                                                          \
+  template void values_out(const LatentWeightsOf<W>&, Range, View<const float>, View<float>,       \
+                           const Work&);
 DATTN_OPERATORS(float)
 DATTN_OPERATORS(BFloat16)
 #undef DATTN_OPERATORS

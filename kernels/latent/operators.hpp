@@ -10,8 +10,9 @@ namespace dattn {
 
 // The parts of a latent attention layer beside attention. Rows of tokens are [tokens, 1, numbers];
 // Head Ranges are global and lie in weights.part.heads; tensors of heads hold just those heads.
-// Matrix products are float32 through OpenBLAS (product.hpp), on work.threads threads; bits depend
-// on the sizes, not on the threads. Of `work` only threads and poll count here.
+// Matrix products sum in float32 (product.hpp), on work.threads threads; bits depend on the sizes
+// and, of bfloat16 weights, on the instruction set, not on the threads. W, the element of the
+// weights, and T are float or BFloat16. Of `work` only threads, poll and isa count here.
 
 /// sqrt(mean of the squares + epsilon) of each row of x [rows, 1, numbers], summed in double.
 void rms_of(View<const float> x, double epsilon, std::span<float> rms);
@@ -41,65 +42,72 @@ class RopeAngles {
 
 /// x [tokens, 1, model] -> c, k_r [tokens, 1, columns + d_rope]: latents before RMSNorm, and keys
 /// before RoPE.
-void latents(const LatentWeights& weights, View<const float> x, View<float> c, const Work& work);
+template <class W>
+void latents(const LatentWeightsOf<W>& weights, View<const float> x, View<float> c,
+             const Work& work);
 
 /// What latents() gave -> rows of the cache [tokens, 1, latent + d_rope]: the latent dims
 /// part.latent after RMSNorm and gamma, and the key after RoPE. T is float or BFloat16. `rms` is
 /// that of the whole latent of each token, epsilon included; empty: computed here, from all
 /// columns.
 /// @pre rms is given, or the weights hold all columns
-template <class T>
-void cache_rows(const LatentWeights& weights, View<const float> c, std::span<const float> rms,
+template <class T, class W>
+void cache_rows(const LatentWeightsOf<W>& weights, View<const float> c, std::span<const float> rms,
                 const Runs& positions, View<T> rows);
 
 /// Both: x [tokens, 1, model] -> rows of the cache [tokens, 1, latent + d_rope].
 /// @pre the weights hold all columns
-template <class T>
-void latent_rows(const LatentWeights& weights, View<const float> x, const Runs& positions,
+template <class T, class W>
+void latent_rows(const LatentWeightsOf<W>& weights, View<const float> x, const Runs& positions,
                  View<T> rows, const Work& work);
 
 /// x [tokens, 1, model] -> what queries are made from [tokens, 1, q_width]: RMSNorm(x W_DQ) gamma,
 /// or x itself where queries are not compressed.
-void compressed_queries(const LatentWeights& weights, View<const float> x, View<float> c_q,
+template <class W>
+void compressed_queries(const LatentWeightsOf<W>& weights, View<const float> x, View<float> c_q,
                         const Work& work);
 
 /// compressed queries [tokens, 1, q_width] -> queries of the expanded form [tokens, heads, d_nope +
 /// d_rope], after RoPE.
-void expanded_queries(const LatentWeights& weights, Range heads, View<const float> c_q,
+template <class W>
+void expanded_queries(const LatentWeightsOf<W>& weights, Range heads, View<const float> c_q,
                       const Runs& positions, View<float> q, const Work& work);
 
 /// Queries of the expanded form -> of the absorbed form [tokens, heads, latent + d_rope]: q_h
 /// W_UK,h^T, then the part with position. T is float or BFloat16.
 /// Source: DeepSeek-V2 (2024), section 2.1.2: W_UK absorbed into the queries.
-template <class T>
-void absorb(const LatentWeights& weights, Range heads, View<const float> q, View<T> absorbed,
+template <class T, class W>
+void absorb(const LatentWeightsOf<W>& weights, Range heads, View<const float> q, View<T> absorbed,
             const Work& work);
 
 /// All three: x [tokens, 1, model] -> [tokens, heads, latent + d_rope].
-template <class T>
-void absorbed_queries(const LatentWeights& weights, Range heads, View<const float> x,
+template <class T, class W>
+void absorbed_queries(const LatentWeightsOf<W>& weights, Range heads, View<const float> x,
                       const Runs& positions, View<T> absorbed, const Work& work);
 
 /// Rows of the cache [tokens, 1, kv_rank + d_rope] -> keys [tokens, heads, d_nope + d_rope] and
 /// values [tokens, heads, d_v] of the expanded form, for prefill: 320 products a pair of query and
 /// key in place of 1,088 (DeepSeek-V3).
 /// @pre the weights hold the whole latent
-template <class T>
-void expand(const LatentWeights& weights, Range heads, View<const T> rows, View<float> k,
+template <class T, class W>
+void expand(const LatentWeightsOf<W>& weights, Range heads, View<const T> rows, View<float> k,
             View<float> v, const Work& work);
 
 /// O of the absorbed form [tokens, heads, latent] -> O of the heads [tokens, heads, d_v]: L_h
 /// W_UV,h. Over slices of the latent the results add up to the whole.
-void up_values(const LatentWeights& weights, Range heads, View<const float> absorbed, View<float> o,
-               const Work& work);
+template <class W>
+void up_values(const LatentWeightsOf<W>& weights, Range heads, View<const float> absorbed,
+               View<float> o, const Work& work);
 
 /// y [tokens, 1, model] += sum over `heads` of O_h W_O,h: over parts of the heads the results add
 /// up to the whole.
-void project_out(const LatentWeights& weights, Range heads, View<const float> o, View<float> y,
+template <class W>
+void project_out(const LatentWeightsOf<W>& weights, Range heads, View<const float> o, View<float> y,
                  const Work& work);
 
 /// Both: O of the absorbed form [tokens, heads, latent], added to y [tokens, 1, model].
-void values_out(const LatentWeights& weights, Range heads, View<const float> absorbed,
+template <class W>
+void values_out(const LatentWeightsOf<W>& weights, Range heads, View<const float> absorbed,
                 View<float> y, const Work& work);
 
 }  // namespace dattn

@@ -1,5 +1,6 @@
 #include "kernels/latent/weights.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/check.hpp"
@@ -156,13 +157,48 @@ LatentWeights slice(const LatentWeights& weights, const LatentPart& part) {
   return w;
 }
 
-void check_weights(const LatentWeights& w) {
+namespace {
+
+/// Calls each(matrix of a, the same of b) for the matrices that may be bfloat16.
+template <class A, class B, class Each>
+void each_matrix(A& a, B& b, const Each& each) {
+  each(a.down_q, b.down_q);
+  each(a.up_q, b.up_q);
+  each(a.down_kv, b.down_kv);
+  each(a.up_k, b.up_k);
+  each(a.up_v, b.up_v);
+  each(a.out, b.out);
+}
+
+}  // namespace
+
+LatentWeightsOf<BFloat16> narrowed(LatentWeights w) {
+  check_weights(w);
+  LatentWeightsOf<BFloat16> out{.sizes = w.sizes, .part = w.part};
+  out.q_gamma = std::move(w.q_gamma);
+  out.kv_gamma = std::move(w.kv_gamma);
+  each_matrix(w, out, [](std::vector<float>& from, std::vector<BFloat16>& to) {
+    to.resize(from.size());
+    std::transform(from.begin(), from.end(), to.begin(), [](float x) { return BFloat16(x); });
+    from = {};
+  });
+  return out;
+}
+
+void round_to_bfloat16(LatentWeights& weights) {
+  each_matrix(weights, weights, [](std::vector<float>& numbers, std::vector<float>&) {
+    for (float& x : numbers) x = static_cast<float>(BFloat16(x));
+  });
+}
+
+template <class E>
+void check_weights(const LatentWeightsOf<E>& w) {
   const LatentSizes& s = w.sizes;
   check_part(s, w.part);
   const Index heads = w.part.heads.size();
   const Index latent = w.part.latent.size();
   const Index columns = w.part.columns.size();
-  const auto has = [](const std::vector<float>& numbers, Index count) {
+  const auto has = [](const auto& numbers, Index count) {
     return static_cast<Index>(numbers.size()) == count;
   };
   CHECK(has(w.down_q, s.model * s.q_rank) && has(w.q_gamma, s.q_rank), w.down_q.size(), s.q_rank);
@@ -173,5 +209,8 @@ void check_weights(const LatentWeights& w) {
   CHECK(has(w.up_v, heads * latent * s.d_v), w.up_v.size(), heads, latent);
   CHECK(has(w.out, heads * s.d_v * s.model), w.out.size(), heads);
 }
+
+template void check_weights(const LatentWeights&);
+template void check_weights(const LatentWeightsOf<BFloat16>&);
 
 }  // namespace dattn

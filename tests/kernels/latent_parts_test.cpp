@@ -141,6 +141,58 @@ TEST(LatentOperators, ProductsOfAllKinds) {
   }
 }
 
+// bfloat16 matrices by every kernel of this machine, few rows and many; a number behind each row of
+// c stays.
+TEST(LatentOperators, ProductsWithBFloat16) {
+  for (const Isa* isa : available_isas()) {
+    for (const Index rows : {1, 3, 11, 16, 17}) {
+      for (const Index columns : {5, 1100}) {
+        for (const Index inner : {0, 1, rows == 17 ? 300 : 61}) {
+          for (const bool transposed : {false, true}) {
+            for (const bool add : {false, true}) {
+              const auto a = random_tensor<float>(rows, 1, inner + 3, 1);
+              const auto wide = transposed ? random_tensor<float>(columns, 1, inner + 2, 2)
+                                           : random_tensor<float>(inner, 1, columns + 2, 2);
+              std::vector<BFloat16> b;
+              for (const float x : wide.numbers) b.emplace_back(x);
+              auto c = random_tensor<float>(rows, 1, columns + 1, 3);
+              const auto before = c;
+              const Product product{.a = a.numbers.data(),
+                                    .a_stride = a.dim,
+                                    .b = b.data(),
+                                    .b_stride = wide.dim,
+                                    .transposed = transposed,
+                                    .c = c.numbers.data(),
+                                    .c_stride = c.dim,
+                                    .rows = rows,
+                                    .columns = columns,
+                                    .inner = inner,
+                                    .add = add};
+              multiply({&product, 1}, {.threads = 2, .isa = isa});
+              double worst = 0;
+              for (Index i = 0; i < rows; ++i) {
+                for (Index j = 0; j < columns; ++j) {
+                  double sum = add ? static_cast<double>(before.view().at(i, 0)[j]) : 0;
+                  for (Index d = 0; d < inner; ++d) {
+                    const Index at = transposed ? j * wide.dim + d : d * wide.dim + j;
+                    sum += static_cast<double>(a.view().at(i, 0)[d]) *
+                           static_cast<double>(b[static_cast<std::size_t>(at)]);
+                  }
+                  worst =
+                      std::max(worst, std::abs(static_cast<double>(c.view().at(i, 0)[j]) - sum));
+                }
+                EXPECT_EQ(c.view().at(i, 0)[columns], before.view().at(i, 0)[columns]);
+              }
+              EXPECT_LT(worst, 1e-4) << isa->name << ' ' << rows << ' ' << columns << ' ' << inner
+                                     << transposed << add;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(LatentOperators, PollThrowsThroughProducts) {
   const auto a = random_tensor<float>(300, 1, 300, 1);
   auto c = a;

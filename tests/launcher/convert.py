@@ -89,14 +89,14 @@ def latent_rope(s):
     return numpy.tile(frequencies, s["rope_copies"]), grown[0] / grown[1], scale * grown[1] ** 2
 
 
-def latent_layer(folder, prefix, x, stored=lambda array: array):
-    """y by the files of a layer alone, its matrices as `stored` holds them, and the sizes they give."""
+def latent_layer(folder, prefix, x, stored=lambda name, array: array):
+    """y by the files of a layer alone, each matrix as `stored(name, array)` holds it, and the sizes they give."""
     s = json.loads((folder / f"{prefix}.json").read_text())
     w = {name: numpy.load(folder / f"{prefix}.{name}.npy") for name in latent_shapes(s)}
     for name, shape in latent_shapes(s).items():
         if w[name].shape != shape:
             raise AssertionError(f"{name} is {w[name].shape}; want {shape}")
-    w = {name: stored(array.astype(numpy.float32)).astype(numpy.float64) for name, array in w.items()}
+    w = {name: stored(name, array.astype(numpy.float32)).astype(numpy.float64) for name, array in w.items()}
     frequencies, magnitude, scale = latent_rope(s)
     c = x @ w["down_kv"]
     latent, key = c[:, : s["kv_rank"]], c[:, s["kv_rank"]:]

@@ -19,6 +19,7 @@ import numpy
 import convert
 import end_to_end
 import jobs
+import oracle
 from end_to_end import Trouble, require
 
 BOUND = {"f4": 1e-5, "bf16": 8e-3}
@@ -36,6 +37,9 @@ OWN = [
     (SIZES, "f4", "latent-exact", 4, "f4", 1, (30, 5), ("--basis", "pca", "--calibration", "9")),
     (COPIES, "f2", "helix", 7, "bf16", 2, (33, 8), ()),
     (COPIES, "f4", "tree", 1, "f4", 1, (12,), ()),
+    (SIZES, "f4", "sequence", 3, "f4", 1, (37, 5), ("--weights-dtype", "bf16")),
+    (SIZES, "f8", "heads", 2, "bf16", 12, (30, 9), ("--weights-dtype", "bf16")),  # 24 rows
+    (COPIES, "f4", "latent-exact", 4, "f4", 4, (30,), ("--weights-dtype", "bf16", "--basis", "hadamard")),
 ]
 
 
@@ -68,7 +72,7 @@ def decoded(start, folder, ranks, *arguments):
     return numpy.load(folder / "y.npy")
 
 
-def judge_y(y, layer, x, new, context, dtype):
+def judge_y(y, layer, x, new, context, bound):
     """y of the last `new` tokens of each sequence against `layer`, of all rows of a sequence."""
     first = 0
     want = []
@@ -79,7 +83,7 @@ def judge_y(y, layer, x, new, context, dtype):
     want = numpy.concatenate(want)
     require(y.shape == want.shape, f"y is {y.shape}, not {want.shape}")
     error = numpy.linalg.norm(y - want) / numpy.linalg.norm(want)
-    require(error <= BOUND[dtype], f"y is {error:.3g} off")
+    require(error <= bound, f"y is {error:.3g} off")
 
 
 def own(start, folder, case):
@@ -87,7 +91,10 @@ def own(start, folder, case):
     save_layer(folder, "mla", sizes, element)
     x = save_x(folder, sum(context) + len(context) * new * (STEPS + WARMUP), sizes["model"])
     y = decoded(start, folder, ranks, form, dtype, new, context, more)
-    judge_y(y, lambda rows: convert.latent_layer(folder, "mla", rows)[0], x, new, context, dtype)
+    narrow = "--weights-dtype" in more
+    rounds = (lambda name, array: array if "gamma" in name else oracle.bfloat16(array)) if narrow else (lambda _, array: array)
+    bound = BOUND["bf16" if narrow and form == "latent-exact" else dtype]
+    judge_y(y, lambda rows: convert.latent_layer(folder, "mla", rows, rounds)[0], x, new, context, bound)
 
 
 def converted(start, folder, exact):
@@ -105,10 +112,10 @@ def converted(start, folder, exact):
     require(done.returncode == 0, f"convert: exit code {done.returncode}: {done.stdout}{done.stderr}")
     for form, ranks in (("sequence", 3), ("latent-exact", 2), ("heads", 2)):
         y = decoded(start, folder, ranks, form, "f4", 1, context)
-        judge_y(y, lambda rows: convert.latent_layer(folder, "mla", rows)[0], x, 1, context, "f4")
+        judge_y(y, lambda rows: convert.latent_layer(folder, "mla", rows)[0], x, 1, context, 1e-5)
         if exact:
             gqa = {name: array.astype(numpy.float64) for name, array in w.items()}
-            judge_y(y, lambda rows: convert.gqa_layer(gqa, rows, 4, 2, 8, True), x, 1, context, "f4")
+            judge_y(y, lambda rows: convert.gqa_layer(gqa, rows, 4, 2, 8, True), x, 1, context, 1e-5)
 
 
 def differ(start, folder, name):
@@ -166,6 +173,7 @@ REFUSALS = [
     (array("x", (13, 24)), "", 3, "--x: 'x.npy' has 13 tokens"),
     (array("x", (13,)), "", 3, "--x: 'x.npy' has 1 dimensions"),
     (sizes(), "--heads 5", 2, "--heads: the files of --weights say it"),
+    (sizes(), "--weights-dtype f8", 2, "--weights-dtype"),
     (sizes(), "--spectrum 1", 2, "--spectrum: the files of --weights say it"),
     (sizes(), "--out mla.out.npy", 2, "input"),
 ]

@@ -76,7 +76,7 @@ double error_of(const LatentSizes& sizes, const Slicing& slicing, int ranks, Typ
       }
     }
     if (end.rank() == 0) errors[0] = std::sqrt(error / norm);
-    const Index slice = layer.weights().part.latent.size() + sizes.d_rope;
+    const Index slice = layer.part().latent.size() + sizes.d_rope;
     EXPECT_EQ(layer.cache_bytes(lengths), (lengths[0] + lengths[1]) * slice * bytes_of(type));
   });
   return errors[0];
