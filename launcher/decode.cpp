@@ -14,6 +14,7 @@
 #include "launcher/commands.hpp"
 #include "launcher/decode_check.hpp"
 #include "launcher/decode_options.hpp"
+#include "launcher/decode_prefill.hpp"
 #include "launcher/file_sum.hpp"
 #include "launcher/host.hpp"
 #include "launcher/memory.hpp"
@@ -41,23 +42,35 @@ class DecodeJob {
     const EngineOptions engine{
         .score = {.scale = 1 / std::sqrt(static_cast<double>(o_.decoding.d_qk))},
         .threads = o_.threads};
+    const Range all_heads{0, o_.decoding.query_heads};
     if (o_.slicing) {
       std::optional<SlicedDecoder<Communicator>> layer;
+      std::vector<float> x(static_cast<std::size_t>(o_.calibration * o_.latent->model));
+      const View<const float> calibration{x.data(), o_.calibration, 1, o_.latent->model};
       together(world_, [&] {
-        std::vector<float> x(static_cast<std::size_t>(o_.calibration * o_.latent->model));
         if (o_.x) {
           o_.x->read_rows(0, o_.calibration, 1, x.data());
         } else {  // tokens of a sequence that is none of the batch's
           hidden_states(o_.latent->model, o_.decoding, o_.seed + 1)(0, {{0, o_.calibration, 1}},
                                                                     x.data());
         }
-        layer.emplace(*o_.latent, weights(), o_.decoding, *o_.slicing,
-                      View<const float>{x.data(), o_.calibration, 1, o_.latent->model}, world_,
-                      engine, o_.weight_type);
+      });
+      if (o_.prefills) {
+        prefill(
+            [&] {
+              return in_basis(weights()(all_heads), *o_.slicing, calibration,
+                              {.threads = o_.threads});
+            },
+            engine);
+      }
+      together(world_, [&] {
+        layer.emplace(*o_.latent, weights(), o_.decoding, *o_.slicing, calibration, world_, engine,
+                      o_.weight_type);
       });
       return decode_latent(*layer);
     }
     if (o_.latent) {
+      if (o_.prefills) prefill([&] { return weights()(all_heads); }, engine);
       std::optional<LatentDecoder<Communicator>> layer;
       together(world_, [&] {
         layer.emplace(*o_.latent, weights(), o_.decoding, *o_.form, mesh_, world_, engine,
@@ -83,6 +96,15 @@ class DecodeJob {
     };
   }
 
+  Hidden hidden() const {
+    return o_.x ? hidden_states(o_.x, o_.decoding)
+                : hidden_states(o_.latent->model, o_.decoding, o_.seed);
+  }
+
+  void prefill(const std::function<LatentWeights()>& made, const EngineOptions& engine) {
+    prefill_.emplace(world_, o_, made, weights(), hidden(), engine);
+  }
+
   LatentWeights random(Range heads) const {
     LatentPart part = whole(*o_.latent);
     part.heads = heads;
@@ -105,6 +127,7 @@ class DecodeJob {
     together(world_, [&] {
       needs_ = {};
       o_.slicing ? settle_slices() : settle_form();
+      if (o_.prefills) settle_prefill();
       needs_[Use::transport] = transport_bytes(world_.size());
       const Index each = sizeof(float);
       needs_[Use::results] =
@@ -135,6 +158,23 @@ class DecodeJob {
                                 "--batch, or another --form",
                                 o_.form_name, in_bytes(most), in_bytes(may)));
     });
+  }
+
+  /// The prefill has all heads, and is over, but for its rows and y, when the layer is made.
+  void settle_prefill() {
+    const LatentSizes& s = *o_.latent;
+    const int ranks = world_.size();
+    Index tokens = 0;
+    for (const Index length : o_.context) tokens += (length + ranks - 1) / ranks;
+    const Index all = weight_bytes(s.heads);
+    const Index held = o_.weight_type == Type::bf16 ? all / 2 : all;
+    const Index made = o_.slicing || o_.weight_type == Type::bf16 ? 2 * all : all;
+    needs_[Use::inputs] +=
+        tokens * (s.row() * bytes_of(o_.decoding.type) + s.model * bytes_of(Type::f4));
+    // Prefill is over before decoding begins: what it needs beyond that counts.
+    const Index at_most =
+        std::max(made, held + prefill_bytes(s, o_.decoding, o_.context, ranks, o_.threads));
+    needs_[Use::kernels] += std::max<Index>(0, at_most - needs_.sum());
   }
 
   void settle_form() {
@@ -200,12 +240,15 @@ class DecodeJob {
 
   template <class Layer>
   Exit decode_latent(Layer& layer) {
-    const Hidden hidden = o_.x ? hidden_states(o_.x, o_.decoding)
-                               : hidden_states(o_.latent->model, o_.decoding, o_.seed);
+    const Hidden hidden = this->hidden();
     const Index each = o_.decoding.queries;
     const Index model = o_.latent->model;
     std::vector<Index> lengths = o_.context;
-    together(world_, [&] { o_.drawn ? layer.draw(lengths) : layer.fill(lengths, hidden); });
+    if (prefill_) {
+      prefill_->hand_over(layer);
+    } else {
+      together(world_, [&] { o_.drawn ? layer.draw(lengths) : layer.fill(lengths, hidden); });
+    }
     std::vector<float> x(static_cast<std::size_t>(rows() * model));
     std::vector<float> y(x.size());
     for (int turn = 0; turn < turns(); ++turn) {
@@ -350,6 +393,8 @@ class DecodeJob {
           {"memory_bytes_rank", most[2]},
           {"bytes_step", sums[1]},
           {"messages_step", sums[2]}};
+      if (o_.latent) j["cache"] = o_.prefills ? "prefill" : o_.drawn ? "drawn" : "made";
+      if (prefill_) j["prefill"] = prefill_->json();
       if (verdict_)
         j["check"] = {
             {"error", verdict_->error}, {"bound", verdict_->bound}, {"passed", verdict_->passed()}};
@@ -363,6 +408,7 @@ class DecodeJob {
           approximate() ? "; APPROXIMATE: each slice has a softmax of its own"
           : o_.slicing  ? ""
                         : "; proved");
+      if (prefill_) text += prefill_->text();
       text += fmt::format("step: median {:.6f} s of {} (p95 {:.6f}); {:.1f} tokens/s\n", median,
                           o_.steps, p95, rate);
       text += fmt::format(
@@ -389,7 +435,8 @@ class DecodeJob {
       // Last: a report that cannot be written leaves no file behind.
       if (file_) file_->commit();
     });
-    return !verdict_ || verdict_->passed() ? Exit::ok : Exit::check_failed;
+    const bool prefilled = !prefill_ || !prefill_->verdict() || prefill_->verdict()->passed();
+    return prefilled && (!verdict_ || verdict_->passed()) ? Exit::ok : Exit::check_failed;
   }
 
   Communicator& world_;
@@ -399,6 +446,7 @@ class DecodeJob {
   std::vector<Step> steps_;
   Index bytes_ = 0;
   Index messages_ = 0;
+  std::optional<DecodePrefill> prefill_;
   std::optional<DecodeVerdict> verdict_;
   std::optional<OutputFile> file_;  ///< of --out
 };

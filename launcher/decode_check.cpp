@@ -7,6 +7,7 @@
 
 #include "kernels/latent/reference.hpp"
 #include "kernels/random.hpp"
+#include "parallel/latent_prefill.hpp"
 
 namespace dattn {
 namespace {
@@ -192,6 +193,29 @@ DecodeVerdict check_latent(comm::Communicator& world, const MakeWeights& make,
       const double off = static_cast<double>(y[s * part + i]) - want[i];
       error += off * off;
       norm += want[i] * want[i];
+    }
+  }
+  return joined(world, error, norm, decoding.type == Type::bf16 ? 8e-3 : 1e-5);
+}
+
+DecodeVerdict check_prefill(comm::Communicator& world, const MakeWeights& make,
+                            const Decoding& decoding, std::span<const Index> lengths,
+                            const Hidden& hidden, std::span<const float> y) {
+  double error = 0;
+  double norm = 0;
+  const LatentWeights weights = make({0, decoding.query_heads});
+  const Index model = weights.sizes.model;
+  auto got = y.begin();
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    const Run own = own_tokens(decoding, s, lengths[s], world.size(), world.rank());
+    if (own.count == 0) continue;
+    const Index seen = own.at(own.count - 1) + 1;
+    std::vector<float> x(static_cast<std::size_t>(seen * model));
+    hidden(s, {{0, seen, 1}}, x.data());
+    for (const double want : latent_reference(weights, {x.data(), seen, 1, model}, Runs{own})) {
+      const double off = static_cast<double>(*got++) - want;
+      error += off * off;
+      norm += want * want;
     }
   }
   return joined(world, error, norm, decoding.type == Type::bf16 ? 8e-3 : 1e-5);

@@ -53,4 +53,10 @@ DecodeVerdict check_latent(comm::Communicator& world, const MakeWeights& make,
                            const Decoding& decoding, std::span<const Index> lengths,
                            const Hidden& hidden, std::span<const float> y);
 
+/// Collective: y of the tokens of `lengths` that each rank prefilled (LatentPrefill::y) against the
+/// layer in double.
+DecodeVerdict check_prefill(comm::Communicator& world, const MakeWeights& make,
+                            const Decoding& decoding, std::span<const Index> lengths,
+                            const Hidden& hidden, std::span<const float> y);
+
 }  // namespace dattn

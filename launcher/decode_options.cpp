@@ -287,10 +287,11 @@ po::options_description decode_options() {
       ("warmup", po::value<Count>()->default_value({1}), "steps before those")                  //
       ("dtype", word({"f4", "bf16"})->default_value("f4"), "of cache and queries")              //
       ("seed", po::value<Count>()->default_value({1}), "which numbers")                         //
-      ("cache", word({"made", "drawn"})->default_value("made"),
-       "latent attention: rows of the context are made from hidden states, or drawn, which is "
-       "quick "
-       "and cannot be checked")                                                         //
+      ("cache", word({"made", "prefill", "drawn"})->default_value("made"),
+       "latent attention: rows of the context are made from hidden states where they are needed; "
+       "or "
+       "the context is prefilled by all ranks, and what it leaves handed over to --form; or rows "
+       "are drawn, which is quick and cannot be checked")                               //
       ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")   //
       ("check", "compare the last step with attention, or the whole layer, in double")  //
       ("memory", po::value<Positive>(),
@@ -348,6 +349,11 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   o.seed = values["seed"].as<Count>().value;
   o.check = values.count("check") != 0;
   o.drawn = values["cache"].as<std::string>() == "drawn";
+  o.prefills = values["cache"].as<std::string>() == "prefill";
+  if (o.prefills && !o.latent) {
+    throw Failure(Exit::usage,
+                  "--cache prefill: is of latent attention; give --model, --kv-rank or --weights");
+  }
   if (o.drawn && (!o.latent || o.check)) {
     throw Failure(Exit::usage, "--cache drawn: is of latent attention, without --check");
   }

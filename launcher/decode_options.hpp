@@ -22,7 +22,8 @@ struct DecodeOptions {
   std::shared_ptr<const LatentFiles> weights;  ///< null: generated
   Type weight_type = Type::f4;                 ///< as ranks keep them
   std::shared_ptr<const NpyReader> x;          ///< hidden states; null: generated
-  bool drawn = false;                 ///< the cache is drawn, not made from hidden states
+  bool drawn = false;                          ///< the cache is drawn, not made from hidden states
+  bool prefills = false;           ///< the cache is what a prefill over the ranks leaves behind
   Index calibration = 0;           ///< tokens
   std::optional<Mesh> mesh;
   int steps = 1;

@@ -7,12 +7,14 @@
 #include "kernels/latent/attention.hpp"
 #include "kernels/latent/operators.hpp"
 #include "parallel/latent_parts.hpp"
+#include "parallel/latent_prefill.hpp"
 
 namespace dattn {
 namespace {
 
 /// Rows of hidden states and of the cache that are made at a time.
 constexpr Index kRows = 512;
+constexpr int kHeadsAxis = 1;  ///< of the mesh tokens x heads
 
 /// The smallest Range with all of these heads.
 Range hull(const Ranges& a, const Ranges& b) {
@@ -61,14 +63,56 @@ LatentDecoder<T>::LatentDecoder(const LatentSizes& sizes, const MakeWeights& wei
 
 template <comm::Transport T>
 void LatentDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden) {
+  // As a prefill makes them, and as they lie: the tokens of a rank, of each rank that this one has
+  // tokens of.
   for (std::size_t s = 0; s < lengths.size(); ++s) {
-    for (Range some{0, 0}; some.end < lengths[s];) {
-      // A rank has one token in so many of the ranks that split them.
-      const Index step = kRows * transport_.size();
-      some = {some.end, std::min(lengths[s], some.end + step)};
-      write_any(s, some, hidden);
+    for (const int owner : owners()) {
+      const Run theirs = own_tokens(decoder_.decoding(), s, lengths[s], transport_.size(), owner);
+      for (Range some{0, 0}; some.end < theirs.count;) {
+        some = {some.end, std::min(theirs.count, some.end + kRows)};
+        write_any(s, theirs.part(some), hidden);
+      }
     }
   }
+}
+
+/// The ranks whose tokens this one has whole rows of: those of its row of the mesh, if it has
+/// heads.
+template <comm::Transport T>
+std::vector<int> LatentDecoder<T>::owners() {
+  if (size(decoder_.cache().heads(Kind::K)) == 0) return {};
+  return decoder_.problem().mesh().group(transport_.rank(), kHeadsAxis);
+}
+
+template <comm::Transport T>
+HandOver LatentDecoder<T>::take(std::span<const std::byte> rows, std::span<const Index> lengths) {
+  KvCache& cache = decoder_.cache();
+  const Decoding& d = decoder_.decoding();
+  const Problem& problem = decoder_.problem();
+  const Mesh& mesh = problem.mesh();
+  const auto ranks = static_cast<std::size_t>(transport_.size());
+  const Index row = sizes_.row() * bytes_of(d.type);
+  std::vector<comm::ConstStrips> to(ranks);
+  std::vector<comm::Strips> from(ranks);
+  const Placement& heads = problem.placement(mesh.axes[kHeadsAxis].size);
+  for (const int peer : mesh.group(transport_.rank(), kHeadsAxis)) {
+    const auto column = static_cast<std::size_t>(mesh.coordinate(peer, kHeadsAxis));
+    if (size(heads.heads[column]) > 0) {
+      to[static_cast<std::size_t>(peer)] = comm::strips_of(rows);
+    }
+  }
+  for (const int peer : owners()) {
+    const auto p = static_cast<std::size_t>(peer);
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      const Run theirs = own_tokens(d, s, lengths[s], transport_.size(), peer);
+      if (theirs.count == 0) continue;
+      const auto first = cache.row_of(d.first(s) + theirs.first);
+      const auto last = cache.row_of(d.first(s) + theirs.at(theirs.count - 1));
+      CHECK(first && last && *last - *first == theirs.count - 1, peer, s);
+      from[p].push_back({cache.keys(*first), 1, theirs.count * row, theirs.count * row});
+    }
+  }
+  return exchange(transport_, to, from);
 }
 
 template <comm::Transport T>
@@ -88,43 +132,25 @@ void LatentDecoder<T>::draw(std::span<const Index> lengths) {
 }
 
 template <comm::Transport T>
-void LatentDecoder<T>::write_any(std::size_t sequence, Range tokens, const Hidden& hidden) {
+void LatentDecoder<T>::write_any(std::size_t sequence, Run tokens, const Hidden& hidden) {
   decoder_.decoding().type == Type::bf16 ? write<BFloat16>(sequence, tokens, hidden)
                                          : write<float>(sequence, tokens, hidden);
 }
 
+/// Writes the rows of these tokens, which this rank has, one behind the other.
 template <comm::Transport T>
 template <class E>
-void LatentDecoder<T>::write(std::size_t sequence, Range tokens, const Hidden& hidden) {
+void LatentDecoder<T>::write(std::size_t sequence, Run tokens, const Hidden& hidden) {
   KvCache& cache = decoder_.cache();
-  const LatentSizes& sizes = sizes_;
   const Index first = decoder_.decoding().first(sequence);
-  // Own tokens that follow one another in the cache, as many as are made at a time.
-  Runs own;
-  Index begin = 0;
-  Index count = 0;
-  const auto flush = [&] {
-    if (count == 0) return;
-    std::vector<float> x(static_cast<std::size_t>(count * sizes.model));
-    hidden(sequence, own, x.data());
-    const View<E> rows{reinterpret_cast<E*>(cache.keys(begin)), count, 1, sizes.row()};
-    std::visit(
-        [&](const auto& w) {
-          latent_rows<E>(w, {x.data(), count, 1, sizes.model}, own, rows, work_);
-        },
-        weights_);
-    own.clear();
-    count = 0;
-  };
-  for (Index t = tokens.begin; t < tokens.end; ++t) {
-    const auto row = cache.row_of(first + t);
-    if (!row) continue;
-    if (count == kRows || (count > 0 && *row != begin + count)) flush();
-    if (count == 0) begin = *row;
-    own.push_back({t, 1, 1});
-    ++count;
-  }
-  flush();
+  const auto begin = cache.row_of(first + tokens.first);
+  const auto last = cache.row_of(first + tokens.at(tokens.count - 1));
+  CHECK(begin && last && *last - *begin == tokens.count - 1, sequence, tokens.first, tokens.count);
+  std::vector<float> x(static_cast<std::size_t>(tokens.count * sizes_.model));
+  hidden(sequence, {tokens}, x.data());
+  const View<E> rows{reinterpret_cast<E*>(cache.keys(*begin)), tokens.count, 1, sizes_.row()};
+  const View<const float> from{x.data(), tokens.count, 1, sizes_.model};
+  std::visit([&](const auto& w) { latent_rows<E>(w, from, {tokens}, rows, work_); }, weights_);
 }
 
 template <comm::Transport T>
@@ -152,14 +178,19 @@ LatentTimes LatentDecoder<T>::step(std::span<const Index> lengths, View<const fl
   const double start = seconds_now();
   for (std::size_t s = 0; s < lengths.size(); ++s) {
     const Index old = lengths[s] - each;
-    write_any(s, {old, lengths[s]}, [&](std::size_t sequence, const Runs& tokens, float* to) {
+    const Hidden given = [&](std::size_t sequence, const Runs& tokens, float* to) {
       for (const Run& run : tokens) {
         for (Index i = 0; i < run.count; ++i) {
           const Index row = static_cast<Index>(sequence) * each + run.at(i) - old;
           to = std::copy_n(x.at(row, 0), sizes.model, to);
         }
       }
-    });
+    };
+    for (const int owner : owners()) {
+      const Run theirs = own_tokens(decoder_.decoding(), s, lengths[s], transport_.size(), owner);
+      const Range fresh = theirs.inside({old, lengths[s]});
+      if (!fresh.empty()) write_any(s, theirs.part(fresh), given);
+    }
   }
   decoder_.decoding().type == Type::bf16 ? make_queries<BFloat16>(lengths, x)
                                          : make_queries<float>(lengths, x);

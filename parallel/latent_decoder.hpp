@@ -17,6 +17,13 @@ struct LatentTimes {
   Index messages = 0;
 };
 
+/// What it took to hand a cache over, of this rank.
+struct HandOver {
+  double seconds = 0;
+  Index bytes_sent = 0;
+  Index messages = 0;
+};
+
 /// Hidden states of some tokens of a sequence (counted from its first): writes x [tokens, model].
 using Hidden = std::function<void(std::size_t sequence, const Runs& tokens, float* x)>;
 
@@ -47,6 +54,11 @@ class LatentDecoder {
   /// leaves behind. No message.
   void fill(std::span<const Index> lengths, const Hidden& hidden);
 
+  /// As fill(), from the rows of the cache that a prefill of `lengths` left on each rank
+  /// (LatentPrefill::rows): one exchange, in which every rank gets what its form has of them.
+  /// Collective.
+  HandOver take(std::span<const std::byte> rows, std::span<const Index> lengths);
+
   /// As fill(), but with numbers in [-1, 1) that cost little to draw, for benches.
   void draw(std::span<const Index> lengths);
 
@@ -62,8 +74,9 @@ class LatentDecoder {
 
  private:
   template <class E>
-  void write(std::size_t sequence, Range tokens, const Hidden& hidden);
-  void write_any(std::size_t sequence, Range tokens, const Hidden& hidden);
+  void write(std::size_t sequence, Run tokens, const Hidden& hidden);
+  void write_any(std::size_t sequence, Run tokens, const Hidden& hidden);
+  std::vector<int> owners();
   template <class E>
   void make_queries(std::span<const Index> lengths, View<const float> x);
 

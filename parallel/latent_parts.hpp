@@ -6,6 +6,7 @@
 
 #include "comm/transport.hpp"
 #include "kernels/latent/weights.hpp"
+#include "parallel/latent_decoder.hpp"
 #include "parallel/plan.hpp"
 
 namespace dattn {
@@ -38,6 +39,38 @@ inline void add_floats(const std::byte* in, std::byte* inout, std::int64_t recor
   auto* into = reinterpret_cast<float*>(inout);
   const auto count = records * record_bytes / static_cast<std::int64_t>(sizeof(float));
   for (std::int64_t i = 0; i < count; ++i) into[i] += from[i];
+}
+
+/// One message from each rank to each: to[r] are the bytes for rank r, from[r] where those of rank
+/// r go; both ends of an empty one leave it out. What a rank has for itself is copied. Collective.
+template <comm::Transport T>
+HandOver exchange(T& transport, const std::vector<comm::ConstStrips>& to,
+                  const std::vector<comm::Strips>& from) {
+  HandOver done;
+  const double start = seconds_now();
+  const int ranks = transport.size();
+  const int rank = transport.rank();
+  std::vector<typename T::Request> requests;
+  for (int i = 1; i < ranks; ++i) {  // everybody starts with another peer
+    const auto peer = static_cast<std::size_t>((rank + ranks - i) % ranks);
+    if (comm::total(from[peer]) == 0) continue;
+    requests.push_back(transport.recv(from[peer], static_cast<int>(peer)));
+  }
+  for (int i = 1; i < ranks; ++i) {
+    const auto peer = static_cast<std::size_t>((rank + i) % ranks);
+    const Index bytes = comm::total(to[peer]);
+    if (bytes == 0) continue;
+    requests.push_back(transport.send(to[peer], static_cast<int>(peer)));
+    done.bytes_sent += bytes;
+    ++done.messages;
+  }
+  const auto own = static_cast<std::size_t>(rank);
+  std::vector<std::byte> kept(static_cast<std::size_t>(comm::total(to[own])));
+  comm::pack(to[own], kept);
+  comm::unpack(kept, from[own]);
+  for (auto& request : requests) request.wait();
+  done.seconds = seconds_now() - start;
+  return done;
 }
 
 /// Collective: numbers <- their sum over all ranks. Counts bytes and the message; gives seconds.

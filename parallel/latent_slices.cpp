@@ -13,6 +13,7 @@
 #include "kernels/mask.hpp"
 #include "kernels/partial.hpp"
 #include "parallel/latent_parts.hpp"
+#include "parallel/latent_prefill.hpp"
 #include "parallel/plan.hpp"
 
 namespace dattn {
@@ -27,6 +28,23 @@ double square(View<const float> x, Index row, Range dims) {
     sum += static_cast<double>(x.at(row, 0)[d]) * static_cast<double>(x.at(row, 0)[d]);
   }
   return sum;
+}
+
+}  // namespace
+
+std::optional<std::string> complaint(const Slicing& slicing, const LatentSizes& sizes, int ranks) {
+  const auto text = [](Index n) { return std::to_string(n); };
+  if (slicing.slices < 1 || slicing.slices > sizes.kv_rank) {
+    return "from 1 to kv_rank = " + text(sizes.kv_rank) + " slices, not " + text(slicing.slices);
+  }
+  if (ranks % slicing.slices != 0) {
+    return text(slicing.slices) + " slices do not divide " + text(ranks) + " ranks; take a divisor";
+  }
+  const bool power = (sizes.kv_rank & (sizes.kv_rank - 1)) == 0;
+  if (slicing.basis == Slicing::Basis::hadamard && !power) {
+    return "a Hadamard basis wants a kv_rank that is a power of two, not " + text(sizes.kv_rank);
+  }
+  return std::nullopt;
 }
 
 LatentWeights in_basis(const LatentWeights& weights, const Slicing& slicing,
@@ -45,23 +63,6 @@ LatentWeights in_basis(const LatentWeights& weights, const Slicing& slicing,
   const View<float> made{rows.data(), calibration.rows, 1, weights.sizes.row()};
   latent_rows(flat, calibration, {{0, calibration.rows, 1}}, made, work);
   return rotated(weights, pca_basis(latent_values(View<const float>(made), rank)));
-}
-
-}  // namespace
-
-std::optional<std::string> complaint(const Slicing& slicing, const LatentSizes& sizes, int ranks) {
-  const auto text = [](Index n) { return std::to_string(n); };
-  if (slicing.slices < 1 || slicing.slices > sizes.kv_rank) {
-    return "from 1 to kv_rank = " + text(sizes.kv_rank) + " slices, not " + text(slicing.slices);
-  }
-  if (ranks % slicing.slices != 0) {
-    return text(slicing.slices) + " slices do not divide " + text(ranks) + " ranks; take a divisor";
-  }
-  const bool power = (sizes.kv_rank & (sizes.kv_rank - 1)) == 0;
-  if (slicing.basis == Slicing::Basis::hadamard && !power) {
-    return "a Hadamard basis wants a kv_rank that is a power of two, not " + text(sizes.kv_rank);
-  }
-  return std::nullopt;
 }
 
 template <comm::Transport T>
@@ -159,13 +160,47 @@ void SlicedDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden
   const Index model = sizes_.model;
   std::vector<float> x(static_cast<std::size_t>(kRows * model));
   for (std::size_t s = 0; s < lengths.size(); ++s) {
-    for (Range some{0, 0}; some.end < lengths[s];) {
-      some = {some.end, std::min(lengths[s], some.end + kRows)};
-      const Runs tokens{{some.begin, some.size(), 1}};
-      hidden(s, tokens, x.data());
-      write_any(s, tokens, {x.data(), some.size(), 1, model});
+    for (int owner = 0; owner < transport_.size(); ++owner) {  // as a prefill makes them
+      const Run theirs = own_tokens(decoding_, s, lengths[s], transport_.size(), owner);
+      for (Range some{0, 0}; some.end < theirs.count;) {
+        some = {some.end, std::min(theirs.count, some.end + kRows)};
+        const Run tokens = theirs.part(some);
+        hidden(s, {tokens}, x.data());
+        write_any(s, tokens, {x.data(), some.size(), 1, model});
+      }
     }
   }
+}
+
+template <comm::Transport T>
+HandOver SlicedDecoder<T>::take(std::span<const std::byte> rows, std::span<const Index> lengths) {
+  const int ranks = transport_.size();
+  const Index element = bytes_of(decoding_.type);
+  const Index whole_row = sizes_.row() * element;
+  const Index own_row = row() * element;
+  const Index rope = sizes_.d_rope * element;
+  std::vector<comm::ConstStrips> to(static_cast<std::size_t>(ranks));
+  std::vector<comm::Strips> from(to.size());
+  for (int peer = 0; peer < ranks; ++peer) {
+    const Range cut = even_part(sizes_.kv_rank, slicing_.slices, peer % slicing_.slices);
+    const std::byte* at = rows.data();
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      auto& sends = to[static_cast<std::size_t>(peer)];
+      const Index count = own_tokens(decoding_, s, lengths[s], ranks, transport_.rank()).count;
+      if (count > 0) {
+        sends.push_back({at + cut.begin * element, count, cut.size() * element, whole_row});
+        sends.push_back({at + sizes_.kv_rank * element, count, rope, whole_row});
+      }
+      at += count * whole_row;
+      auto& receives = from[static_cast<std::size_t>(peer)];
+      const Run theirs = own_tokens(decoding_, s, lengths[s], ranks, peer);
+      if (theirs.count == 0) continue;
+      std::byte* into = rows_of(s) + theirs.first * own_row;
+      receives.push_back({into, theirs.count, own_row - rope, ranks * own_row});
+      receives.push_back({into + own_row - rope, theirs.count, rope, ranks * own_row});
+    }
+  }
+  return exchange(transport_, to, from);
 }
 
 template <comm::Transport T>
@@ -178,14 +213,14 @@ void SlicedDecoder<T>::draw(std::span<const Index> lengths) {
 }
 
 template <comm::Transport T>
-void SlicedDecoder<T>::write_any(std::size_t sequence, const Runs& tokens, View<const float> x) {
+void SlicedDecoder<T>::write_any(std::size_t sequence, Run tokens, View<const float> x) {
   decoding_.type == Type::bf16 ? write<BFloat16>(sequence, tokens, x)
                                : write<float>(sequence, tokens, x);
 }
 
 template <comm::Transport T>
 template <class E>
-void SlicedDecoder<T>::write(std::size_t sequence, const Runs& tokens, View<const float> x) {
+void SlicedDecoder<T>::write(std::size_t sequence, Run tokens, View<const float> x) {
   const LatentSizes& sizes = sizes_;
   std::vector<float> numbers(static_cast<std::size_t>(x.rows * sizes.row()));
   const View<float> c{numbers.data(), x.rows, 1, sizes.row()};
@@ -198,9 +233,9 @@ void SlicedDecoder<T>::write(std::size_t sequence, const Runs& tokens, View<cons
     const double mean = square(c, n, dims) / static_cast<double>(dims.size()) * factor * factor;
     rms[static_cast<std::size_t>(n)] = static_cast<float>(std::sqrt(mean + sizes.epsilon));
   }
-  E* to = reinterpret_cast<E*>(rows_of(sequence)) + tokens.front().first * row();
-  const View<E> rows{to, x.rows, 1, row()};
-  std::visit([&](const auto& w) { cache_rows<E>(w, c, rms, tokens, rows); }, weights_);
+  E* to = reinterpret_cast<E*>(rows_of(sequence)) + tokens.first * row();
+  const View<E> rows{to, x.rows, 1, row(), tokens.step * row()};
+  std::visit([&](const auto& w) { cache_rows<E>(w, c, rms, {tokens}, rows); }, weights_);
 }
 
 template <comm::Transport T>
@@ -214,7 +249,7 @@ LatentTimes SlicedDecoder<T>::step(std::span<const Index> lengths, View<const fl
   const double start = seconds_now();
   for (std::size_t s = 0; s < lengths.size(); ++s) {
     CHECK(each <= lengths[s] && lengths[s] <= decoding_.capacity[s], s, lengths[s]);
-    write_any(s, {{lengths[s] - each, each, 1}},
+    write_any(s, {lengths[s] - each, each, 1},
               {x.at(static_cast<Index>(s) * each, 0), each, 1, sizes.model, x.row_stride()});
   }
   const Range heads = part_.heads;

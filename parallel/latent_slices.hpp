@@ -29,6 +29,11 @@ struct Slicing {
 /// Why so many ranks cannot cut a latent so, with the fix; nothing if they can.
 std::optional<std::string> complaint(const Slicing& slicing, const LatentSizes& sizes, int ranks);
 
+/// The weights folded, in the basis that the latent is cut in; `calibration` [tokens, model] is
+/// what a PCA basis is fitted to.
+LatentWeights in_basis(const LatentWeights& weights, const Slicing& slicing,
+                       View<const float> calibration, const Work& work);
+
 /// Decoding of one layer of latent attention whose latent is cut: a rank caches some dims of every
 /// token, and the whole key with position.
 /// Source: TPLA (arXiv 2508.15881, 2025), and its exact form (partial scores are added up).
@@ -44,20 +49,27 @@ class SlicedDecoder {
   /// As in LatentDecoder.
   void fill(std::span<const Index> lengths, const Hidden& hidden);
   void draw(std::span<const Index> lengths);
+  /// As in LatentDecoder: each rank gets its slice of every row, and the key with position. The
+  /// rows are of a prefill in_basis(); their RMS is that of the whole latent, whatever `norm` says.
+  HandOver take(std::span<const std::byte> rows, std::span<const Index> lengths);
   LatentTimes step(std::span<const Index> lengths, View<const float> x, std::span<float> y);
 
   /// What this rank has of the weights.
   const LatentPart& part() const { return part_; }
   /// What the scores of this slice are multiplied by.
   double factor() const { return factor_; }
+  /// The rows of some tokens of a sequence, from the first on.
+  std::span<const std::byte> cached(std::size_t sequence, Index tokens) {
+    return {rows_of(sequence), static_cast<std::size_t>(tokens * row() * bytes_of(decoding_.type))};
+  }
   /// Bytes of the rows that hold so many tokens of each sequence.
   Index cache_bytes(std::span<const Index> lengths) const;
 
  private:
   void calibrate(const LatentWeights& all, View<const float> calibration);
   template <class E>
-  void write(std::size_t sequence, const Runs& tokens, View<const float> x);
-  void write_any(std::size_t sequence, const Runs& tokens, View<const float> x);
+  void write(std::size_t sequence, Run tokens, View<const float> x);
+  void write_any(std::size_t sequence, Run tokens, View<const float> x);
   template <class E>
   void attend(std::span<const Index> lengths, View<const float> x, View<float> o, LatentTimes& t);
   template <class E>

@@ -52,10 +52,21 @@ double dot(const Vector& a, const Vector& b) {
 }  // namespace
 
 std::vector<double> latent_reference(const LatentWeights& w, View<const float> x, Index queries) {
+  CHECK(0 <= queries && queries <= x.rows, queries, x.rows);
+  return latent_reference(w, x, {{x.rows - queries, queries, 1}});
+}
+
+std::vector<double> latent_reference(const LatentWeights& w, View<const float> x,
+                                     const Runs& positions) {
   check_weights(w);
   CHECK(w.part == whole(w.sizes));
   const LatentSizes& s = w.sizes;
-  CHECK(x.heads == 1 && x.dim == s.model && queries <= x.rows, x.heads, x.dim, x.rows, queries);
+  CHECK(x.heads == 1 && x.dim == s.model, x.heads, x.dim, s.model);
+  std::vector<Index> asked;
+  for (const Run& run : positions) {
+    for (Index i = 0; i < run.count; ++i) asked.push_back(run.at(i));
+  }
+  for (const Index n : asked) CHECK(0 <= n && n < x.rows, n, x.rows);
   const auto token = [&](Index n) { return Vector(x.at(n, 0), x.at(n, 0) + s.model); };
 
   std::vector<Vector> latent, key;  // of each token: RMSNorm(x W_DKV) gamma, RoPE(x W_KR)
@@ -66,13 +77,13 @@ std::vector<double> latent_reference(const LatentWeights& w, View<const float> x
     turn(s, n, key.back(), 0);
   }
   std::vector<Vector> q_from;
-  for (Index n = x.rows - queries; n < x.rows; ++n) {
+  for (const Index n : asked) {
     q_from.push_back(s.q_rank == 0 ? token(n)
                                    : normed(times(token(n), w.down_q.data(), s.q_rank, s.q_rank),
                                             w.q_gamma, s.epsilon));
   }
 
-  Vector y(static_cast<std::size_t>(queries * s.model));
+  Vector y(asked.size() * static_cast<std::size_t>(s.model));
   for (Index h = 0; h < s.heads; ++h) {
     std::vector<Vector> k, v;
     for (std::size_t n = 0; n < latent.size(); ++n) {
@@ -80,10 +91,9 @@ std::vector<double> latent_reference(const LatentWeights& w, View<const float> x
       k.back().insert(k.back().end(), key[n].begin(), key[n].end());
       v.push_back(times(latent[n], w.up_v.data() + h * s.kv_rank * s.d_v, s.d_v, s.d_v));
     }
-    for (Index i = 0; i < queries; ++i) {
-      const Index position = x.rows - queries + i;
-      Vector q = times(q_from[static_cast<std::size_t>(i)], w.up_q.data() + h * s.d_qk(),
-                       s.heads * s.d_qk(), s.d_qk());
+    for (std::size_t i = 0; i < asked.size(); ++i) {
+      const Index position = asked[i];
+      Vector q = times(q_from[i], w.up_q.data() + h * s.d_qk(), s.heads * s.d_qk(), s.d_qk());
       turn(s, position, q, s.d_nope);
       Vector weight;  // of the tokens up to this one
       for (Index n = 0; n <= position; ++n) {
@@ -98,7 +108,7 @@ std::vector<double> latent_reference(const LatentWeights& w, View<const float> x
       }
       const Vector out = times(o, w.out.data() + h * s.d_v * s.model, s.model, s.model);
       for (std::size_t d = 0; d < out.size(); ++d) {
-        y[static_cast<std::size_t>(i * s.model) + d] += out[d];
+        y[i * static_cast<std::size_t>(s.model) + d] += out[d];
       }
     }
   }

@@ -14,4 +14,8 @@ namespace dattn {
 std::vector<double> latent_reference(const LatentWeights& weights, View<const float> x,
                                      Index queries);
 
+/// The same for the tokens at `positions`, in their order.
+std::vector<double> latent_reference(const LatentWeights& weights, View<const float> x,
+                                     const Runs& positions);
+
 }  // namespace dattn

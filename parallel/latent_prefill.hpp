@@ -1,0 +1,65 @@
+#pragma once
+
+#include "kernels/latent/weights.hpp"
+#include "parallel/latent_decoder.hpp"
+
+namespace dattn {
+
+/// The tokens of a sequence that a rank prefills, and that decoding's partition gives it: every
+/// P-th, so that all have as many and, under a causal mask, as much to compute.
+Run own_tokens(const Decoding& decoding, std::size_t sequence, Index length, int ranks, int rank);
+
+/// Memory in bytes that a prefill takes on a rank beside its weights, at most.
+Index prefill_bytes(const LatentSizes& sizes, const Decoding& decoding,
+                    std::span<const Index> lengths, int ranks, int threads);
+
+/// Prefill of one layer of multi-head latent attention: every sequence attends to itself, causally.
+/// Tokens are split over the ranks; each has all heads of its tokens. The latents go around a ring,
+/// kv_rank + d_rope numbers a token; K and V of the heads are expanded from them where they arrive,
+/// some keys and heads at a time (192 and 128 numbers a head in DeepSeek's models).
+template <comm::Transport T>
+class LatentPrefill {
+ public:
+  /// `weights` have all heads and the whole latent, in the basis that the cache is to have; the
+  /// decoding says how tokens are dealt and what the cache's elements are, `weight_type` those of
+  /// the weights.
+  LatentPrefill(const LatentSizes& sizes, LatentWeights weights, const Decoding& decoding,
+                std::vector<Index> lengths, T& transport, EngineOptions options,
+                Type weight_type = Type::f4);
+  LatentPrefill(const LatentPrefill&) = delete;  // what polls is this one
+
+  /// Makes the rows of the cache and the queries of the own tokens. No message.
+  void make(const Hidden& hidden);
+
+  /// Attends, and makes y; then weights and queries are gone. Collective.
+  LatentTimes run();
+
+  /// Rows of the cache of the own tokens, sequence after sequence: [tokens, kv_rank + d_rope],
+  /// elements of the decoding's type.
+  std::span<const std::byte> rows() const { return rows_; }
+  /// y [tokens, model] of the own tokens, likewise.
+  std::span<const float> y() const { return y_; }
+
+ private:
+  template <class E>
+  void make_as(const Hidden& hidden);
+  template <class E>
+  void meet(std::span<const std::byte> block, int owner);
+  void finish();
+  Index tokens_of(int rank) const;
+  std::size_t block_bytes(int rank) const;
+
+  LatentSizes sizes_;
+  StoredWeights weights_;
+  Decoding decoding_;
+  std::vector<Index> lengths_;
+  T& transport_;
+  Work work_;
+  Workspace workspace_;
+  std::vector<std::byte> rows_;
+  std::vector<float> q_;        ///< [tokens, heads, d_qk]
+  std::vector<float> records_;  ///< [tokens, heads, d_v + 2]
+  std::vector<float> y_;
+};
+
+}  // namespace dattn
