@@ -1,6 +1,7 @@
 #include "comm/windows.hpp"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <array>
@@ -370,6 +371,13 @@ Windows::Windows(Communicator& ranks, const Options& options) : impl_(std::make_
       me.trouble = fmt::format("rank {}: {}", ranks.rank(), e.what());
     }
   };
+  attempt([&] {
+    rlimit bound{};
+    if (::getrlimit(RLIMIT_AS, &bound) == 0 && bound.rlim_cur != RLIM_INFINITY) {
+      throw std::runtime_error(
+          "RLIMIT_AS bounds the address space, of which windows take others' too");
+    }
+  });
   attempt([&] { me.memory.emplace(Front::bytes(me.members.size())); });
   const auto names = host.all_gather(me.memory ? me.memory->name() : "none");
   attempt([&] { me.memory->open(names, me.self); });

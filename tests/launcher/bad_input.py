@@ -570,7 +570,7 @@ def full_or_closed_stdout(start, folder):
             if done.returncode != OUTPUT:
                 return f"dattn {words} with stdout {name}: exit code {done.returncode}: {done.stderr}"
             # With the report on stdout, the heading is on stderr.
-            lines = [x for x in done.stderr.splitlines() if not x.startswith(("#", "problem:", "plan:"))]
+            lines = [x for x in done.stderr.splitlines() if not x.startswith(("#", "problem:", "forecasts:", "plan:"))]
             if len(lines) != 1 or "standard output" not in lines[0]:
                 return f"dattn {words} with stdout {name} says: {done.stderr}"
             if changed := folder.changes():
