@@ -21,16 +21,15 @@ namespace {
 /// Homes that ranks of this host look at lie in memory that they see, the others in any.
 template <comm::Transport T>
 Homes::Allocate memory_of_homes(const Program& program, T& transport) {
-  std::vector<bool> seen(static_cast<std::size_t>(program.homes), false);
   if constexpr (comm::Lending<T>) {
-    seen = homes_seen(program, [&](int rank) { return transport.shares(rank); });
+    const auto seen = homes_seen(program, [&](int rank) { return transport.shares(rank); });
+    return [seen, &transport](int home, Index bytes) {
+      return seen[static_cast<std::size_t>(home)] ? transport.allocate(bytes)
+                                                  : comm::allocate(bytes);
+    };
+  } else {
+    return [](int, Index bytes) { return comm::allocate(bytes); };
   }
-  return [seen, &transport](int home, Index bytes) {
-    if constexpr (comm::Lending<T>) {
-      if (seen[static_cast<std::size_t>(home)]) return transport.allocate(bytes);
-    }
-    return comm::allocate(bytes);
-  };
 }
 
 }  // namespace
