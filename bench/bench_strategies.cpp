@@ -325,11 +325,10 @@ Exit main_of(const std::vector<std::string>& given) {
   if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
     return print_help(described);
   }
-  return on_all_ranks(kName, [&](Communicator& world) {
+  constexpr double kPatience = 3600;  // long problems on many ranks take their time
+  return on_all_ranks(kName, {.seconds = kPatience}, [&](Communicator& world, auto&) {
     Options options;
     together(world, [&] { options = read_options(described, arguments, world.size()); });
-    constexpr double kPatience = 3600;  // long problems on many ranks take their time
-    world.set_deadline(kPatience);
     bench(world, options);
     return Exit::ok;
   });

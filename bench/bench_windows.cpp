@@ -154,7 +154,8 @@ Exit main_of(const std::vector<std::string>& arguments) {
   if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
     return print_help(described);
   }
-  return on_all_ranks(kName, [&](Communicator& world) {
+  constexpr double kPatience = 3600;  // a slow link takes its time
+  return on_all_ranks(kName, {.seconds = kPatience}, [&](Communicator& world, auto&) {
     bench(world, arguments, described);
     return Exit::ok;
   });

@@ -31,6 +31,8 @@ void Communicator::Impl::finish(MPI_Request started, const char* verb, std::int6
   made->bytes = bytes;
   made->deadline = options.deadline;
   made->exceptions = std::uncaught_exceptions();
+  made->progress = progress;
+  made->sequence = collectives++;
   made->pieces.push_back({started, bytes});
   made->kept.push_back(std::move(kept));
   Request request(std::move(made));

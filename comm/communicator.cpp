@@ -95,6 +95,7 @@ Request Communicator::Impl::post(bool receives, const Strips& strips, int peer, 
   message.limit = std::min(options.piece, options.message_limit);
   message.deadline = options.deadline;
   message.exceptions = std::uncaught_exceptions();
+  message.progress = progress;
   message.length = receives ? -1 : message.bytes;
 
   const bool whole = message.bytes <= message.limit;
@@ -127,6 +128,11 @@ int Communicator::rank() const { return impl_->rank; }
 int Communicator::size() const { return impl_->size; }
 const Communicator::Options& Communicator::options() const { return impl_->options; }
 void Communicator::set_deadline(double seconds) { impl_->options.deadline = seconds; }
+void Communicator::set_progress(Progress* progress) { impl_->progress = progress; }
+Progress* Communicator::progress() const { return impl_->progress; }
+void Communicator::phase(const char* name) {
+  if (impl_->progress != nullptr) impl_->progress->phase(name);
+}
 
 void Communicator::set_options(const Options& options) {
   if (options.piece < 1) throw std::invalid_argument(fmt::format("piece {}", options.piece));
@@ -140,14 +146,24 @@ void Communicator::set_options(const Options& options) {
 Communicator Communicator::split(int color, int key) {
   if (color < 0) throw std::invalid_argument(fmt::format("color {}", color));
   MPI_Comm part = MPI_COMM_NULL;
-  check(MPI_Comm_split(impl_->handle, color, key, &part));
-  return Communicator(std::make_unique<Impl>(part, impl_->options));
+  {
+    const Waiting waiting(impl_->progress, "split", -1, 0, impl_->collectives++);
+    check(MPI_Comm_split(impl_->handle, color, key, &part));
+  }
+  auto made = std::make_unique<Impl>(part, impl_->options);
+  made->progress = impl_->progress;
+  return Communicator(std::move(made));
 }
 
 Communicator Communicator::split_by_host() {
   MPI_Comm part = MPI_COMM_NULL;
-  check(MPI_Comm_split_type(impl_->handle, MPI_COMM_TYPE_SHARED, rank(), MPI_INFO_NULL, &part));
-  return Communicator(std::make_unique<Impl>(part, impl_->options));
+  {
+    const Waiting waiting(impl_->progress, "split by host", -1, 0, impl_->collectives++);
+    check(MPI_Comm_split_type(impl_->handle, MPI_COMM_TYPE_SHARED, rank(), MPI_INFO_NULL, &part));
+  }
+  auto made = std::make_unique<Impl>(part, impl_->options);
+  made->progress = impl_->progress;
+  return Communicator(std::move(made));
 }
 
 Request Communicator::send(const ConstStrips& strips, int peer, int tag) {
@@ -180,6 +196,13 @@ Communicator adopt(MPI_Comm comm, const Communicator::Options& options) {
   MPI_Comm copy = MPI_COMM_NULL;
   check(MPI_Comm_dup(comm, &copy));
   return Communicator(std::make_unique<Communicator::Impl>(copy, options));
+}
+
+std::string library_version() {
+  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+  int length = 0;
+  check(MPI_Get_library_version(text.data(), &length));
+  return {text.data(), static_cast<std::size_t>(length)};
 }
 
 std::string processor_name() {

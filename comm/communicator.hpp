@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "comm/operation.hpp"
+#include "comm/progress.hpp"
 #include "comm/request.hpp"
 #include "comm/strip.hpp"
 
@@ -46,6 +47,12 @@ class Communicator {
   /// Precondition: 1 <= piece, 1 <= message_limit <= 2^31 - 9.
   void set_options(const Options& options);
   void set_deadline(double seconds);
+  /// Where this communicator, and what is split off it, notes what the rank waits for; may be null,
+  /// as at first. It outlives them.
+  void set_progress(Progress* progress);
+  Progress* progress() const;
+  /// Notes there that a part of the job begins. `name` is a literal.
+  void phase(const char* name);
 
   /// Collective: the communicator of the ranks with the same `color` (>= 0), ordered by `key`, then
   /// by rank; it has the same options.
@@ -97,6 +104,9 @@ class Communicator {
 
   std::unique_ptr<Impl> impl_;
 };
+
+/// The MPI library's own words on its version.
+std::string library_version();
 
 /// The name of the host that this rank runs on.
 std::string processor_name();

@@ -11,6 +11,7 @@
 
 #include "comm/communicator.hpp"
 #include "comm/operation.hpp"
+#include "comm/progress.hpp"
 #include "comm/request.hpp"
 #include "comm/strip.hpp"
 
@@ -74,6 +75,8 @@ struct Request::Impl {
   std::int64_t limit = 0;
   double deadline = 0;
   int exceptions = 0;  // in flight when this was made
+  Progress* progress = nullptr;
+  std::int64_t sequence = -1;  // of a collective, on its communicator
   std::int64_t length = 0;
   std::vector<Piece> pieces{};
   std::size_t done = 0;
@@ -100,6 +103,8 @@ struct Communicator::Impl {
   int size = 0;
   Options options;
   int exceptions;
+  Progress* progress = nullptr;
+  std::int64_t collectives = 0;  // so far
   bool broken = false;  // a collective on it failed and may still be under way
 };
 

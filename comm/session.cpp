@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "comm/error.hpp"
+#include "comm/handles.hpp"
 #include "comm/mpi.hpp"
 
 namespace dattn::comm {
@@ -39,9 +40,12 @@ int number(const char* text) {
 
 }  // namespace
 
-Session::Session() : exceptions_(std::uncaught_exceptions()) {
+Session::Session(Progress* progress)
+    : exceptions_(std::uncaught_exceptions()), progress_(progress) {
+  const Waiting waiting(progress_, "MPI_Init", -1, 0);
   initialise(nullptr, nullptr);
   world_ = adopt(MPI_COMM_WORLD);
+  world_->set_progress(progress_);
 }
 
 Session::Session(int& argc, char**& argv) : exceptions_(std::uncaught_exceptions()) {
@@ -53,6 +57,8 @@ Session::~Session() {
   // MPI_Finalize is collective: after an exception the other ranks may never come, and the job
   // would hang instead of failing. mpirun ends a job in which a rank leaves without finalising.
   if (std::uncaught_exceptions() > exceptions_) return;
+  if (progress_ != nullptr) progress_->phase("end");
+  const Waiting waiting(progress_, "MPI_Finalize", -1, 0);
   world_.reset();
   MPI_Finalize();
 }

@@ -11,7 +11,8 @@ namespace dattn::comm {
 /// One per process, in main. While an exception unwinds it does not finalise.
 class Session {
  public:
-  Session();
+  /// `progress`, which outlives this, may be null: see Communicator::set_progress.
+  explicit Session(Progress* progress = nullptr);
   /// Throws std::logic_error if MPI is initialised already (use adopt of comm/mpi.hpp then), and
   /// std::runtime_error if MPI offers less than FUNNELED.
   Session(int& argc, char**& argv);
@@ -27,6 +28,7 @@ class Session {
 
  private:
   int exceptions_;
+  Progress* progress_ = nullptr;
   std::optional<Communicator> world_;
 };
 

@@ -16,6 +16,7 @@
 
 #include "comm/error.hpp"
 #include "comm/host_memory.hpp"
+#include "comm/progress.hpp"
 #include "comm/wait.hpp"
 
 namespace dattn::comm {
@@ -103,6 +104,7 @@ struct Windows::Impl {
   struct Peer {
     std::deque<MessagePtr> untold;    // sends whose entry finds no room, or, to itself, no receive
     std::deque<MessagePtr> awaiting;  // receives that have not met their send
+    std::int64_t lent = 0;            // bytes to it, since the last give_back()
   };
 
   std::optional<Communicator> own{};  // of a split
@@ -167,6 +169,7 @@ Windows::Impl::MessagePtr Windows::Impl::start_send(const ConstStrips& strips, i
   }
   if (member(*m) != self) {
     lent = lent || lends;
+    if (lends) peers[static_cast<std::size_t>(member(*m))].lent += m->bytes;
     // The Communicator's messages must be in the order of their entries, whenever these are told.
     if (!m->from.empty() && !find(m->from)) give_to_mpi(*m);
   }
@@ -266,6 +269,7 @@ void Windows::Impl::take(Message& m, int from) {
   }
   m.taken = true;
   channel.taken.store(number + 1, std::memory_order_release);
+  if (Progress* progress = ranks->progress()) progress->moved();
 }
 
 void Windows::Impl::deliver(Message& m, const ConstStrips& from, bool lends) {
@@ -431,19 +435,17 @@ void Windows::give_back() {
   if (!me.memory) return;
   me.front(me.self).rounds.store(++me.rounds, std::memory_order_release);
   if (!std::exchange(me.lent, false)) return;
-  int late = 0;
-  wait_until(
-      me.ranks->options().deadline,
-      [&] {
-        for (; late < static_cast<int>(me.members.size()); ++late) {
-          if (me.front(late).rounds.load(std::memory_order_acquire) < me.rounds) return false;
-        }
-        return true;
-      },
-      [&] {
-        return fmt::format("end of rank {}'s use of memory of rank {}",
-                           me.members[static_cast<std::size_t>(late)], rank());
-      });
+  for (std::size_t late = 0; late < me.members.size(); ++late) {
+    const std::int64_t bytes = std::exchange(me.peers[late].lent, 0);
+    const auto there = [&] {
+      return me.front(static_cast<int>(late)).rounds.load(std::memory_order_acquire) >= me.rounds;
+    };
+    if (there()) continue;
+    const Waiting waiting(me.ranks->progress(), "return", me.members[late], bytes);
+    wait_until(me.ranks->options().deadline, there, [&] {
+      return fmt::format("end of rank {}'s use of memory of rank {}", me.members[late], rank());
+    });
+  }
 }
 
 Windows::Moved Windows::moved() const {
@@ -518,7 +520,9 @@ bool Windows::Request::test() {
 }
 
 void Windows::Request::wait() {
-  if (!message_) return;
+  if (!message_ || test()) return;
+  const Waiting waiting(impl_->ranks->progress(), message_->receives ? "receive" : "send",
+                        message_->peer, message_->bytes);
   wait_until(
       message_->deadline, [this] { return test(); }, [this] { return describe(); });
 }

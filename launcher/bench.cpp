@@ -18,6 +18,7 @@
 #include "launcher/together.hpp"
 #include "launcher/values.hpp"
 #include "launcher/version.hpp"
+#include "launcher/watch.hpp"
 
 namespace dattn {
 namespace {
@@ -45,14 +46,11 @@ po::options_description bench_options() {
       ("repeat", po::value<Positive>()->default_value({5}), "timed runs")            //
       ("warmup", po::value<Count>()->default_value({1}), "runs before those")        //
       ("check", "compare each result with the double reference, as dattn run does")  //
-      ("timeout", po::value<Positive>()->default_value({300}),
-       "seconds that a rank waits for others before it ends the job; never less than 20 times the "
-       "forecast")  //
       ("out", po::value<std::string>()->required(),
        "file that gets a JSON line a configuration; rows that are in it are not measured again")  //
       ("again", "measure also what has a row; it gets another")                                   //
       ("help", "this text");
-  return options.add(work);
+  return options.add(work).add(watch_options());
 }
 
 const std::set<std::string>& lists() {
@@ -87,7 +85,7 @@ RunOptions run_options_of(const po::variables_map& values) {
                         : threads_from_environment();
   options.repeat = at_most("repeat", values["repeat"].as<Positive>().value, kMostRuns);
   options.warmup = at_most("warmup", values["warmup"].as<Count>().value, kMostRuns);
-  options.timeout = at_most("timeout", values["timeout"].as<Positive>().value, 1000000);
+  options.watch = read_watch(values);
   options.check = values.count("check") != 0;
   return options;
 }
@@ -195,9 +193,9 @@ ordered_json words_of(const std::vector<std::string>& arguments) {
 /// The sweep, on every rank.
 class Sweep {
  public:
-  Sweep(Communicator& world, const po::options_description& described,
+  Sweep(Communicator& world, comm::Watchdog& watchdog, const po::options_description& described,
         const std::vector<std::string>& arguments)
-      : world_(world), described_(described) {
+      : world_(world), watchdog_(watchdog), described_(described) {
     together(world_, [&] { read(arguments); });
     Signature fields{{"options", fmt::format("{}", fmt::join(arguments, " "))},
                      {"instruction set", chosen_isa().name},
@@ -310,7 +308,13 @@ class Sweep {
                                  row["backward"]["seconds"]["median"].get<double>());
         }
       };
-      ended = run_job(world_, *options);
+      // A job that is stuck ends on the watchdog's thread; its row is for the next one, too.
+      watchdog_.at_end([stuck = row, file = out_, &watchdog = watchdog_]() mutable {
+        stuck["exit"] = static_cast<int>(Exit::timeout);
+        stuck["reason"] = fmt::format("no rank moved for {} s", watchdog.seconds());
+        RowFile::add_last(file, stuck);
+      });
+      ended = run_job(world_, watchdog_, *options);
       ends(ended, ended == Exit::check_failed ? "the check failed" : "");
       if (ended == Exit::check_failed) figures += ", CHECK FAILED";
     } catch (const JobFailure& e) {
@@ -323,6 +327,7 @@ class Sweep {
       RowFile::add_last(out_, row);
       throw;
     }
+    watchdog_.at_end({});
     together(world_, [&] {
       if (world_.rank() != 0) return;
       file_->add(row);
@@ -332,6 +337,7 @@ class Sweep {
   }
 
   Communicator& world_;
+  comm::Watchdog& watchdog_;
   const po::options_description& described_;
   std::vector<Entry> entries_;
   std::string out_;
@@ -347,7 +353,8 @@ Exit bench_command(const std::vector<std::string>& arguments) {
   if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
     return print_help(described);
   }
-  return on_all_ranks(kCommand, [&](Communicator& world) {
+  return on_all_ranks(kCommand, early_watch(arguments), [&](Communicator& world, auto& watchdog) {
+    world.phase("options");
     together(world, [&] {
       if (const auto complaint = comm::launch_complaint(
               world.size(), std::getenv("OMPI_COMM_WORLD_SIZE"), std::getenv("SLURM_NTASKS"))) {
@@ -355,7 +362,7 @@ Exit bench_command(const std::vector<std::string>& arguments) {
       }
     });
     try {
-      return Sweep(world, described, arguments).run();
+      return Sweep(world, watchdog, described, arguments).run();
     } catch (const Disagreement& e) {
       if (world.rank() == 0) complain(world.rank(), kCommand, e.what());
       return Exit::usage;

@@ -16,6 +16,7 @@ Exit convert_command(const std::vector<std::string>& arguments);
 Exit machine_command(const std::vector<std::string>& arguments);
 Exit plan_command(const std::vector<std::string>& arguments);
 Exit permute_command(const std::vector<std::string>& arguments);
+Exit report_command(const std::vector<std::string>& arguments);
 Exit list_command(const std::vector<std::string>& arguments);
 
 }  // namespace dattn

@@ -41,8 +41,10 @@ class DecodeJob {
     settle();
     const EngineOptions engine{
         .score = {.scale = 1 / std::sqrt(static_cast<double>(o_.decoding.d_qk))},
-        .threads = o_.threads};
+        .threads = o_.threads,
+        .progress = noted(world_)};
     const Range all_heads{0, o_.decoding.query_heads};
+    world_.phase("plan and weights");
     if (o_.slicing) {
       std::optional<SlicedDecoder<Communicator>> layer;
       std::vector<float> x(static_cast<std::size_t>(o_.calibration * o_.latent->model));
@@ -244,11 +246,13 @@ class DecodeJob {
     const Index each = o_.decoding.queries;
     const Index model = o_.latent->model;
     std::vector<Index> lengths = o_.context;
+    world_.phase("cache");
     if (prefill_) {
       prefill_->hand_over(layer);
     } else {
       together(world_, [&] { o_.drawn ? layer.draw(lengths) : layer.fill(lengths, hidden); });
     }
+    world_.phase("decoding");
     std::vector<float> x(static_cast<std::size_t>(rows() * model));
     std::vector<float> y(x.size());
     for (int turn = 0; turn < turns(); ++turn) {
@@ -263,6 +267,7 @@ class DecodeJob {
       note(turn, {t.seconds, t.project, t.attention.compute, t.attention.wait, t.reduce},
            t.bytes_sent, t.messages);
     }
+    world_.phase("check and output");
     if (o_.check) verdict_ = check_latent(world_, weights(), o_.decoding, lengths, hidden, y);
     // Weights that were turned or folded are rounded once more.
     if (verdict_ && o_.slicing && o_.weight_type == Type::bf16) verdict_->bound = 8e-3;
@@ -275,7 +280,10 @@ class DecodeJob {
   Exit decode_heads(Decoder<Communicator>& decoder) {
     const DecodeTensors tensors(o_.decoding, *o_.source);
     std::vector<Index> lengths = o_.context;
+    world_.phase("cache");
     for (std::size_t s = 0; s < lengths.size(); ++s) tensors.append(decoder, s, {0, lengths[s]});
+    note_program(world_, decoder.program());
+    world_.phase("decoding");
     for (int turn = 0; turn < turns(); ++turn) {
       std::vector<Index> before = lengths;
       for (std::size_t s = 0; s < lengths.size(); ++s) {
@@ -287,6 +295,7 @@ class DecodeJob {
       const RunTimes t = decoder.step(lengths);
       note(turn, {t.seconds, 0, t.compute, t.wait, 0}, t.bytes_sent, t.messages);
     }
+    world_.phase("check and output");
     if (o_.check) verdict_ = check_heads(world_, decoder, tensors, lengths);
     const auto numbers = static_cast<std::size_t>(rows() * size(decoder.gets()));
     std::vector<float> lse(numbers);
@@ -460,7 +469,8 @@ Exit decode_command(const std::vector<std::string>& given) {
     return print_help(described);
   }
   const std::string command = "dattn decode";
-  return on_all_ranks(command, [&](Communicator& world) {
+  return on_all_ranks(command, early_watch(arguments), [&](Communicator& world, auto&) {
+    world.phase("options");
     std::optional<DecodeOptions> options;
     together(world, [&] {
       if (const auto complaint = comm::launch_complaint(
@@ -495,7 +505,6 @@ Exit decode_command(const std::vector<std::string>& given) {
       if (world.rank() == 0) complain(world.rank(), command, e.what());
       return Exit::usage;
     }
-    world.set_deadline(options->timeout);
     return DecodeJob(world, *options).run();
   });
 }

@@ -8,6 +8,7 @@
 #include "kernels/isa.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/values.hpp"
+#include "launcher/watch.hpp"
 
 namespace dattn {
 
@@ -296,14 +297,12 @@ po::options_description decode_options() {
       ("check", "compare the last step with attention, or the whole layer, in double")  //
       ("memory", po::value<Positive>(),
        "bytes that a rank may use, e.g. 8G [what its host has, in equal shares]")  //
-      ("timeout", po::value<Positive>()->default_value({300}),
-       "seconds that a rank waits for others before it ends the job")  //
       ("out", po::value<std::string>(),
        "write what the last step gave as a NumPy file: O [sequences * new, heads, value dim]; of "
        "latent attention y [sequences * new, hidden]")                                        //
       ("json", po::value<std::string>(), "write the report as JSON [- for standard output]")  //
       ("help", "this text");
-  options.add(heads).add(latent).add(cut).add(work);
+  options.add(heads).add(latent).add(cut).add(work).add(watch_options());
   return options;
 }
 
@@ -345,7 +344,7 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   o.steps = at_most("steps", values["steps"].as<Positive>().value, 1000000);
   o.warmup = at_most("warmup", values["warmup"].as<Count>().value, 1000000);
   o.threads = at_most("threads", values["threads"].as<Positive>().value, 1024);
-  o.timeout = at_most("timeout", values["timeout"].as<Positive>().value, 1000000);
+  read_watch(values);  // the watchdog has them already; here they are checked
   o.seed = values["seed"].as<Count>().value;
   o.check = values.count("check") != 0;
   o.drawn = values["cache"].as<std::string>() == "drawn";

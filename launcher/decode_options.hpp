@@ -29,7 +29,6 @@ struct DecodeOptions {
   int steps = 1;
   int warmup = 0;
   int threads = 1;
-  int timeout = 300;
   std::int64_t seed = 1;
   bool check = false;
   Index memory = 0;

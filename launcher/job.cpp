@@ -17,6 +17,7 @@
 #include "launcher/report.hpp"
 #include "launcher/together.hpp"
 #include "launcher/values.hpp"
+#include "launcher/watch.hpp"
 #include "parallel/stats.hpp"
 
 namespace dattn {
@@ -114,8 +115,11 @@ std::optional<OutputFile> write_tensor(Communicator& world, const std::string& p
 /// The job, on every rank.
 class Job {
  public:
-  Job(Communicator& world, const RunOptions& options)
-      : world_(world), windows_(world, {.on = options.windows}), options_(options) {}
+  Job(Communicator& world, comm::Watchdog& watchdog, const RunOptions& options)
+      : world_(world),
+        watchdog_(watchdog),
+        windows_(world, {.on = options.windows}),
+        options_(options) {}
 
   Exit run() {
     settle();
@@ -149,6 +153,7 @@ class Job {
     Task at = task;
     const Hosts found = hosts_of(world_);
     together(world_, [&] { at.wish.hosts = hosts_from(task.hosts, world_.size(), found); });
+    world_.phase("calibration");
     report_.machine =
         machine_of(task.machine, describes_all(task.machine)
                                      ? Machine{.name = task.machine_name}
@@ -157,6 +162,7 @@ class Job {
     report_.isa = chosen_isa().name;
     own_.host.limits = memory_limits();  // what calibration keeps is taken already
     began_with_ = begin_peak();
+    world_.phase("planning");
     const auto hosts = world_.gather(encoded(own_));
     for (const std::string& trouble : world_.gather(windows_.trouble())) {
       if (report_.windows_trouble.empty()) report_.windows_trouble = trouble;
@@ -196,10 +202,13 @@ class Job {
         same.wish.relays.emplace() >> same.wish.prefetch.emplace() >> forecast;
     same.wish.mesh = parse_mesh(mesh).extents;
     if (!leads()) choice_ = choose_for(same, world_.size(), report_.machine);
-    // A rank with less work than its neighbours waits for them, and not in vain.
+    // A rank with less work than its neighbours waits for them, and not in vain; an all-reduce does
+    // not say how far it is.
     constexpr double kPatience = 20;
-    world_.set_deadline(
-        std::max(options_.timeout, kPatience * std::strtod(forecast.c_str(), nullptr)));
+    if (options_.watch.seconds > 0) {
+      watchdog_.set_seconds(
+          std::max(options_.watch.seconds, kPatience * std::strtod(forecast.c_str(), nullptr)));
+    }
     for (const Pass pass : task.passes()) {
       programs_.push_back(make_program(*choice_.strategy, *choice_.problem, world_.rank(), pass));
     }
@@ -272,13 +281,17 @@ class Job {
     int run = 0;
     auto made = std::make_unique<Engine<comm::Windows>>(
         *choice_.problem, program, windows_,
-        EngineOptions{.score = {.scale = options_.task.scale},
-                      .threads = own_.threads,
-                      .isa = nullptr,
-                      .checked = comm::checked_build(),
-                      .progress = [&](std::size_t step) { progress.at(run, step); }});
+        EngineOptions{
+            .score = {.scale = options_.task.scale},
+            .threads = own_.threads,
+            .isa = nullptr,
+            .checked = comm::checked_build(),
+            .progress = noted(world_, [&](std::size_t step) { progress.at(run, step); })});
     Engine<comm::Windows>& engine = *made;
+    world_.phase("inputs");
     together(world_, [&] { load<E>(engine, program, results); });
+    note_program(world_, program);
+    world_.phase(program.pass == Pass::forward ? "forward pass" : "backward pass");
     RunTimes last;
     for (; run < runs; ++run) {
       world_.barrier();
@@ -321,6 +334,7 @@ class Job {
     });
     if (gradients) last.push_back(run_pass<E>(programs_[1], results, own_.backward_runs));
     if (options_.check) {
+      world_.phase("check");
       together(world_, [&] {});  // nobody checks while others still compute
       const Source& source = options_.task.source;
       const double scale = options_.task.scale;
@@ -333,6 +347,7 @@ class Job {
       }
     }
     own_.took = peak_bytes() - began_with_;
+    world_.phase("output");
     // Files get their names when all are complete.
     std::vector<std::optional<OutputFile>> files;
     files.push_back(write_tensor<T>(world_, options_.out, problem, delivers(Kind::O),
@@ -362,6 +377,7 @@ class Job {
 
   /// `last`: times of the last run of each pass.
   void write_reports(const std::vector<RunTimes>& last) {
+    world_.phase("reports");
     const auto ranks = world_.gather(encoded(own_));
     std::vector<std::string> events;
     if (!options_.trace.empty()) {
@@ -390,6 +406,7 @@ class Job {
   }
 
   Communicator& world_;
+  comm::Watchdog& watchdog_;
   comm::Windows windows_;  ///< for the engines' messages
   const RunOptions& options_;
   RankReport own_;
@@ -403,6 +420,8 @@ class Job {
 
 }  // namespace
 
-Exit run_job(Communicator& world, const RunOptions& options) { return Job(world, options).run(); }
+Exit run_job(Communicator& world, comm::Watchdog& watchdog, const RunOptions& options) {
+  return Job(world, watchdog, options).run();
+}
 
 }  // namespace dattn

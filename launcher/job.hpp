@@ -4,9 +4,11 @@
 #include <string>
 
 #include "comm/communicator.hpp"
+#include "comm/watchdog.hpp"
 #include "launcher/failure.hpp"
 #include "launcher/options.hpp"
 #include "launcher/report.hpp"
+#include "launcher/watch.hpp"
 
 namespace dattn {
 
@@ -17,7 +19,7 @@ struct RunOptions {
   int repeat = 1;
   int warmup = 0;
   bool check = false;
-  double timeout = 300;
+  WatchOptions watch;
   bool windows = true;  ///< ranks of a host see each other's memory
   std::string out, lse, dq, dk, dv, json, csv, trace;
   /// Rank 0: takes the report in place of files and text, if it is there.
@@ -28,7 +30,8 @@ struct RunOptions {
 };
 
 /// Collective: the job from the choice of a plan to the last file. Throws JobFailure on all ranks
-/// for what all know of. @pre the ranks agree on the options
-Exit run_job(comm::Communicator& world, const RunOptions& options);
+/// for what all know of. Makes the watchdog as patient as the forecast asks. @pre the ranks agree on
+/// the options
+Exit run_job(comm::Communicator& world, comm::Watchdog& watchdog, const RunOptions& options);
 
 }  // namespace dattn

@@ -13,6 +13,7 @@
 #include "launcher/output_file.hpp"
 #include "launcher/together.hpp"
 #include "launcher/values.hpp"
+#include "launcher/watch.hpp"
 
 namespace dattn {
 namespace {
@@ -32,17 +33,14 @@ po::options_description machine_options() {
        "numbers a head of the blocks that kernels are measured on")  //
       ("out", po::value<std::string>(),
        "write what was measured as JSON, for --machine of run and plan [- for standard output]")  //
-      ("timeout", po::value<Positive>()->default_value({60}),
-       "seconds that a rank waits for others before it ends the job")  //
       ("help", "this text");
-  return options;
+  return options.add(watch_options());
 }
 
 struct MachineOptions {
   std::string hosts, out;
   int threads = 0;
   Index head_dim = 128;
-  double timeout = 60;
 };
 
 MachineOptions read_options(const po::variables_map& values) {
@@ -52,7 +50,7 @@ MachineOptions read_options(const po::variables_map& values) {
                         ? at_most("threads", values["threads"].as<Positive>().value, 1024)
                         : threads_from_environment();
   options.head_dim = at_most("head-dim", values["head-dim"].as<Positive>().value, 1024);
-  options.timeout = at_most("timeout", values["timeout"].as<Positive>().value, 1000000);
+  read_watch(values);  // the watchdog has them already; here they are checked
   options.out = file_name(values, "out");
   if (!options.out.empty() && options.out != "-") refuse_unwritable(options.out);
   try {
@@ -128,7 +126,8 @@ Exit machine_command(const std::vector<std::string>& arguments) {
     return print_help(described);
   }
   const std::string command = "dattn machine";
-  return on_all_ranks(command, [&](Communicator& world) {
+  return on_all_ranks(command, early_watch(arguments), [&](Communicator& world, auto&) {
+    world.phase("options");
     MachineOptions options;
     Hosts hosts;
     together(world, [&] {
@@ -150,7 +149,7 @@ Exit machine_command(const std::vector<std::string>& arguments) {
       if (world.rank() == 0) complain(world.rank(), command, e.what());
       return Exit::usage;
     }
-    world.set_deadline(options.timeout);
+    world.phase("measurements");
     if (options.hosts.empty()) hosts = hosts_of(world);
     if (options.threads == 0) options.threads = threads_of(world, this_host());
     const MachineReport report = measure(world, options, hosts);

@@ -25,6 +25,7 @@ constexpr std::string_view kHelp =
     "  dattn convert  GQA weights as weights of latent attention\n"
     "  dattn plan     proves and prices a plan for any number of ranks, without MPI\n"
     "  dattn machine  measures links and kernels of this job, for the forecasts of run and plan\n"
+    "  dattn report   who brought a job down that was stuck or failed\n"
     "  dattn permute  tokens of a grid from row by row to tile by tile, and back\n"
     "  dattn list     strategies, partitions, masks, forms of decoding\n"
     "\n"
@@ -76,6 +77,7 @@ dattn::Exit dispatch(const std::vector<std::string>& words) {
   if (command == "plan") return dattn::plan_command(arguments);
   if (command == "machine") return dattn::machine_command(arguments);
   if (command == "permute") return dattn::permute_command(arguments);
+  if (command == "report") return dattn::report_command(arguments);
   if (command == "list") return dattn::list_command(arguments);
   if (command == "--help" || command == "help" || command == "-h") {
     dattn::write_text_file("-", kHelp);
@@ -88,7 +90,8 @@ dattn::Exit dispatch(const std::vector<std::string>& words) {
   throw dattn::Failure(
       dattn::Exit::usage,
       "there is no command " + dattn::in_quotes(command) +
-          "; there are run, bench, decode, convert, plan, machine, permute and list (see dattn --help)");
+          "; there are run, bench, decode, convert, plan, machine, permute, report and list (see "
+          "dattn --help)");
 }
 
 }  // namespace

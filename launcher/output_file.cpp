@@ -177,6 +177,7 @@ OutputFile OutputFile::join(const std::string& path, const std::string& job_id) 
     refuse_errno(file.temporary_, "cannot be examined", errno);
   }
   file.size_ = info.st_size;
+  remember(file.temporary_);
   return file;
 }
 
@@ -197,9 +198,9 @@ OutputFile& OutputFile::operator=(OutputFile&& other) noexcept {
 }
 
 OutputFile::~OutputFile() {
-  if (file_ >= 0) ::close(file_);
-  if (!creator_) return;
-  ::unlink(temporary_.c_str());
+  if (file_ < 0) return;
+  ::close(file_);
+  if (creator_) ::unlink(temporary_.c_str());
   forget(temporary_);
 }
 

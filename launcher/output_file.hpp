@@ -15,7 +15,8 @@ namespace dattn {
 ///   others:           join  write_at ...  sync
 ///
 /// All failures are Failure(Exit::output). The temporary goes when its creator goes without
-/// commit(), or by remove_temporaries(); a process that dies by SIGKILL leaves `path.tmp.job_id`.
+/// commit(), or by remove_temporaries() in any process that has it open: where the creator dies by
+/// SIGKILL, the others are told to end. If all die so, `path.tmp.job_id` is left.
 class OutputFile {
  public:
   /// Makes the temporary at its full size, so that a full disk shows before any work is done, and
@@ -63,7 +64,8 @@ void refuse_unwritable(const std::string& path);
 /// the paths look like. Empty paths stand for options not given, "-" among outputs for stdout.
 void refuse_same_file(std::span<const std::string> inputs, std::span<const std::string> outputs);
 
-/// Removes the temporaries that this process created and did not commit. Made for signal handlers.
+/// Removes the temporaries that this process has open and that are not committed. Made for signal
+/// handlers.
 void remove_temporaries() noexcept;
 
 /// Writes a small text, complete or not at all; the path "-" is stdout.

@@ -28,9 +28,6 @@ po::options_description run_options() {
        "timed runs; the median is reported")                                                      //
       ("warmup", po::value<Count>()->default_value({0}), "runs before those")                     //
       ("check", "compare with the double reference: all rows of a small problem, else a sample")  //
-      ("timeout", po::value<Positive>()->default_value({300}),
-       "seconds that a rank waits for others before it ends the job; never less than 20 times the "
-       "forecast")  //
       ("windows", word({"on", "off"})->default_value("on"),
        "on: ranks of a host look at each other's memory, or copy from it once; off: all messages "
        "go through MPI");
@@ -49,7 +46,7 @@ po::options_description run_options() {
       ("csv", po::value<std::string>(), "write the report as CSV")                             //
       ("trace", po::value<std::string>(), "write the last run as Chrome trace, a row a rank")  //
       ("help", "this text");
-  options.add(work).add(gradients).add(output);
+  options.add(work).add(gradients).add(output).add(watch_options());
   return options;
 }
 
@@ -63,7 +60,7 @@ RunOptions read_options(const po::variables_map& values) {
                         : threads_from_environment();
   options.repeat = at_most("repeat", values["repeat"].as<Positive>().value, kMostRuns);
   options.warmup = at_most("warmup", values["warmup"].as<Count>().value, kMostRuns);
-  options.timeout = at_most("timeout", values["timeout"].as<Positive>().value, 1000000);
+  options.watch = read_watch(values);
   options.check = values.count("check") != 0;
   options.windows = values["windows"].as<std::string>() == "on";
   const auto path = [&](const char* name) { return file_name(values, name); };
@@ -148,7 +145,8 @@ Exit run_command(const std::vector<std::string>& given) {
     return print_help(described);
   }
   const std::string command = "dattn run";
-  return on_all_ranks(command, [&](Communicator& world) {
+  return on_all_ranks(command, early_watch(arguments), [&](Communicator& world, auto& watchdog) {
+    world.phase("options");
     std::optional<RunOptions> options;
     together(world, [&] {
       if (const auto complaint = comm::launch_complaint(
@@ -163,8 +161,7 @@ Exit run_command(const std::vector<std::string>& given) {
       if (world.rank() == 0) complain(world.rank(), command, e.what());
       return Exit::usage;
     }
-    world.set_deadline(options->timeout);
-    return run_job(world, *options);
+    return run_job(world, watchdog, *options);
   });
 }
 

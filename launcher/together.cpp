@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <limits>
 
 #include "comm/error.hpp"
 #include "comm/session.hpp"
+#include "launcher/flight.hpp"
 #include "launcher/limits.hpp"
 #include "parallel/engine.hpp"
 
@@ -30,24 +32,36 @@ Exit code_of(const std::exception& failure) {
   return late ? Exit::timeout : Exit::internal;
 }
 
-Exit on_all_ranks(const std::string& command,
-                  const std::function<Exit(comm::Communicator&)>& body) {
+Exit on_all_ranks(const std::string& command, const WatchOptions& watch,
+                  const std::function<Exit(comm::Communicator&, comm::Watchdog&)>& body) {
   if (const auto note = shm_note()) std::fputs(("# NOTE: " + *note + "\n").c_str(), stderr);
-  comm::Session session;
+  comm::Progress progress;
+  Flight flight(command, watch.flight_dir, progress);
+  comm::Watchdog watchdog(progress, watch.seconds, static_cast<int>(Exit::timeout),
+                          [&](const comm::Watchdog::Verdict& v) { flight.report(v); });
+  comm::Session session(&progress);
   comm::Communicator& world = session.world();
+  // Others write down where they are before the job is aborted.
+  const auto abort = [&](Exit exit, const std::string& what) {
+    complain(world.rank(), command, what + flight.failed(what));
+    watchdog.raise_failed();
+    comm::Session::abort(static_cast<int>(exit));
+  };
   try {
-    return body(world);
+    flight.set_rank(world.rank(), world.size());
+    world.set_deadline(std::numeric_limits<double>::infinity());
+    watchdog.connect(world);
+    return body(world, watchdog);
   } catch (const JobFailure& e) {
     if (world.rank() == e.rank) complain(world.rank(), command, e.what());
     return e.code;
   } catch (const std::bad_alloc&) {
-    complain(world.rank(), command, kOutOfMemory);
-    comm::Session::abort(static_cast<int>(Exit::memory));
+    abort(Exit::memory, kOutOfMemory);
   } catch (const std::exception& e) {
     // This rank alone knows; whoever waits for it must not wait for ever.
-    complain(world.rank(), command, e.what());
-    comm::Session::abort(static_cast<int>(code_of(e)));
+    abort(code_of(e), e.what());
   }
+  return Exit::internal;
 }
 
 void together(comm::Communicator& world, const std::function<void()>& part) {

@@ -5,7 +5,9 @@
 #include <string>
 
 #include "comm/communicator.hpp"
+#include "comm/watchdog.hpp"
 #include "launcher/failure.hpp"
+#include "launcher/watch.hpp"
 #include "parallel/signature.hpp"
 
 namespace dattn {
@@ -24,8 +26,10 @@ Exit code_of(const std::exception& failure);
 
 /// Opens the session of a command that runs under mpirun, does `body` on every rank and gives its
 /// exit code. Failures end in one line of the rank concerned and their exit codes; where one rank
-/// alone knows of one, the job is aborted.
-Exit on_all_ranks(const std::string& command, const std::function<Exit(comm::Communicator&)>& body);
+/// alone knows of one, the job is aborted. A watchdog ends the job when no rank moves, which is the
+/// one bound on all waits. `body` may make it more patient.
+Exit on_all_ranks(const std::string& command, const WatchOptions& watch,
+                  const std::function<Exit(comm::Communicator&, comm::Watchdog&)>& body);
 
 /// Collective: runs `part` on every rank, then throws the same JobFailure on all ranks if it failed
 /// on any, the lowest one's. So no rank goes on alone into a step that the others never reach.

@@ -17,7 +17,7 @@ OUTPUTS = {"--out": "o.npy", "--lse": "lse.npy", "--dq": "dq.npy", "--dk": "dk.n
 BY_HOST = {"gather"}  # what adds gradients up by host
 # Nothing divides the tokens. Heads differ so that mixed takes them; what is measured may not decide.
 PROBLEM = ("run --tokens 331 --heads 8 --kv-heads 4 --head-dim 24 --value-dim 16 --grad random "
-           "--mask causal@0-3;window:40,0@4-7 --partition zigzag --prefetch 1 --threads 1 --timeout 60").split()
+           "--mask causal@0-3;window:40,0@4-7 --partition zigzag --prefetch 1 --threads 1 --watchdog 60").split()
 
 
 def strategies(dattn):

@@ -21,11 +21,11 @@ def decode_cases(add):
         add(f"decode context {word}", f"decode --context {word}", USAGE, "--context")
     add("decode contexts for another batch", "decode --context 5,6 --batch 3", USAGE, "--context: 2 lengths for a batch of 3")
     add("decode batch too large", "decode --context 5 --batch 2M", USAGE, "--batch: at most 1048576")
-    for option in ("batch", "new", "steps", "threads", "timeout", "memory", "heads", "kv-heads", "head-dim", "value-dim"):
+    for option in ("batch", "new", "steps", "threads", "memory", "heads", "kv-heads", "head-dim", "value-dim"):
         add(f"decode {option} 0", f"decode --{option} 0", USAGE, f"--{option}")
     for option in ("hidden", "kv-rank", "nope-dim", "rope-dim", "v-dim", "slices", "calibration"):
         add(f"decode {option} 0", f"decode --{option} 0", USAGE, f"--{option}")
-    for option in ("steps 2M", "warmup 2M", "timeout 2M", "threads 1025"):
+    for option in ("steps 2M", "warmup 2M", "watchdog 2M", "threads 1025"):
         add(f"decode {option}", f"decode --{option}", USAGE, f"--{option.split()[0]}: at most")
     add("decode warmup -1", small + "--warmup -1", USAGE, "--warmup")
     add("decode seed -1", small + "--seed -1", USAGE, "--seed")
