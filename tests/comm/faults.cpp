@@ -7,11 +7,12 @@
 // files); compute (the begin of a parallel region, as kernels have). at: which of these calls,
 // from 1. do: kill, stop (SIGSTOP), exit (with 0), hang (without using the processor), busy (four
 // seconds of work); leave (a collective out); shorten (a send, by 8 bytes) or corrupt (a bit of
-// it); full (there is no space for a write).
+// it); full (there is no space for a write); starve (no more memory).
 
 #include <dlfcn.h>
 #include <mpi.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -66,6 +67,10 @@ bool struck(std::string_view call) {
   if (f.what == "stop") ::raise(SIGSTOP);
   if (f.what == "exit") ::_exit(0);
   while (f.what == "hang") ::pause();
+  if (f.what == "starve") {
+    const rlimit little{1, 1};
+    ::setrlimit(RLIMIT_AS, &little);
+  }
   using Clock = std::chrono::steady_clock;
   const Clock::time_point end = Clock::now() + std::chrono::seconds(4);
   while (f.what == "busy" && Clock::now() < end) continue;

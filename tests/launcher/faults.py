@@ -32,6 +32,7 @@ MACHINE = "--machine latency=1e-6,bandwidth=1e9,rate=1e9"  # nothing is measured
 RING = f"run {MACHINE} --tokens 200 --heads 4 --head-dim 16 --strategy ring --mask full --threads 1 {FILES}"
 DECODE = "decode --context 96 --heads 4 --kv-heads 4 --head-dim 16 --threads 1 --form sequence --out O.npy"
 BY_MPI = RING + " --windows off"
+LARGE = BY_MPI.replace("--tokens 200", "--tokens 4000")
 SWEEP = f"bench {MACHINE} --tokens 200,201 --heads 4 --head-dim 16 --strategy ring --mask full --threads 1 --repeat 1 --warmup 0 --out rows.jsonl"
 WATCHED = " --watchdog 2 --flight-dir flight"
 
@@ -63,6 +64,7 @@ CASES = (
     Fault("early exit", "rank=2 call=compute at=2 do=exit", 1, "improperly"),
     Fault("message cut short", "rank=0 call=send at=2 do=shorten", BUG, r"\[rank \d\] dattn run: step \d+ \(recv .*\): message from rank 0 to rank \d: expected \d+ bytes, got \d+; see dattn report flight", r"culprit: rank \d .*failed: step", BY_MPI),
     Fault("disk full at a later rank", "rank=1 call=write at=1 do=full", OUTPUT, r"\[rank 1\].*No space left.*free space"),
+    Fault("no memory in a step", "rank=1 call=compute at=1 do=starve", MEMORY, r"\[rank 1\] dattn run: out of memory; .*see dattn report flight", "culprit: rank 1 .*failed: out of memory", LARGE),
     Fault("busy, not stuck", "rank=1 call=barrier at=1 do=busy", 0),
     Fault("busy in a step", "rank=1 call=compute at=2 do=busy", 0),
     Fault("busy while decoding", "rank=1 call=send at=2 do=busy", 0, words=DECODE),
@@ -162,17 +164,6 @@ def records_cut_or_missing(start, place, library):
     return None if nothing.returncode == 3 and "no flight record" in nothing.stderr else said(nothing)
 
 
-def no_memory_on_one_rank(start, place, library):
-    """A limit on the address space of rank 1, which rank 0 does not know of."""
-    words = RING.replace("--tokens 200", "--tokens 64K").replace("full", "window:0,0") + " --value-dim 512" + WATCHED
-    free = place.line(start, words, 1, library, "")
-    limited = ["sh", "-c", 'ulimit -v 600000; exec "$0" "$@"', start.dattn, *words.split()]
-    done = start.run_line([*free, ":", "-np", "1", *limited], timeout=BOUND, cwd=place.work)
-    if done.returncode != MEMORY or not re.search(r"\[rank 1\] dattn run: out of memory", done.stderr):
-        return said(done)
-    return place.left(False)
-
-
 def wrong_argument_on_one_rank(start, place, library):
     one = place.line(start, RING, 2, library, "")
     done = start.run_line([*one, ":", "-np", "1", start.dattn, *RING.replace("200", "201").split()], timeout=BOUND, cwd=place.work)
@@ -226,7 +217,7 @@ def sweep_with_a_stuck_configuration(start, place, library):
 
 LIFE = 1.0  # seconds that a job of the stress takes, about
 
-SPECIAL = (records_cut_or_missing, no_memory_on_one_rank, wrong_argument_on_one_rank, told_to_end, sweep_with_a_stuck_configuration)
+SPECIAL = (records_cut_or_missing, wrong_argument_on_one_rank, told_to_end, sweep_with_a_stuck_configuration)
 
 
 def strike_at_random(seed, start, place):
