@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <cstddef>
 #include <cstdio>
 #include <limits>
+#include <vector>
 
 #include "comm/error.hpp"
 #include "comm/session.hpp"
@@ -41,8 +43,12 @@ Exit on_all_ranks(const std::string& command, const WatchOptions& watch,
                           [&](const comm::Watchdog::Verdict& v) { flight.report(v); });
   comm::Session session(&progress);
   comm::Communicator& world = session.world();
+  // Where there is no memory, MPI_Abort would end with a code of its own.
+  constexpr std::size_t kReserve = std::size_t{1} << 16;  // less than malloc gives back at once
+  std::vector<std::byte> reserve(kReserve);
   // Others write down where they are before the job is aborted.
   const auto abort = [&](Exit exit, const std::string& what) {
+    std::vector<std::byte>().swap(reserve);
     complain(world.rank(), command, what + flight.failed(what));
     watchdog.raise_failed();
     comm::Session::abort(static_cast<int>(exit));
