@@ -40,12 +40,16 @@ std::optional<Choice> fitting(const Setting& setting) {
 }
 
 /// The setting on `hosts` hosts with `each` ranks, each like the first host of the job. Nothing if
-/// the job's hosts have unequal numbers of ranks, or a mesh says how many ranks there are.
+/// the job's hosts have unequal numbers of ranks, or --mesh or --hosts say how many ranks there
+/// are.
 std::optional<Setting> spread_over(const Setting& setting, int hosts, int each) {
-  if (setting.task.wish.mesh) return {};
+  if (setting.task.wish.mesh || !setting.task.hosts.empty()) return {};
   Setting other = setting;
   const int threads = *std::max_element(setting.threads.begin(), setting.threads.end());
   other.threads.assign(static_cast<std::size_t>(hosts * each), threads);
+  std::vector<int> by_rank;
+  for (int r = 0; r < hosts * each; ++r) by_rank.push_back(r / each);
+  other.task.wish.hosts = Hosts(by_rank);
   other.rooms.clear();
   for (const Room& room : setting.rooms) {
     // Processes are taken to have the first one's limits.

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "launcher/options.hpp"
+#include "launcher/remedy.hpp"
 #include "launcher/report.hpp"
 #include "launcher/together.hpp"
 #include "launcher/verify.hpp"
@@ -231,6 +232,25 @@ TEST(Options, TextOutputsNeedNoFile) {
   EXPECT_EQ(with_default_files({"--json", "--check"}), (Words{"--json", "-", "--check"}));
   EXPECT_EQ(with_default_files({"--json", "f", "--csv"}), (Words{"--json", "f", "--csv", "-"}));
   EXPECT_EQ(with_default_files({"--out", "f"}), (Words{"--out", "f"}));
+}
+
+TEST(Remedy, MoreHostsThanTheJobHasAreHostsOfThePlanToo) {
+  const Shape shape{4096, 4096, 8, 8, 8, 128, 128};
+  Setting job;
+  job.task.shape = shape;
+  job.task.mask_words = "full";
+  job.task.mask = parse_mask("full", shape);
+  job.task.source = Source::random(shape, 1);
+  job.task.type = Type::bf16;
+  job.task.wish.strategy = "gather";
+  job.task.wish.hosts = parse_hosts("2x2", 4);
+  job.threads.assign(4, 1);
+  constexpr Index kBytes = Index{72} << 20;  // two ranks need more
+  job.rooms = {{"MemAvailable", "a", true, {{0, 1}, kBytes}},
+               {"MemAvailable", "b", true, {{2, 3}, kBytes}}};
+  EXPECT_EQ(remedy(job), "16 ranks on 8 hosts");
+  job.task.hosts = "2x2";  // which says how many ranks there are
+  EXPECT_EQ(remedy(job), "--tokens 2K");
 }
 
 TEST(Report, RanksComeThroughTheirText) {
