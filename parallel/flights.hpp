@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <functional>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -63,6 +64,8 @@ class Flights {
       return f();
     } catch (const comm::Timeout& e) {
       throw StepFailure(place(step) + e.what(), true);
+    } catch (const std::bad_alloc&) {
+      throw;  // no failure of the step, and its exit code is another
     } catch (const std::exception& e) {
       throw StepFailure(place(step) + e.what(), false);
     }
