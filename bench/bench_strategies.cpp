@@ -22,6 +22,7 @@
 #include <random>
 #include <sstream>
 
+#include "bench/main.hpp"
 #include "bench/rest.hpp"
 #include "bench/trial.hpp"
 #include "launcher/host.hpp"
@@ -319,29 +320,17 @@ void bench(Communicator& world, const Options& options) {
   });
 }
 
-Exit main_of(const std::vector<std::string>& given) {
-  const std::vector<std::string> arguments = with_default_files(given);
-  const po::options_description described = described_options();
-  if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
-    return print_help(described);
-  }
-  constexpr double kPatience = 3600;  // long problems on many ranks take their time
-  return on_all_ranks(kName, {.seconds = kPatience}, [&](Communicator& world, auto&) {
-    Options options;
-    together(world, [&] { options = read_options(described, arguments, world.size()); });
-    bench(world, options);
-    return Exit::ok;
-  });
-}
-
 }  // namespace
 }  // namespace dattn
 
 int main(int argc, char** argv) {
-  try {
-    return static_cast<int>(dattn::main_of({argv + 1, argv + argc}));
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "bench_strategies: {}\n", e.what());
-    return static_cast<int>(dattn::Exit::internal);
-  }
+  const auto described = dattn::described_options();
+  return dattn::bench_main(
+      dattn::kName, argc, argv, described,
+      [&](dattn::comm::Communicator& world, const std::vector<std::string>& arguments) {
+        dattn::Options options;
+        dattn::together(world,
+                        [&] { options = dattn::read_options(described, arguments, world.size()); });
+        dattn::bench(world, options);
+      });
 }

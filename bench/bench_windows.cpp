@@ -13,6 +13,7 @@
 #include <array>
 
 #include "bench/contender.hpp"
+#include "bench/main.hpp"
 #include "bench/measure.hpp"
 #include "kernels/isa.hpp"
 #include "launcher/output_file.hpp"
@@ -149,26 +150,14 @@ void bench(Communicator& world, const std::vector<std::string>& arguments,
   }
 }
 
-Exit main_of(const std::vector<std::string>& arguments) {
-  const po::options_description described = described_options();
-  if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
-    return print_help(described);
-  }
-  constexpr double kPatience = 3600;  // a slow link takes its time
-  return on_all_ranks(kName, {.seconds = kPatience}, [&](Communicator& world, auto&) {
-    bench(world, arguments, described);
-    return Exit::ok;
-  });
-}
-
 }  // namespace
 }  // namespace dattn
 
 int main(int argc, char** argv) {
-  try {
-    return static_cast<int>(dattn::main_of({argv + 1, argv + argc}));
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "bench_windows: {}\n", e.what());
-    return static_cast<int>(dattn::Exit::internal);
-  }
+  const auto described = dattn::described_options();
+  return dattn::bench_main(
+      dattn::kName, argc, argv, described,
+      [&](dattn::comm::Communicator& world, const std::vector<std::string>& arguments) {
+        dattn::bench(world, arguments, described);
+      });
 }

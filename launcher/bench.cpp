@@ -73,20 +73,10 @@ struct Entry {
 };
 
 RunOptions run_options_of(const po::variables_map& values) {
-  RunOptions options;
-  options.task = make_task(values);
+  RunOptions options = read_work(values);
   if (options.task.wish.gradients) {
     options.task.source.add_d_o(values["seed"].as<Count>().value);
   }
-  constexpr Index kMostThreads = 1024;
-  constexpr Index kMostRuns = 1000000;
-  options.threads = values.count("threads") != 0
-                        ? at_most("threads", values["threads"].as<Positive>().value, kMostThreads)
-                        : threads_from_environment();
-  options.repeat = at_most("repeat", values["repeat"].as<Positive>().value, kMostRuns);
-  options.warmup = at_most("warmup", values["warmup"].as<Count>().value, kMostRuns);
-  options.watch = read_watch(values);
-  options.check = values.count("check") != 0;
   return options;
 }
 

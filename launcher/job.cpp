@@ -420,6 +420,21 @@ class Job {
 
 }  // namespace
 
+RunOptions read_work(const boost::program_options::variables_map& values) {
+  RunOptions options;
+  options.task = make_task(values);
+  constexpr Index kMostThreads = 1024;
+  constexpr Index kMostRuns = 1000000;
+  options.threads = values.count("threads") != 0
+                        ? at_most("threads", values["threads"].as<Positive>().value, kMostThreads)
+                        : threads_from_environment();
+  options.repeat = at_most("repeat", values["repeat"].as<Positive>().value, kMostRuns);
+  options.warmup = at_most("warmup", values["warmup"].as<Count>().value, kMostRuns);
+  options.watch = read_watch(values);
+  options.check = values.count("check") != 0;
+  return options;
+}
+
 Exit run_job(Communicator& world, comm::Watchdog& watchdog, const RunOptions& options) {
   return Job(world, watchdog, options).run();
 }

@@ -29,6 +29,10 @@ struct RunOptions {
   bool quiet() const { return json == "-" || csv == "-" || trace == "-"; }
 };
 
+/// The task, threads, runs, check and watchdog that the options of `run` and `bench` ask for.
+/// Failure(usage or input) as make_task() and at_most() have it.
+RunOptions read_work(const boost::program_options::variables_map& values);
+
 /// Collective: the job from the choice of a plan to the last file. Throws JobFailure on all ranks
 /// for what all know of. Makes the watchdog as patient as the forecast asks. @pre the ranks agree on
 /// the options

@@ -51,17 +51,7 @@ po::options_description run_options() {
 }
 
 RunOptions read_options(const po::variables_map& values) {
-  RunOptions options;
-  options.task = make_task(values);
-  constexpr Index kMostThreads = 1024;
-  constexpr Index kMostRuns = 1000000;
-  options.threads = values.count("threads") != 0
-                        ? at_most("threads", values["threads"].as<Positive>().value, kMostThreads)
-                        : threads_from_environment();
-  options.repeat = at_most("repeat", values["repeat"].as<Positive>().value, kMostRuns);
-  options.warmup = at_most("warmup", values["warmup"].as<Count>().value, kMostRuns);
-  options.watch = read_watch(values);
-  options.check = values.count("check") != 0;
+  RunOptions options = read_work(values);
   options.windows = values["windows"].as<std::string>() == "on";
   const auto path = [&](const char* name) { return file_name(values, name); };
   options.out = path("out");
