@@ -37,14 +37,18 @@ Cover Mask::cover(Index head, Range queries, Range keys) const {
   bool any = false;
   bool gap = false;
   std::vector<Range> row;
-  for (Index i = 0; i < queries.size(); ++i) {
-    // The last row first: it sees something in most tiles that the first rows see nothing of.
-    const Index q = i == 0 ? queries.end - 1 : queries.begin + i - 1;
+  const auto is_cut = [&](Index q) {
     row.clear();
     spans(head, q, keys, row);
     any = any || !row.empty();
     gap = gap || row.empty() || row.front() != keys;
-    if (any && gap) return Cover::Some;
+    return any && gap;
+  };
+  // The last row first: it sees something in most tiles that the first rows see nothing of.
+  if (is_cut(queries.end - 1)) return Cover::Some;
+  for (Index q = queries.begin; q < queries.end - 1;) {
+    if (is_cut(q)) return Cover::Some;
+    q += std::min(alike(head, q, keys), queries.end - q);
   }
   return any ? Cover::All : Cover::None;
 }

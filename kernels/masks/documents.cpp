@@ -29,6 +29,14 @@ class Documents final : public Mask {
     const bool all = inside == queries && first == last && first.contains(keys);
     return all ? Cover::All : Cover::Some;
   }
+  Index alike(Index, Index query, Range keys) const override {
+    const Range seen = intersect(keys, {0, edges_.back()});
+    if (seen.empty()) return kAllAlike;
+    const Index first = around(seen.begin).begin;  // the first query that sees any
+    if (query < first) return first - query;
+    const Range own = around(query);
+    return own.begin >= seen.end || own.empty() ? kAllAlike : own.end - query;
+  }
   std::string spec() const override {
     std::string out = "documents:";
     for (std::size_t i = 1; i < edges_.size(); ++i) {
