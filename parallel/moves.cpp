@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <deque>
-#include <tuple>
+#include <utility>
 
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"
@@ -43,7 +43,8 @@ void Writer::recv(SlotId slot, const Block& block, int peer) {
 bool Writer::sees(SlotId q, SlotId k) const {
   const Runs queries = problem_.queries().positions(block(q).rows);
   const Runs keys = problem_.keys().positions(block(k).rows);
-  for (const Range heads : block(q).heads) {
+  const Ranges served = query_heads_of(Kind::K, block(k).heads, problem_.shape());
+  for (const Range heads : intersect(block(q).heads, served)) {
     for (const auto& [head, count] : variants(problem_.mask(), heads)) {
       if (allowed_pair(problem_.mask(), head, queries, keys)) return true;
     }
@@ -136,44 +137,52 @@ Program by_token_backward(const Problem& problem, int rank,
 }
 
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
-               const std::function<Block(Kind, int member)>& held,
-               const std::function<void()>& meanwhile) {
+               const Held& held, const std::function<void()>& meanwhile,
+               const StandsFor& stands_for) {
+  const Strips strips(me.problem(), ring, me.rank(), false, held, stands_for);
   std::vector<int> homes;
-  circulate(me, ring, q, k, v, out, held, homes, meanwhile);
+  circulate(me, strips, q, k, v, out, homes, meanwhile);
 }
 
-void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
-               const std::function<Block(Kind, int member)>& held, std::vector<int>& homes,
-               const std::function<void()>& meanwhile) {
-  const int members = static_cast<int>(ring.size());
-  const int here = place_in(ring, me.rank());
-  const int right = ring[static_cast<std::size_t>((here + 1) % members)];
-  const int left = ring[static_cast<std::size_t>((here + members - 1) % members)];
-  // Pairs of homes, one for K and one for V: one pair is in use while the others fill.
-  // Messages of two ranks meet in order: those of other work must not come between a receive that
-  // is posted far ahead and its send.
+void circulate(Writer& me, const Strips& strips, SlotId q, SlotId k, SlotId v, SlotId out,
+               std::vector<int>& homes, const std::function<void()>& meanwhile) {
+  const int members = strips.members();
+  const std::size_t count = strips.count();
+  const int right = strips.member(1);
+  const int left = strips.member(-1);
+  // Pairs of homes for each strip, one for K and one for V: one pair is in use while the others
+  // fill. Messages of two ranks meet in order: those of other work must not come between a receive
+  // that is posted far ahead and its send.
   const int ahead = meanwhile ? 1 : me.problem().prefetch();
-  std::deque<std::pair<SlotId, SlotId>> next;
+  using Stage = std::vector<std::pair<SlotId, SlotId>>;  // K and V of each strip
+  std::deque<Stage> next;
   const auto fetch = [&](int hop) {
-    const int owner = ring[static_cast<std::size_t>((here + members - hop) % members)];
-    const auto pair = static_cast<std::size_t>((hop - 1) % (ahead + 1));
-    while (homes.size() <= 2 * pair + 1) homes.push_back(me.home());
-    next.emplace_back(me.slot(held(Kind::K, owner), homes[2 * pair]),
-                      me.slot(held(Kind::V, owner), homes[2 * pair + 1]));
-    me.recv(next.back().first, me.block(next.back().first), left);
-    me.recv(next.back().second, me.block(next.back().second), left);
+    Stage& stage = next.emplace_back();
+    for (std::size_t s = 0; s < count; ++s) {
+      const std::size_t pair = static_cast<std::size_t>((hop - 1) % (ahead + 1)) * count + s;
+      while (homes.size() <= 2 * pair + 1) homes.push_back(me.home());
+      stage.emplace_back(me.slot(strips.arriving(Kind::K, s, hop), homes[2 * pair]),
+                         me.slot(strips.arriving(Kind::V, s, hop), homes[2 * pair + 1]));
+      me.recv(stage.back().first, me.block(stage.back().first), left);
+      me.recv(stage.back().second, me.block(stage.back().second), left);
+    }
   };
   for (int hop = 1; hop < std::min(ahead, members); ++hop) fetch(hop);
+  Stage now(count, {k, v});  // all strips lie in what the rank starts with
   for (int hop = 0; hop < members; ++hop) {
     if (hop + ahead < members) fetch(hop + ahead);
-    if (hop + 1 < members) {
-      me.send(k, me.block(k), right);
-      me.send(v, me.block(v), right);
+    for (std::size_t s = 0; s < count && hop + 1 < members; ++s) {
+      me.send(now[s].first, strips.leaving(Kind::K, s, hop), right);
+      me.send(now[s].second, strips.leaving(Kind::V, s, hop), right);
     }
-    me.attend(q, k, v, out);
-    if (hop == 0 && meanwhile) meanwhile();
+    if (hop == 0) {
+      me.attend(q, k, v, out);
+      if (meanwhile) meanwhile();
+    } else {
+      for (const auto& [keys, values] : now) me.attend(q, keys, values, out);
+    }
     if (next.empty()) break;
-    std::tie(k, v) = next.front();
+    now = std::move(next.front());
     next.pop_front();
   }
 }

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "parallel/plan.hpp"
+#include "parallel/strips.hpp"
 
 namespace dattn {
 
@@ -86,48 +87,50 @@ Program by_token_backward(const Problem& problem, int rank,
                           const std::function<void(Writer&, const AttendBackward&)>& attend);
 
 /// Sends K and V around the ring `ring` (ranks, in order): what member i starts with, in `k` and
-/// `v`, visits i+1, i+2, ... `held(i)` gives the Block that member i starts with, per kind. While
-/// one pair is attended to the next is on its way. `meanwhile`, if there is one, writes other work,
-/// behind that on the rank's own keys; inputs then arrive one stage ahead, not more.
+/// `v`, visits i+1, i+2, ..., of heads that see little just the rows that members further on need
+/// (Strips). While one pair is attended to the next is on its way. `meanwhile`, if there is one,
+/// writes other work, behind that on the rank's own keys; inputs then arrive one stage ahead, not
+/// more.
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
-               const std::function<Block(Kind, int member)>& held,
-               const std::function<void()>& meanwhile = {});
+               const Held& held, const std::function<void()>& meanwhile = {},
+               const StandsFor& stands_for = {});
 /// The same for a rank that goes round more than once: it keeps `homes`, empty at first, from call
 /// to call, and what `k` and `v` hold must lie elsewhere.
-void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
-               const std::function<Block(Kind, int member)>& held, std::vector<int>& homes,
-               const std::function<void()>& meanwhile = {});
+void circulate(Writer& me, const Strips& strips, SlotId q, SlotId k, SlotId v, SlotId out,
+               std::vector<int>& homes, const std::function<void()>& meanwhile = {});
 
-/// The side that is fewer bytes in what these ranks start with (`held`), to go around rings in the
-/// backward pass; the Program's note says why.
-Side lighter_side(Writer& me, const std::vector<int>& ranks,
-                  const std::function<Block(Kind, int rank)>& held);
+/// The side that is fewer bytes, to go around rings in the backward pass: in what these ranks start
+/// with (`held`) or, if some heads are packed, in what ranks need of each other; the Program's note
+/// says why.
+Side lighter_side(Writer& me, const std::vector<int>& ranks, const Held& held);
 
 /// The backward pass of circulate(). Either K and V go around and, one hop behind them, the sums of
 /// what the members give to their dK and dV, until these come home; or Q, dO and Stats do, and the
-/// sums of dQ: whichever is fewer bytes. Where sums are rounded on the wire each member sends what
-/// it gives straight home instead. `mine` are the slots of what the member starts with. Of the work
-/// on its own keys a member keeps half for the end, while its sums come home. `meanwhile`, if there
-/// is one, writes other work, behind the first half.
+/// sums of dQ: whichever is fewer bytes. Where heads are packed or sums rounded on the wire each
+/// member sends what it gives straight home instead. `mine` are the slots of what the member starts
+/// with. Of the work on its own keys a member keeps half for the end, while its sums come home.
+/// `meanwhile`, if there is one, writes other work, behind the first half.
 void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBackward& mine,
-                        const std::function<Block(Kind, int rank)>& held,
-                        const std::function<void()>& meanwhile = {});
+                        const Held& held, const std::function<void()>& meanwhile = {},
+                        const StandsFor& stands_for = {});
 
 /// Homes of what goes around. Inputs have two each, one in use while the other fills; sums two for
 /// what is computed here, one being sent while the other is added to, and one for what arrives from
 /// the left meanwhile.
 struct RingHomes {
-  std::array<AttendBackward, 2> turns{};
-  AttendBackward arrival{};
-  bool made = false;
+  struct OfStrip {
+    std::array<AttendBackward, 2> turns{};
+    AttendBackward arrival{};
+  };
+  std::vector<OfStrip> strips;  ///< none before the first round
 };
 /// The same for a rank that goes round more than once, always with the same side and Homes, and
 /// does more at each stop than attend: `visit` is to add all that the slots it gets give to the
 /// gradients among them. What `mine` has of the side must lie in other homes. `at_last`, if there
 /// is one, writes work of the rank's own that waits until the sums are on their way home.
-void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& side,
-                        const AttendBackward& mine,
-                        const std::function<Block(Kind, int rank)>& held, RingHomes& homes,
+/// @pre `strips` are of that side
+void circulate_backward(Writer& me, const Strips& strips, const Side& side,
+                        const AttendBackward& mine, RingHomes& homes,
                         const std::function<void(const AttendBackward&)>& visit,
                         const std::function<void()>& at_last = {});
 

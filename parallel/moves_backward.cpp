@@ -18,6 +18,14 @@ bool sums_go_straight(const Side& side, const Problem& problem) {
   return is_rounded(side.sums.front(), problem);
 }
 
+/// Whether some heads go around packed.
+bool packs(const Problem& problem) {
+  for (std::size_t g = 0; g < problem.head_groups().size(); ++g) {
+    if (problem.is_sparse(g)) return true;
+  }
+  return false;
+}
+
 /// For people: which side moves, since the other would be more bytes.
 std::string chosen(const std::string& how, Index by_keys, Index by_queries,
                    const std::string& whose) {
@@ -31,9 +39,15 @@ std::string chosen(const std::string& how, Index by_keys, Index by_queries,
 
 }  // namespace
 
-Side lighter_side(Writer& me, const std::vector<int>& ranks,
-                  const std::function<Block(Kind, int rank)>& held) {
+Side lighter_side(Writer& me, const std::vector<int>& ranks, const Held& held) {
   const Problem& problem = me.problem();
+  if (packs(problem)) {
+    const auto [keys, queries] = problem.backward_fetched();
+    me.note(chosen("go around as far as they are needed", keys, queries,
+                   "if each rank fetched its own") +
+            "; their sums go straight to their owners");
+    return queries < keys ? query_side(Pass::backward) : key_side(Pass::backward);
+  }
   const auto bytes = [&](const Side& side) {
     Index sum = 0;
     for (const auto kinds : {side.inputs, side.sums}) {
@@ -145,8 +159,8 @@ class OwnWork {
 }  // namespace
 
 void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBackward& mine,
-                        const std::function<Block(Kind, int rank)>& held,
-                        const std::function<void()>& meanwhile) {
+                        const Held& held, const std::function<void()>& meanwhile,
+                        const StandsFor& stands_for) {
   if (ring.size() == 1) {
     me.attend_backward(mine);
     if (meanwhile) meanwhile();
@@ -154,8 +168,11 @@ void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBa
   }
   RingHomes homes;
   OwnWork own(me, mine);
+  const Side side = lighter_side(me, ring, held);
+  const Strips strips(me.problem(), ring, me.rank(), of_queries(side.inputs.front()), held,
+                      stands_for);
   circulate_backward(
-      me, ring, lighter_side(me, ring, held), mine, held, homes,
+      me, strips, side, mine, homes,
       [&](const AttendBackward& now) {
         const bool is_own = now.q == mine.q && now.k == mine.k;
         is_own ? own.first() : me.attend_backward(now);
@@ -164,81 +181,92 @@ void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBa
       [&] { own.second(); });
 }
 
-void circulate_backward(Writer& me, const std::vector<int>& ring, const Side& side,
-                        const AttendBackward& mine,
-                        const std::function<Block(Kind, int rank)>& held, RingHomes& ring_homes,
+void circulate_backward(Writer& me, const Strips& strips, const Side& side,
+                        const AttendBackward& mine, RingHomes& ring_homes,
                         const std::function<void(const AttendBackward&)>& visit,
                         const std::function<void()>& at_last) {
-  const int members = static_cast<int>(ring.size());
-  const int here = place_in(ring, me.rank());
-  const auto member = [&](int place) {
-    return ring[static_cast<std::size_t>((place + 2 * members) % members)];
-  };
-  const int right = member(here + 1);
-  const int left = member(here - 1);
+  const int members = strips.members();
+  const std::size_t count = strips.count();
+  const int right = strips.member(1);
+  const int left = strips.member(-1);
   if (members == 1) return visit(mine);
-  const bool straight = sums_go_straight(side, me.problem());
-  auto& homes = ring_homes.turns;
-  AttendBackward& arrival_home = ring_homes.arrival;
-  if (!ring_homes.made) {
-    ring_homes.made = true;
-    for (const auto kinds : {side.inputs, side.sums}) {
-      for (const Kind kind : kinds) {
-        for (AttendBackward& h : homes) operand(h, kind) = me.home();
+  // Of a packed strip members need different rows: a sum that went round would have those of all
+  // of them.
+  const bool rounded = sums_go_straight(side, me.problem());
+  const auto straight = [&](std::size_t s) { return rounded || strips.packed(s); };
+  auto& homes = ring_homes.strips;
+  if (homes.empty()) {
+    homes.resize(count);
+    for (RingHomes::OfStrip& strip : homes) {
+      for (const auto kinds : {side.inputs, side.sums}) {
+        for (const Kind kind : kinds) {
+          for (AttendBackward& h : strip.turns) operand(h, kind) = me.home();
+        }
       }
+      for (const Kind kind : side.sums) operand(strip.arrival, kind) = me.home();
     }
-    for (const Kind kind : side.sums) operand(arrival_home, kind) = me.home();
   }
   // At hop h a member works on what the member h places to its left started with. The sum of a
   // shard's gradients begins at its first guest, at hop 1, and follows the shard until it is home;
-  // what the owner itself gives stays there.
-  const auto arrive = [&](int owner, int from) {
-    AttendBackward arrived{};
-    for (const Kind kind : side.sums) {
-      operand(arrived, kind) = me.slot(held(kind, owner), operand(arrival_home, kind));
-      me.recv(operand(arrived, kind), held(kind, owner), from);
+  // what the owner itself gives stays there. What was computed at hop h - 1 arrives at hop h.
+  const auto arrive = [&](int hop) {
+    std::vector<AttendBackward> arrived(count);
+    for (std::size_t s = 0; s < count; ++s) {
+      for (const Kind kind : side.sums) {
+        const Block block = straight(s)     ? strips.needed_of_own(kind, s, hop - 1)
+                            : hop < members ? strips.arriving(kind, s, hop)
+                                            : strips.leaving(kind, s, 0);
+        operand(arrived[s], kind) = me.slot(block, operand(homes[s].arrival, kind));
+        me.recv(operand(arrived[s], kind), block, straight(s) ? strips.member(hop - 1) : left);
+      }
     }
     return arrived;
   };
   AttendBackward own = mine;
-  AttendBackward now = mine;
+  std::vector<AttendBackward> now(count, mine);
   for (int hop = 0; hop < members; ++hop) {
-    const int owner = member(here - hop);
-    AttendBackward arrived{};
-    if (hop >= 2)
-      arrived = straight ? arrive(me.rank(), member(here + hop - 1)) : arrive(owner, left);
-    AttendBackward next = mine;
-    if (hop + 1 < members) {
-      AttendBackward& home = homes[static_cast<std::size_t>(hop % 2)];
-      const int next_owner = member(here - hop - 1);
+    std::vector<AttendBackward> arrived(count);
+    if (hop >= 2) arrived = arrive(hop);
+    std::vector<AttendBackward> next(count, mine);
+    for (std::size_t s = 0; s < count && hop + 1 < members; ++s) {
+      AttendBackward& home = homes[s].turns[static_cast<std::size_t>(hop % 2)];
       for (const Kind kind : side.inputs) {
-        const Block block = held(kind, next_owner);
-        operand(next, kind) = me.slot(block, operand(home, kind));
-        me.recv(operand(next, kind), block, left);
+        operand(next[s], kind) = me.slot(strips.arriving(kind, s, hop + 1), operand(home, kind));
+        me.recv(operand(next[s], kind), me.block(operand(next[s], kind)), left);
       }
       for (const Kind kind : side.inputs) {
-        me.send(operand(now, kind), me.block(operand(now, kind)), right);
+        me.send(operand(now[s], kind), strips.leaving(kind, s, hop), right);
       }
     }
-    if (hop >= 1) {
-      AttendBackward& home = homes[static_cast<std::size_t>(hop % 2)];
+    if (hop == 0) visit(mine);
+    for (std::size_t s = 0; s < count && hop >= 1; ++s) {
+      AttendBackward& home = homes[s].turns[static_cast<std::size_t>(hop % 2)];
+      // What only passes through gives nothing to anyone here.
+      if (!strips.packed(s) || !strips.needed(side.inputs.front(), s, hop).empty()) {
+        for (const Kind kind : side.sums) {
+          operand(now[s], kind) = me.fresh(strips.arriving(kind, s, hop), operand(home, kind));
+        }
+        visit(now[s]);
+      }
       for (const Kind kind : side.sums) {
-        operand(now, kind) = me.fresh(held(kind, owner), operand(home, kind));
+        if (hop >= 2 && !straight(s)) me.add(operand(arrived[s], kind), operand(now[s], kind));
+        if (straight(s)) {
+          me.send(operand(now[s], kind), strips.needed(kind, s, hop), strips.member(-hop));
+        } else {
+          me.send(operand(now[s], kind), me.block(operand(now[s], kind)), right);
+        }
+        if (hop >= 2 && straight(s)) me.add(operand(arrived[s], kind), operand(own, kind));
       }
     }
-    visit(now);
-    for (const Kind kind : side.sums) {
-      if (hop >= 2 && !straight) me.add(operand(arrived, kind), operand(now, kind));
-      if (hop >= 1) {
-        me.send(operand(now, kind), me.block(operand(now, kind)), straight ? owner : right);
-      }
-      if (hop >= 2 && straight) me.add(operand(arrived, kind), operand(own, kind));
-    }
-    now = next;
+    now = std::move(next);
   }
-  AttendBackward home = arrive(me.rank(), left);
+  const std::vector<AttendBackward> home = arrive(members);
   if (at_last) at_last();
-  for (const Kind kind : side.sums) me.add(operand(home, kind), operand(own, kind));
+  for (std::size_t s = 0; s < count; ++s) {
+    for (AttendBackward sums = home[s]; const Kind kind : side.sums) {
+      me.add(operand(sums, kind), operand(own, kind));
+    }
+  }
 }
 
 void collect(Writer& me, const std::vector<int>& group, const std::vector<Block>& from,

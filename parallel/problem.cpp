@@ -65,6 +65,8 @@ struct Problem::Found {
   std::once_flag dropped_once;
   std::vector<Dropped> dropped;
   std::vector<std::vector<Index>> dropped_of;  ///< [rank][entry of dropped]
+  std::once_flag sparse_once;
+  std::vector<bool> sparse;  ///< by group
   std::once_flag fetched_once;
   Fetched fetched;
   std::once_flag schedule_once[2];
@@ -195,6 +197,27 @@ const std::vector<Dropped>& Problem::dropped() const {
 const std::vector<Index>& Problem::dropped_of(int rank) const {
   find_dropped();
   return found_->dropped_of[static_cast<std::size_t>(rank)];
+}
+
+bool Problem::is_sparse(std::size_t group) const {
+  std::call_once(found_->sparse_once, [&] {
+    const Runs queries{{shape_.first_query(), shape_.queries, 1}};
+    const Runs keys{{0, shape_.keys, 1}};
+    // Queries before the first key see nothing.
+    const Index rows = std::min(shape_.queries, shape_.keys);
+    const Index causal = rows * (shape_.keys - rows) + rows * (rows + 1) / 2;
+    std::map<Index, bool> known;  // by variant
+    for (const Range heads : head_groups_) {
+      const auto all = variants(*mask_, heads);
+      found_->sparse.push_back(std::all_of(all.begin(), all.end(), [&](const auto& variant) {
+        const Index head = variant.first;
+        const auto [at, is_new] = known.try_emplace(mask_->variant(head));
+        if (is_new) at->second = area(*mask_, head, queries, keys) < causal;
+        return at->second;
+      }));
+    }
+  });
+  return found_->sparse[group];
 }
 
 Problem::Fetched Problem::backward_fetched() const {

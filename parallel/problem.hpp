@@ -124,6 +124,10 @@ class Problem {
   /// where both see the same pairs: what a rank fetches is decided per group.
   const std::vector<Range>& head_groups() const { return head_groups_; }
 
+  /// Whether every head of this group of head_groups() sees fewer pairs than it would under a
+  /// causal mask. Found once for all ranks.
+  bool is_sparse(std::size_t group) const;
+
  private:
   struct Found;
 

@@ -43,7 +43,8 @@ Program program(const Problem& problem, int rank) {
         const int source = (host - turn + hosts) % hosts;
         return owned(problem, kind, mesh.group(member, kOuter)[static_cast<std::size_t>(source)]);
       };
-      circulate(me, mesh.group(rank, kInner), in.q, k, v, out, held, inner_homes);
+      const Strips strips(problem, mesh.group(rank, kInner), rank, false, held, {});
+      circulate(me, strips, in.q, k, v, out, inner_homes);
       k = next_k;
       v = next_v;
     }
@@ -68,11 +69,13 @@ Program backward(const Problem& problem, int rank) {
       const auto held = [&](Kind kind, int member) {
         return own(kind, mesh.group(member, kOuter)[static_cast<std::size_t>(source)]);
       };
-      circulate_backward(me, mesh.group(rank, kInner), side, shard, held, inner_homes,
+      const Strips strips(problem, mesh.group(rank, kInner), rank, of_queries(side.inputs.front()),
+                          held, {});
+      circulate_backward(me, strips, side, shard, inner_homes,
                          [&](const AttendBackward& now) { me.attend_backward(now); });
       source = (source + hosts - 1) % hosts;
     };
-    circulate_backward(me, outer, side, mine, own, outer_homes, turn);
+    circulate_backward(me, Strips::whole(problem, outer, rank, own), side, mine, outer_homes, turn);
   });
 }
 

@@ -14,9 +14,12 @@ Program program(const Problem& problem, int rank) {
   const auto here = static_cast<std::size_t>(mesh.coordinate(rank, heads));
   return within_heads(
       problem, rank, mesh.group(rank, heads), [&](Writer& me, const Inputs& in, SlotId out) {
-        circulate(me, mesh.group(rank, ring), in.q, in.k, in.v, out, [&](Kind kind, int member) {
-          return exchange(problem, kind, mesh.group(member, heads)).by_head[here];
-        });
+        circulate(
+            me, mesh.group(rank, ring), in.q, in.k, in.v, out,
+            [&](Kind kind, int member) {
+              return exchange(problem, kind, mesh.group(member, heads)).by_head[here];
+            },
+            {}, [&](int member) { return mesh.group(member, heads); });
       });
 }
 
@@ -26,9 +29,12 @@ Program backward(const Problem& problem, int rank) {
   const auto here = static_cast<std::size_t>(mesh.coordinate(rank, heads));
   return within_heads_backward(
       problem, rank, mesh.group(rank, heads), [&](Writer& me, const AttendBackward& mine) {
-        circulate_backward(me, mesh.group(rank, ring), mine, [&](Kind kind, int member) {
-          return exchange(problem, kind, mesh.group(member, heads)).by_head[here];
-        });
+        circulate_backward(
+            me, mesh.group(rank, ring), mine,
+            [&](Kind kind, int member) {
+              return exchange(problem, kind, mesh.group(member, heads)).by_head[here];
+            },
+            {}, [&](int member) { return mesh.group(member, heads); });
       });
 }
 
