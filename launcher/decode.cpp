@@ -17,6 +17,7 @@
 #include "launcher/decode_prefill.hpp"
 #include "launcher/file_sum.hpp"
 #include "launcher/host.hpp"
+#include "launcher/links.hpp"
 #include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/together.hpp"
@@ -67,7 +68,7 @@ class DecodeJob {
       }
       together(world_, [&] {
         layer.emplace(*o_.latent, weights(), o_.decoding, *o_.slicing, calibration, world_, engine,
-                      o_.weight_type);
+                      o_.weight_type, hosts_);
       });
       return decode_latent(*layer);
     }
@@ -76,12 +77,12 @@ class DecodeJob {
       std::optional<LatentDecoder<Communicator>> layer;
       together(world_, [&] {
         layer.emplace(*o_.latent, weights(), o_.decoding, *o_.form, mesh_, world_, engine,
-                      o_.weight_type);
+                      o_.weight_type, hosts_);
       });
       return decode_latent(*layer);
     }
     std::optional<Decoder<Communicator>> decoder;
-    together(world_, [&] { decoder.emplace(o_.decoding, *o_.form, mesh_, world_, engine); });
+    together(world_, [&] { decoder.emplace(o_.decoding, *o_.form, mesh_, world_, engine, hosts_); });
     return decode_heads(*decoder);
   }
 
@@ -116,6 +117,8 @@ class DecodeJob {
 
   /// Mesh and memory, refused before anything is allocated.
   void settle() {
+    const Hosts found = hosts_of(world_);
+    together(world_, [&] { hosts_ = hosts_from(o_.hosts, world_.size(), found); });
     RankReport own;
     together(world_, [&] { own.host = this_host(); });
     std::vector<RankReport> ranks;
@@ -134,6 +137,10 @@ class DecodeJob {
       const Index each = sizeof(float);
       needs_[Use::results] =
           rows() * (o_.latent ? 2 * o_.latent->model : d.query_heads * (d.d_v + 1)) * each;
+      if (o_.latent) {  // to add y up
+        const Reduction of_y(all_ranks(world_.size()), hosts_, rows() * o_.latent->model);
+        needs_[Use::transport] += of_y.scratch(world_.rank()) * each;
+      }
     });
     refuse_beyond(ranks);
   }
@@ -187,7 +194,7 @@ class DecodeJob {
       throw Failure(Exit::usage, fmt::format("--mesh: a mesh of {} has {} ranks, but there are {}",
                                              mesh_.text(), mesh_.ranks(), world_.size()));
     }
-    const Problem problem = decoding_problem(o_.decoding, mesh_);
+    const Problem problem = decoding_problem(o_.decoding, mesh_).across(hosts_);
     if (const auto why = o_.form->refuses(problem)) {
       throw Failure(Exit::usage, fmt::format("--form: {} {}", o_.form->name, *why));
     }
@@ -265,7 +272,7 @@ class DecodeJob {
       world_.barrier();
       const LatentTimes t = layer.step(lengths, {x.data(), rows(), 1, model}, y);
       note(turn, {t.seconds, t.project, t.attention.compute, t.attention.wait, t.reduce},
-           t.bytes_sent, t.messages);
+           t.bytes_sent, t.between_hosts, t.messages);
     }
     world_.phase("check and output");
     if (o_.check) verdict_ = check_latent(world_, weights(), o_.decoding, lengths, hidden, y);
@@ -293,7 +300,8 @@ class DecodeJob {
       tensors.ask(decoder, lengths);
       world_.barrier();
       const RunTimes t = decoder.step(lengths);
-      note(turn, {t.seconds, 0, t.compute, t.wait, 0}, t.bytes_sent, t.messages);
+      note(turn, {t.seconds, 0, t.compute, t.wait, 0}, t.bytes_sent, t.between_hosts,
+           t.messages);
     }
     world_.phase("check and output");
     if (o_.check) verdict_ = check_heads(world_, decoder, tensors, lengths);
@@ -334,9 +342,10 @@ class DecodeJob {
     });
   }
 
-  void note(int turn, const Step& step, Index bytes, Index messages) {
+  void note(int turn, const Step& step, Index bytes, Index between_hosts, Index messages) {
     if (turn >= o_.warmup) steps_.push_back(step);
     bytes_ = bytes;
+    between_hosts_ = between_hosts;
     messages_ = messages;
   }
 
@@ -361,7 +370,7 @@ class DecodeJob {
     phases = {middle(&Step::project), middle(&Step::compute), middle(&Step::wait),
               middle(&Step::reduce)};
     world_.all_reduce_max(phases);
-    std::array<std::int64_t, 3> sums{cached, bytes_, messages_};
+    std::array<std::int64_t, 4> sums{cached, bytes_, messages_, between_hosts_};
     world_.all_reduce_sum(std::span<std::int64_t>(sums));
     std::array<std::int64_t, 3> most{cached, bytes_, needs_.sum()};
     world_.all_reduce_max(std::span<std::int64_t>(most));
@@ -401,6 +410,8 @@ class DecodeJob {
           {"kv_bytes_token_rank", static_cast<double>(most[0]) / static_cast<double>(tokens)},
           {"memory_bytes_rank", most[2]},
           {"bytes_step", sums[1]},
+          {"hosts", hosts_.text()},
+          {"bytes_between_hosts_step", sums[3]},
           {"messages_step", sums[2]}};
       if (o_.latent) j["cache"] = o_.prefills ? "prefill" : o_.drawn ? "drawn" : "made";
       if (prefill_) j["prefill"] = prefill_->json();
@@ -429,6 +440,10 @@ class DecodeJob {
           "sends {} in {} messages\n",
           in_bytes(sums[0]), in_bytes(most[0]),
           static_cast<double>(most[0]) / static_cast<double>(tokens), in_bytes(sums[1]), sums[2]);
+      if (hosts_.count() > 1) {
+        text += fmt::format("hosts: {}; {} of a step go between them\n", hosts_.text(),
+                            in_bytes(sums[3]));
+      }
       if (verdict_ && approximate()) {
         text +=
             fmt::format("check: the layer's y of the last step is {:.3e} off that of the model\n",
@@ -450,10 +465,12 @@ class DecodeJob {
 
   Communicator& world_;
   const DecodeOptions& o_;
+  Hosts hosts_;
   Mesh mesh_;
   Needs needs_;  ///< of this rank
   std::vector<Step> steps_;
   Index bytes_ = 0;
+  Index between_hosts_ = 0;
   Index messages_ = 0;
   std::optional<DecodePrefill> prefill_;
   std::optional<DecodeVerdict> verdict_;

@@ -302,7 +302,7 @@ po::options_description decode_options() {
        "latent attention y [sequences * new, hidden]")                                        //
       ("json", po::value<std::string>(), "write the report as JSON [- for standard output]")  //
       ("help", "this text");
-  options.add(heads).add(latent).add(cut).add(work).add(watch_options());
+  options.add(heads).add(latent).add(cut).add(work).add(hosts_option()).add(watch_options());
   return options;
 }
 
@@ -357,6 +357,8 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
     throw Failure(Exit::usage, "--cache drawn: is of latent attention, without --check");
   }
   o.memory = positive(values, "memory", 0);
+  o.hosts = values["hosts"].as<std::string>();
+  hosts_from(o.hosts, ranks, {});  // here it is checked
   o.source = files_of(values, o.latent.has_value());
   o.out = file_name(values, "out");
   if (o.out == "-") {

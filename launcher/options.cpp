@@ -163,8 +163,8 @@ po::options_description hosts_option() {
   options.add_options()  //
       ("hosts", po::value<std::string>()->default_value(""),
        "which hosts the ranks are on: 2x4 (2 hosts of 4 neighbouring ranks), 2+1+3 (ranks of each) "
-       "or 0,1,0,1 (the host of each rank); 1: plan as if for one host [run and machine: where "
-       "they are; plan: one host]");
+       "or 0,1,0,1 (the host of each rank); 1: plan as if for one host [where they are; "
+       "plan: one host]");
   return options;
 }
 

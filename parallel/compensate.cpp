@@ -92,10 +92,12 @@ typename Compensation<T>::Sent Compensation<T>::start(T& transport) {
   const bool by_rank = problem_.compensate() == Compensate::rank;
   const auto bytes = static_cast<std::int64_t>(length_ * sizeof(double));
   if (!by_rank && transport.size() > 1) {
-    transport.all_reduce(std::as_writable_bytes(std::span(sums_)), bytes,
-                         comm::operation<add_doubles>());
-    const Index records = std::ssize(sums_) / static_cast<Index>(length_);
-    sent = {reduce_bytes(records, bytes, transport.size(), rank_), 1};
+    if (!all_reduce_) {
+      all_reduce_.emplace(transport, all_ranks(transport.size()), problem_.hosts());
+    }
+    const auto summed = (*all_reduce_)(std::as_writable_bytes(std::span(sums_)), bytes,
+                                       comm::operation<add_doubles>());
+    sent = {summed.bytes, summed.between_hosts, 1};
   }
   std::vector<Sum>& means = numbers<Sum>();
   std::vector<comm::Strips> strips(static_cast<std::size_t>(transport.size()));  // by owner
@@ -121,6 +123,7 @@ typename Compensation<T>::Sent Compensation<T>::start(T& transport) {
     if (mine.empty()) continue;
     requests_.push_back(transport.send(comm::read_only(mine), peer));
     sent.bytes += comm::total(mine);
+    if (!problem_.hosts().together(peer, rank_)) sent.between_hosts += comm::total(mine);
     ++sent.messages;
   }
   return sent;

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "comm/transport.hpp"
 #include "kernels/bfloat.hpp"
 #include "kernels/score.hpp"
 #include "kernels/view.hpp"
+#include "parallel/all_reduce.hpp"
 #include "parallel/pseudo_keys.hpp"
 
 namespace dattn {
@@ -26,10 +28,11 @@ class Compensation {
   template <class E>
   void sum(View<const E> k, View<const E> v, int threads);
 
-  /// What start() puts on the wire: bytes counted from the messages themselves, an all-reduce by
-  /// reduce_bytes; messages to other ranks, and collectives.
+  /// What start() puts on the wire: bytes counted from the messages themselves, an all-reduce as
+  /// AllReduce does; messages to other ranks, and collectives.
   struct Sent {
     Index bytes = 0;
+    Index between_hosts = 0;  ///< of these, to other hosts
     Index messages = 0;
   };
   /// Collective: starts to exchange what was summed up, before any other message of a run. Errors
@@ -59,6 +62,7 @@ class Compensation {
   std::vector<double> sums_;   ///< of the rank's own keys, or of all after start(); by entry
   std::vector<float> floats_;
   std::vector<double> doubles_;
+  std::optional<AllReduce<T>> all_reduce_;  ///< of sums_, once started
   std::vector<typename T::Request> requests_;
 };
 

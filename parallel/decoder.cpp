@@ -144,11 +144,12 @@ Plan proved(const Strategy& form, const Problem& problem, Rehearsal& rehearsal) 
 
 template <comm::Transport T>
 Decoder<T>::Decoder(const Decoding& decoding, const Strategy& form, std::optional<Mesh> mesh,
-                    T& transport, EngineOptions options)
+                    T& transport, EngineOptions options, const Hosts& hosts)
     : decoding_(decoding),
       rank_(transport.rank()),
       problem_(decoding_problem(decoding,
-                                mesh ? *mesh : form.mesh(transport.size(), shape_of(decoding)))),
+                                mesh ? *mesh : form.mesh(transport.size(), shape_of(decoding)))
+                   .across(hosts)),
       plan_(proved(form, problem_, rehearsal_)),
       cache_(problem_, program(), decoding.values_in_keys),
       engine_(std::make_unique<Engine<T>>(problem_, program(), transport, [&] {

@@ -74,9 +74,10 @@ template <comm::Transport T>
 class Decoder {
  public:
   /// Throws std::invalid_argument where the form refuses, std::logic_error with the Fault where the
-  /// plan does not stand. @pre complaint(decoding) is empty; `transport` outlives this
+  /// plan does not stand. `hosts` are where the ranks are. @pre complaint(decoding) is empty;
+  /// `transport` outlives this
   Decoder(const Decoding& decoding, const Strategy& form, std::optional<Mesh> mesh, T& transport,
-          EngineOptions options);
+          EngineOptions options, const Hosts& hosts = {});
 
   const Decoding& decoding() const { return decoding_; }
   const Problem& problem() const { return problem_; }

@@ -9,6 +9,7 @@
 #include "kernels/attend_backward.hpp"
 #include "kernels/check.hpp"
 #include "kernels/partial.hpp"
+#include "parallel/all_reduce.hpp"
 #include "parallel/compensate.hpp"
 #include "parallel/flights.hpp"
 #include "parallel/lending.hpp"
@@ -46,7 +47,7 @@ struct Engine<T>::State {
   Workspace workspace;
   std::optional<Compensation<T>> compensation;  ///< where there are pseudo-keys
   const Mask* mask;                             ///< the Problem's, or a narrower one
-  std::vector<T> axes;  ///< one transport for each axis of a mesh of several
+  std::vector<AllReduce<T>> axes;               ///< of the mesh, if anything is reduced
   RunParts parts;       ///< of the run under way
 
   State(const Problem& problem_in, const Program& program_in, T& transport_in,
@@ -60,12 +61,19 @@ struct Engine<T>::State {
         mask(&problem_in.mask()) {
     CHECK(transport.size() == problem.ranks() && transport.rank() == program.rank, transport.size(),
           transport.rank(), problem.ranks(), program.rank);
-    if (problem.mesh().axes.size() > 1) {
-      for (int axis = 0; axis < static_cast<int>(problem.mesh().axes.size()); ++axis) {
-        const auto group = problem.mesh().group(program.rank, axis);
-        axes.push_back(
-            transport.split(group.front(), problem.mesh().coordinate(program.rank, axis)));
-      }
+    // Along its one axis all ranks reduce or none; along several who does may differ.
+    const int dimensions = static_cast<int>(problem.mesh().axes.size());
+    const bool reduces = std::any_of(program.steps.begin(), program.steps.end(), [](const Step& s) {
+      return std::holds_alternative<Reduce>(s);
+    });
+    for (int axis = 0; (dimensions > 1 || reduces) && axis < dimensions; ++axis) {
+      axes.emplace_back(transport, problem.mesh().group(program.rank, axis), problem.hosts());
+    }
+    for (const Step& step : program.steps) {
+      const auto* reduce = std::get_if<Reduce>(&step);
+      if (reduce == nullptr) continue;
+      const Index record = record_bytes(program, *reduce, problem);
+      axes[static_cast<std::size_t>(reduce->axis)].reserve(bytes(reduce->slot) / record, record);
     }
     course.times.steps.resize(program.steps.size());
     if (problem.compensate() != Compensate::off) {
@@ -270,16 +278,15 @@ struct Engine<T>::State {
     if (!parts.messages) return;
     flights.before_writing(step.slot);
     const Kind kind = slot(step.slot).block.kind;
-    const Index record = record_bytes(kind, problem.shape(), problem.type());
-    const Index records = bytes(step.slot) / record;
-    T& group = axes.empty() ? transport : axes[static_cast<std::size_t>(step.axis)];
     const double from = course.now();
-    if (group.size() > 1 && records > 0) {
+    if (problem.mesh().axes[static_cast<std::size_t>(step.axis)].size > 1 && bytes(step.slot) > 0) {
       flights.named(course.step, [&] {
-        group.all_reduce({homes.own_memory(step.slot), static_cast<std::size_t>(bytes(step.slot))},
-                         record, sum_rule(kind, problem.type()));
+        const auto sent = axes[static_cast<std::size_t>(step.axis)](
+            {homes.own_memory(step.slot), static_cast<std::size_t>(bytes(step.slot))},
+            record_bytes(program, step, problem), sum_rule(kind, problem.type()));
+        course.times.bytes_sent += sent.bytes;
+        course.times.between_hosts += sent.between_hosts;
       });
-      course.times.bytes_sent += reduce_bytes(records, record, group.size(), group.rank());
       ++course.times.messages;
     }
     course.waited(course.now() - from);
@@ -314,6 +321,7 @@ struct Engine<T>::State {
       compensating([&] {
         const auto sent = compensation->template start<E>(transport);
         course.times.bytes_sent += sent.bytes;
+        course.times.between_hosts += sent.between_hosts;
         course.times.messages += sent.messages;
       });
     });

@@ -23,12 +23,13 @@ struct StepTime {
 
 /// What one rank did in one run.
 struct RunTimes {
-  double seconds = 0;    ///< whole run
-  double compute = 0;    ///< in kernels, merges and sums, and rounding for the wire
-  double wait = 0;       ///< exposed: nothing to do but wait for a message or a collective
-  double hidden = 0;     ///< messages were on their way while the rank did something else
-  Index bytes_sent = 0;  ///< counted from the messages themselves; all-reduces by reduce_bytes
-  Index messages = 0;    ///< sent to other ranks, and collectives
+  double seconds = 0;       ///< whole run
+  double compute = 0;       ///< in kernels, merges and sums, and rounding for the wire
+  double wait = 0;          ///< exposed: nothing to do but wait for a message or a collective
+  double hidden = 0;        ///< messages were on their way while the rank did something else
+  Index bytes_sent = 0;     ///< counted from the messages themselves; all-reduces by Reduction
+  Index between_hosts = 0;  ///< of these, to other hosts
+  Index messages = 0;       ///< sent to other ranks, and collectives
   std::vector<StepTime> steps;
   comm::Windows::Moved moved = {};  ///< of bytes_sent, collectives left out; 0 over others
 };
@@ -44,9 +45,10 @@ struct StepFailure : std::runtime_error {
 struct EngineOptions {
   Score score = {};  ///< how scores are made of q.k
   int threads = 1;
-  const Isa* isa = nullptr;    ///< instruction set; null chooses
-  /// Query rows that a kernel is called for at a time; 0: all. Where rows see no key of each other's
-  /// (sequences of a batch), those of one see each key that is read; together most lanes are masked.
+  const Isa* isa = nullptr;  ///< instruction set; null chooses
+  /// Query rows that a kernel is called for at a time; 0: all. Where rows see no key of each
+  /// other's (sequences of a batch), those of one see each key that is read; together most lanes
+  /// are masked.
   Index rows_at_once = 0;
   double poll_every = 200e-6;  ///< seconds of kernels between two polls, at least: a poll has its
                                ///< price even where nothing has come

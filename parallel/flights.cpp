@@ -96,6 +96,9 @@ void Flights<T>::post(const Send& step) {
   }
   if (step.peer != program_.rank) {
     times.bytes_sent += comm::total(pieces);
+    if (!problem_.hosts().together(step.peer, program_.rank)) {
+      times.between_hosts += comm::total(pieces);
+    }
     ++times.messages;
   }
   if constexpr (comm::Lending<T>) {

@@ -50,14 +50,16 @@ template <comm::Transport T>
 LatentDecoder<T>::LatentDecoder(const LatentSizes& sizes, const MakeWeights& weights,
                                 const Decoding& decoding, const Strategy& form,
                                 std::optional<Mesh> mesh, T& transport, EngineOptions options,
-                                Type weight_type)
+                                Type weight_type, const Hosts& hosts)
     : transport_(transport),
+      all_reduce_(transport, all_ranks(transport.size()), hosts),
       work_(scaled({.threads = options.threads, .isa = options.isa}, sizes)),
       decoder_(decoding, form, std::move(mesh), transport,
                [&] {
                  options.score = work_.score;
                  return options;
-               }()),
+               }(),
+               hosts),
       sizes_(sizes),
       weights_(stored(weights(hull(decoder_.asks(), decoder_.gets())), weight_type)) {}
 
@@ -213,8 +215,9 @@ LatentTimes LatentDecoder<T>::step(std::span<const Index> lengths, View<const fl
   const double made = seconds_now();
   times.project += made - attended;
   times.bytes_sent = times.attention.bytes_sent;
+  times.between_hosts = times.attention.between_hosts;
   times.messages = times.attention.messages;
-  times.reduce = add_up(transport_, y, times.bytes_sent, times.messages);
+  times.reduce = add_up(all_reduce_, y, times);
   times.seconds = seconds_now() - start;
   return times;
 }

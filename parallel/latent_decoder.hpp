@@ -3,6 +3,7 @@
 #include <functional>
 
 #include "kernels/latent/weights.hpp"
+#include "parallel/all_reduce.hpp"
 #include "parallel/decoder.hpp"
 
 namespace dattn {
@@ -13,7 +14,8 @@ struct LatentTimes {
   double project = 0;  ///< cache rows, queries, values and output
   double reduce = 0;   ///< the all-reduce of y
   RunTimes attention;
-  Index bytes_sent = 0;  ///< of the attention and of the all-reduce
+  Index bytes_sent = 0;     ///< of the attention and of the all-reduce
+  Index between_hosts = 0;  ///< of these, to other hosts
   Index messages = 0;
 };
 
@@ -42,11 +44,11 @@ template <comm::Transport T>
 class LatentDecoder {
  public:
   /// `type` of the decoding is that of cache and queries, f4 or bf16, as `weight_type` is. Throws
-  /// as Decoder.
+  /// as Decoder; `hosts` are where the ranks are.
   /// @pre complaint(sizes) is empty, and complaint(decoding) of latent_decoding()
   LatentDecoder(const LatentSizes& sizes, const MakeWeights& weights, const Decoding& decoding,
                 const Strategy& form, std::optional<Mesh> mesh, T& transport, EngineOptions options,
-                Type weight_type = Type::f4);
+                Type weight_type = Type::f4, const Hosts& hosts = {});
 
   Decoder<T>& decoder() { return decoder_; }
 
@@ -81,6 +83,7 @@ class LatentDecoder {
   void make_queries(std::span<const Index> lengths, View<const float> x);
 
   T& transport_;
+  AllReduce<T> all_reduce_;
   Work work_;
   Decoder<T> decoder_;
   LatentSizes sizes_;

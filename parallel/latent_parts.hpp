@@ -7,7 +7,6 @@
 #include "comm/transport.hpp"
 #include "kernels/latent/weights.hpp"
 #include "parallel/latent_decoder.hpp"
-#include "parallel/plan.hpp"
 
 namespace dattn {
 
@@ -73,16 +72,16 @@ HandOver exchange(T& transport, const std::vector<comm::ConstStrips>& to,
   return done;
 }
 
-/// Collective: numbers <- their sum over all ranks. Counts bytes and the message; gives seconds.
+/// Collective: numbers <- their sum over a group. Counts bytes and the message; gives seconds.
 template <comm::Transport T>
-double add_up(T& transport, std::span<float> numbers, Index& bytes, Index& messages) {
-  if (transport.size() == 1) return 0;
+double add_up(AllReduce<T>& all_reduce, std::span<float> numbers, LatentTimes& times) {
+  if (all_reduce.ranks() == 1) return 0;
   const double start = seconds_now();
-  transport.all_reduce(std::as_writable_bytes(numbers), sizeof(float),
-                       comm::operation<add_floats>());
-  bytes += reduce_bytes(static_cast<Index>(numbers.size()), sizeof(float), transport.size(),
-                        transport.rank());
-  ++messages;
+  const auto sent = all_reduce(std::as_writable_bytes(numbers), sizeof(float),
+                               comm::operation<add_floats>());
+  times.bytes_sent += sent.bytes;
+  times.between_hosts += sent.between_hosts;
+  ++times.messages;
   return seconds_now() - start;
 }
 

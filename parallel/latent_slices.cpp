@@ -22,6 +22,12 @@ namespace {
 constexpr Index kTile = 1024;  ///< tokens whose partial scores go into one message
 constexpr Index kRows = 512;   ///< tokens whose rows are made at a time
 
+std::vector<int> ranks_with_the_same_heads(int rank, int slices) {
+  std::vector<int> all(static_cast<std::size_t>(slices));
+  std::iota(all.begin(), all.end(), rank / slices * slices);
+  return all;
+}
+
 double square(View<const float> x, Index row, Range dims) {
   double sum = 0;
   for (Index d = dims.begin; d < dims.end; ++d) {
@@ -69,9 +75,10 @@ template <comm::Transport T>
 SlicedDecoder<T>::SlicedDecoder(const LatentSizes& sizes, const MakeWeights& weights,
                                 const Decoding& decoding, const Slicing& slicing,
                                 View<const float> calibration, T& transport, EngineOptions options,
-                                Type weight_type)
+                                Type weight_type, const Hosts& hosts)
     : transport_(transport),
-      slices_(transport.split(transport.rank() / slicing.slices, transport.rank())),
+      all_reduce_(transport, all_ranks(transport.size()), hosts),
+      over_slices_(transport, ranks_with_the_same_heads(transport.rank(), slicing.slices), hosts),
       decoding_(decoding),
       slicing_(slicing),
       work_(scaled({.threads = options.threads, .isa = options.isa, .workspace = &workspace_},
@@ -79,7 +86,8 @@ SlicedDecoder<T>::SlicedDecoder(const LatentSizes& sizes, const MakeWeights& wei
       sizes_(sizes) {
   const int parts = transport.size() / slicing.slices;
   const Range heads = even_part(sizes.heads, parts, transport.rank() / slicing.slices);
-  const Range latent = even_part(sizes.kv_rank, slicing.slices, slices_.rank());
+  const Range latent = even_part(sizes.kv_rank, slicing.slices,
+                                transport.rank() % slicing.slices);
   part_ = {heads, latent, {0, sizes.kv_rank}};
   const LatentWeights all = in_basis(weights(heads), slicing, calibration, work_);
   calibrate(all, calibration);
@@ -267,7 +275,7 @@ LatentTimes SlicedDecoder<T>::step(std::span<const Index> lengths, View<const fl
                weights_);
   }
   times.project += seconds_now() - attended;
-  times.reduce = add_up(transport_, y, times.bytes_sent, times.messages);
+  times.reduce = add_up(all_reduce_, y, times);
   times.seconds = seconds_now() - start;
   return times;
 }
@@ -370,7 +378,7 @@ void SlicedDecoder<T>::attend_exactly(std::size_t sequence, Index length, View<c
     multiply(of_latent, work_);
     times.attention.compute += seconds_now() - from;
     const std::span some(scores.data(), static_cast<std::size_t>(lanes * keys.size()));
-    times.attention.wait += add_up(slices_, some, times.bytes_sent, times.messages);
+    times.attention.wait += add_up(over_slices_, some, times);
     from = seconds_now();
     const Product of_position[] = {product(latent, rope, true)};  // whole on every slice
     multiply(of_position, work_);

@@ -44,7 +44,7 @@ class SlicedDecoder {
   /// same on every rank. @pre complaint(slicing, sizes, ranks) is empty
   SlicedDecoder(const LatentSizes& sizes, const MakeWeights& weights, const Decoding& decoding,
                 const Slicing& slicing, View<const float> calibration, T& transport,
-                EngineOptions options, Type weight_type = Type::f4);
+                EngineOptions options, Type weight_type = Type::f4, const Hosts& hosts = {});
 
   /// As in LatentDecoder.
   void fill(std::span<const Index> lengths, const Hidden& hidden);
@@ -79,7 +79,8 @@ class SlicedDecoder {
   std::byte* rows_of(std::size_t sequence);
 
   T& transport_;
-  T slices_;  ///< the ranks with the same heads
+  AllReduce<T> all_reduce_;
+  AllReduce<T> over_slices_;  ///< of the ranks with the same heads
   Decoding decoding_;
   Slicing slicing_;
   Work work_;

@@ -93,7 +93,7 @@ Index memory_bytes(const Program& program, const Problem& problem) {
   for (const auto& bytes : {home_bytes(program, problem), staging_bytes(program, problem)}) {
     sum = std::accumulate(bytes.begin(), bytes.end(), sum);
   }
-  return sum + pseudo_key_cost(problem, program.rank).memory_bytes;
+  return sum + reduce_bytes(program, problem) + pseudo_key_cost(problem, program.rank).memory_bytes;
 }
 
 Index kept_bytes(const Program& program, const Problem& problem) {
@@ -109,10 +109,27 @@ Index wire_bytes(const Program& program, const Send& send, const Problem& proble
   return send.peer == program.rank ? 0 : wire_bytes(send.block, problem);
 }
 
-Index reduce_bytes(Index records, Index record_bytes, Index ranks, Index rank) {
-  const Index own = even_part(records, ranks, rank).size();
-  const Index next = even_part(records, ranks, (rank + 1) % ranks).size();
-  return (2 * records - own - next) * record_bytes;
+Reduction reduction(const Program& program, const Reduce& step, const Problem& problem) {
+  const Block& block = program.slots[static_cast<std::size_t>(step.slot)].block;
+  return Reduction(problem.mesh().group(program.rank, step.axis), problem.hosts(),
+                   block.row_count() * block.head_count());
+}
+
+Index record_bytes(const Program& program, const Reduce& step, const Problem& problem) {
+  const Kind kind = program.slots[static_cast<std::size_t>(step.slot)].block.kind;
+  return record_bytes(kind, problem.shape(), problem.type());
+}
+
+Index reduce_bytes(const Program& program, const Problem& problem) {
+  Index most = 0;
+  for (const Step& step : program.steps) {
+    const auto* reduce = std::get_if<Reduce>(&step);
+    if (reduce == nullptr) continue;
+    const int here = problem.mesh().coordinate(program.rank, reduce->axis);
+    most = std::max(most, reduction(program, *reduce, problem).scratch(here) *
+                              record_bytes(program, *reduce, problem));
+  }
+  return most;
 }
 
 namespace {

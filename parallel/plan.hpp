@@ -7,6 +7,7 @@
 
 #include "parallel/block.hpp"
 #include "parallel/problem.hpp"
+#include "parallel/reduction.hpp"
 
 namespace dattn {
 
@@ -125,10 +126,12 @@ Index wire_bytes(const Block& block, const Problem& problem);
 /// Bytes that a Send puts on the wire; to the rank itself none.
 Index wire_bytes(const Program& program, const Send& send, const Problem& problem);
 
-/// Bytes that rank `rank` of `ranks` sends in an all-reduce of `records` records of `record_bytes`:
-/// reduce-scatter and all-gather of equal parts, 2 (P-1)/P of the whole, the least there is. The
-/// library may choose another way; this is the figure that plans and reports count.
-Index reduce_bytes(Index records, Index record_bytes, Index ranks, Index rank);
+/// How the ranks along the axis of a Reduce of `slot` sum it up, and the bytes of a record.
+Reduction reduction(const Program& program, const Reduce& step, const Problem& problem);
+Index record_bytes(const Program& program, const Reduce& step, const Problem& problem);
+
+/// Bytes that the program's Reduces need beside the homes: the most that one does.
+Index reduce_bytes(const Program& program, const Problem& problem);
 
 /// One line: what the step does, in the words of the vocabulary.
 std::string text(const Program& program, const Step& step);

@@ -108,12 +108,10 @@ Walk walk(const Problem& problem, const Program& program, PairCounter& pairs,
     } else if (const auto* merge = std::get_if<Merge>(&step)) {
       clock = std::max(clock, arrival(merge->from));
     } else if (const auto* reduce = std::get_if<Reduce>(&step)) {
-      const Block& block = program.slots[static_cast<std::size_t>(reduce->slot)].block;
-      const Index whole = 2 * bytes_of(block, problem.shape(), problem.type());
-      const bool alone = problem.hosts().count() == 1;
-      clock +=
-          static_cast<double>(whole) / (alone ? machine.inside() : machine.between()).bandwidth;
-      bytes += whole;
+      const Reduction how = reduction(program, *reduce, problem);
+      const Index record = record_bytes(program, *reduce, problem);
+      clock += how.seconds(machine, record);
+      bytes += how.sent_by(problem.mesh().coordinate(program.rank, reduce->axis)) * record;
     }
     clock += machine.overhead;
   }

@@ -1,7 +1,6 @@
 #include "parallel/pseudo_keys.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
 #include "parallel/plan.hpp"
@@ -50,6 +49,12 @@ Index pseudo_key_bytes(const Shape& shape, Type type) {
   return (shape.d_qk + shape.d_v) * sum_bytes_of(type);
 }
 
+Reduction dropped_reduction(const Problem& problem) {
+  std::vector<int> ranks(static_cast<std::size_t>(problem.ranks()));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return Reduction(ranks, problem.hosts(), std::ssize(problem.dropped()));
+}
+
 PseudoKeyCost pseudo_key_cost(const Problem& problem, int rank, const Machine& machine) {
   PseudoKeyCost cost;
   const Index count = pseudo_key_count(problem);
@@ -62,10 +67,11 @@ PseudoKeyCost pseudo_key_cost(const Problem& problem, int rank, const Machine& m
   const Link link = problem.hosts().count() > 1 ? machine.between() : machine.inside();
   const auto seconds = [&](Index bytes) { return static_cast<double>(bytes) / link.bandwidth; };
   if (problem.compensate() == Compensate::head) {
+    const Reduction how = dropped_reduction(problem);
     cost.messages = ranks > 1 ? 1 : 0;
-    cost.bytes_sent = ranks > 1 ? reduce_bytes(entries, sum_bytes, ranks, rank) : 0;
-    cost.wait_seconds = 2 * std::ceil(std::log2(static_cast<double>(ranks))) * link.latency +
-                        seconds(cost.bytes_sent);
+    cost.bytes_sent = ranks > 1 ? how.sent_by(rank) * sum_bytes : 0;
+    cost.wait_seconds = how.seconds(machine, sum_bytes);
+    cost.memory_bytes = how.scratch(rank) * sum_bytes;
   } else {
     const Index own = own_entries(problem, rank);
     cost.messages = own > 0 ? ranks - 1 : 0;
@@ -76,7 +82,7 @@ PseudoKeyCost pseudo_key_cost(const Problem& problem, int rank, const Machine& m
                           seconds(std::max(cost.bytes_sent, received));
     }
   }
-  cost.memory_bytes = entries * sum_bytes + count * key_bytes;
+  cost.memory_bytes += entries * sum_bytes + count * key_bytes;
   // Heads that share an entry read as many pseudo-keys as it has; on average is good enough.
   Index heads = 0;
   for (const Dropped& entry : problem.dropped()) heads += entry.query_heads.size();

@@ -4,6 +4,7 @@
 
 #include "parallel/machine.hpp"
 #include "parallel/problem.hpp"
+#include "parallel/reduction.hpp"
 
 namespace dattn {
 
@@ -27,8 +28,11 @@ Index pseudo_key_count(const Problem& problem);
 Index pseudo_sum_bytes(const Shape& shape);
 Index pseudo_key_bytes(const Shape& shape, Type type);
 
+/// How the sums of all entries, a record each, become those of all ranks.
+Reduction dropped_reduction(const Problem& problem);
+
 /// What a rank does for the pseudo-keys in a forward run. `head`: one all-reduce of the sums of all
-/// entries (reduce_bytes). `rank`: the rank's own pseudo-keys go to every other rank, unless it has
+/// entries (dropped_reduction). `rank`: the rank's own pseudo-keys go to every other rank, unless it has
 /// none.
 struct PseudoKeyCost {
   Index bytes_sent = 0;

@@ -1,7 +1,6 @@
 #include "parallel/rehearse.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -56,7 +55,13 @@ struct Rank {
 class Stage {
  public:
   Stage(const Problem& problem, const Plan& plan, const Machine& machine)
-      : problem_(problem), plan_(plan), machine_(machine), pairs_(problem) {}
+      : problem_(problem),
+        plan_(plan),
+        machine_(machine),
+        pairs_(problem),
+        all_(static_cast<std::size_t>(problem.ranks())) {
+    std::iota(all_.begin(), all_.end(), 0);
+  }
 
   Rehearsal run() {
     if (!set()) return std::move(result_);
@@ -140,7 +145,9 @@ class Stage {
     const auto at = static_cast<std::size_t>(r);
     result_.bytes_sent[at] += cost.bytes_sent;
     if (problem_.compensate() == Compensate::head) {  // an all-reduce
-      count(r, (r + 1) % problem_.ranks(), cost.bytes_sent);
+      if (cost.bytes_sent > 0) {
+        count(all_, r, dropped_reduction(problem_), pseudo_sum_bytes(problem_.shape()));
+      }
     } else if (cost.bytes_sent > 0) {
       for (int to = 0; to < problem_.ranks(); ++to) {
         if (to != r) count(r, to, cost.bytes_sent / (problem_.ranks() - 1));
@@ -394,38 +401,33 @@ class Stage {
       cells.insert(cells.end(), own.begin(), own.end());
       start = std::max(start, rank.clock);
     }
-    const Index records = block->row_count() * block->head_count();
+    const Reduction how(group, problem_.hosts(), block->row_count() * block->head_count());
     const Index record = record_bytes(block->kind, problem_.shape(), problem_.type());
-    const auto members = static_cast<Index>(group.size());
-    const auto next_to = [&](Index i) {
-      return group[static_cast<std::size_t>((i + 1) % members)];
-    };
-    // As a ring: how many of its links leave the same host and share what that has.
-    std::map<int, int> leaving;
-    int most = 0;
-    for (Index i = 0; i < members; ++i) {
-      const int member = group[static_cast<std::size_t>(i)];
-      if (problem_.hosts().together(member, next_to(i))) continue;
-      most = std::max(most, ++leaving[problem_.hosts().of(member)]);
-    }
-    const Link link = most > 0 ? machine_.between() : machine_.inside();
-    for (Index i = 0; i < members; ++i) {
-      const int member = group[static_cast<std::size_t>(i)];
+    const double seconds = how.seconds(machine_, record);
+    for (std::size_t i = 0; i < group.size(); ++i) {
+      const int member = group[i];
       Rank& rank = ranks_[static_cast<std::size_t>(member)];
       const auto& step = std::get<Reduce>(rank.program->steps[rank.next]);
       content_of(rank, step.slot).cells = cells;
-      const Index bytes = reduce_bytes(records, record, members, i);
-      const double seconds = 2 * std::ceil(std::log2(static_cast<double>(members))) * link.latency +
-                             static_cast<double>(bytes * std::max(1, most)) / link.bandwidth;
-      count(member, next_to(i), bytes);
+      result_.bytes_sent[static_cast<std::size_t>(member)] +=
+          count(group, static_cast<int>(i), how, record);
       result_.wait_seconds[static_cast<std::size_t>(member)] += start + seconds - rank.clock;
       rank.clock = start + seconds;
-      result_.bytes_sent[static_cast<std::size_t>(member)] += bytes;
       ++result_.messages;
       rank.at_reduce = false;
       rank.reduced = true;
       wake(member, rank.clock);
     }
+  }
+
+  /// Counts what a member of the group sends in an all-reduce, and gives it.
+  Index count(const std::vector<int>& group, int member, const Reduction& how, Index record) {
+    for (std::size_t host = 0; host < how.by_host().size(); ++host) {
+      const int there = group[static_cast<std::size_t>(how.by_host()[host].front())];
+      count(group[static_cast<std::size_t>(member)], there,
+            how.sent_to(member, static_cast<int>(host)) * record);
+    }
+    return how.sent_by(member) * record;
   }
 
   // ---- messages --------------------------------------------------------------------------------
@@ -535,6 +537,7 @@ class Stage {
   const Plan& plan_;
   const Machine& machine_;
   PairCounter pairs_;
+  std::vector<int> all_;  ///< ranks
   Rehearsal result_;
   std::vector<Rank> ranks_;
   std::vector<Ends> host_links_;        ///< of each host to the others

@@ -29,8 +29,7 @@ struct Rehearsal {
   std::vector<Index> kept_bytes;    ///< by rank; of these, what the backward pass starts with
   std::vector<Index> pairs;         ///< by rank; allowed (head, query, key) triples it computes
   std::map<std::pair<int, int>, Index> links;  ///< bytes from a to b, collectives left out
-  /// Bytes from host a to host b, a == b: inside it. Collectives are in it, as rings of the ranks
-  /// in the order of the axis.
+  /// Bytes from host a to host b, a == b: inside it. Collectives are in it, see Reduction.
   std::map<std::pair<int, int>, Index> host_links;
   Index messages = 0;                     ///< between different ranks, and collectives once a rank
   std::vector<std::pair<int, int>> dead;  ///< (rank, step) without effect on the result

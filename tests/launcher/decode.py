@@ -110,6 +110,9 @@ def cases():
     for form, ranks in (("sequence", 4), ("helix", 8), ("tree", 2)):
         latent(form, ranks, "bf16", latent=WIDE, context=(40 - STEPS - WARMUP,))
     latent("tpla", 4, "bf16", latent=WIDE)
+    table.append(Case("tree", 6, new=3, more=("--hosts", "2+1+3"), twice=True))
+    latent("sequence", 4, "f4", more=("--hosts", "2x2"))
+    latent("exact", 4, "f4", more=("--hosts", "2x2"))
     return table
 
 
@@ -166,6 +169,27 @@ def traffic(case):
             sent += (tokens - 1) * rows * heads * (record + (d_qk * case.element() if form == "sequence" else 0))
             messages += (tokens - 1) * min(heads, tokens) * (2 if form == "sequence" else 1)
     return sent, messages
+
+
+def between_hosts(case):
+    """Bytes of the last step between the hosts of --hosts."""
+    if "--hosts" not in case.more:
+        return 0
+    words = case.more[case.more.index("--hosts") + 1]
+    hosts = int(words.split("x")[0]) if "x" in words else len(words.split("+"))
+    once = 0  # what all ranks get of all
+    if case.latent:
+        once += 2 * case.rows() * case.latent[0] * 4
+    if case.form == "latent-exact":
+        once += 2 * case.heads * case.new * sum(case.capacity()) * 4
+    if case.form == "tree":
+        once += 2 * case.rows() * case.heads * (case.d_v + 2) * 4
+    sent = (hosts - 1) * once
+    if case.form == "latent-sequence":  # queries to each host once, Partials from each rank
+        row = case.latent[2] + case.latent[4]
+        sent += (hosts - 1) * case.rows() * case.heads * row * case.element()
+        sent += case.ranks * (hosts - 1) // hosts * case.rows() * case.heads * (case.latent[2] + 2) * 4
+    return sent
 
 
 def cached(case):
@@ -274,6 +298,8 @@ class Bench:
         sent, messages = traffic(case)
         require(report["bytes_step"] == sent, f"a step sends {report['bytes_step']} bytes, not {sent}")
         require(report["messages_step"] == messages, f"{report['messages_step']} messages, not {messages}")
+        between = between_hosts(case)
+        require(report["bytes_between_hosts_step"] == between, f"{report['bytes_between_hosts_step']} bytes between hosts, not {between}")
         ranks = cached(case)
         require(report["kv_bytes"] == sum(ranks), f"a cache of {report['kv_bytes']} bytes, not {sum(ranks)}")
         require(report["kv_bytes_rank"] == max(ranks), f"{report['kv_bytes_rank']} on a rank, not {max(ranks)}")

@@ -116,6 +116,16 @@ def pretended_hosts(starter, folder):
         want(report["backward"]["bytes_between_hosts"] == 2 * between, f"{hosts}: backward")
         want(report["bytes_sent"] == report["planned_bytes_sent"], f"{hosts}: sent other than planned")
         want(report["check"]["passed"] and report["backward"]["check"]["passed"], f"{hosts}: check")
+    # An all-reduce of O (16 numbers and m, l) and of dQ; the Stats go to each other host once.
+    tree = ["--strategy", "tree", "--grad", "random"]
+    rows = 256 * 4 * 4  # bytes of a number a row and head
+    for hosts, count in [("3+1", 2), ("0,1,1,2", 3)]:
+        report, bits = run(hosts, *tree)
+        want(report["bytes_between_hosts"] == 2 * (count - 1) * rows * 18, f"{hosts}: {report['host_links']}")
+        want(report["backward"]["bytes_between_hosts"] == (count - 1) * rows * (2 * 16 + 2), f"{hosts}: backward")
+        want(report["bytes_sent"] == report["planned_bytes_sent"], f"{hosts}: sent other than planned")
+        want(report["check"]["passed"] and report["backward"]["check"]["passed"], f"{hosts}: check")
+    want(run("0,1,1,2", *tree)[1] == bits, "tree: a second run gave other bits")
     # What is found is that all share this machine.
     found = json.loads(ran(starter, ["run", *PROBLEM, "--json", "-"], 4).stdout)
     want(found["hosts"]["count"] == 1, str(found["hosts"]))

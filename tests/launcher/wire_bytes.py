@@ -3,7 +3,8 @@
     wire_bytes.py DATTN MPIRUN...
 
 Open MPI's monitoring component counts point-to-point messages of the program (E lines: from, to,
-bytes), which sees nothing of windows; collectives are counted apart, so of tree only the statistics of the backward pass must show.
+bytes), which sees nothing of windows; collectives are counted apart, so of tree on one host only the statistics of the
+backward pass must show. On several all of it does.
 """
 import glob
 import json
@@ -24,7 +25,10 @@ CASES = [
     ("usp", "zigzag", "causal"),
     ("ring", "zigzag", "causal", "--wire", "bf16"),
     ("tree", "contiguous", "causal"),
+    ("tree", "contiguous", "causal", "--hosts"),
+    ("ulysses", "zigzag", "causal", "--hosts"),
 ]
+HOSTS = [0, 1, 1, 0, 2]
 
 
 def problem(strategy, partition, mask, *more):
@@ -60,11 +64,13 @@ def main():
     for ranks in (2, 3, 5):
         for case in CASES:
             arguments = problem(*case)
+            if case[-1] == "--hosts":
+                arguments.append(",".join(map(str, HOSTS[:ranks])))
             plan = json.loads(subprocess.run(
                 [dattn, "plan", "--ranks", str(ranks), "--backward", "--json"] + arguments,
                 check=True, capture_output=True, text=True, timeout=60).stdout)
             want = [a + b for a, b in zip(plan["bytes_sent"], plan["backward"]["bytes_sent"])]
-            if case[0] == "tree":  # 101 tokens, 6 heads, two floats each, to all other ranks
+            if case[0] == "tree" and "--hosts" not in case:  # 101 tokens, 6 heads, two floats each, to all other ranks
                 rows = [(r + 1) * 101 // ranks - r * 101 // ranks for r in range(ranks)]
                 want = [(ranks - 1) * n * 6 * 2 * 4 for n in rows]
             with tempfile.TemporaryDirectory() as folder:
