@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <deque>
-#include <utility>
+#include <utilitymap>
+#include <tuple>
 
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"
+#include "parallel/couriers.hpp"
 
 namespace dattn {
 
@@ -191,14 +193,31 @@ void redistribute(Writer& me, const std::vector<int>& group, const std::vector<B
                   const std::vector<Block>& to, SlotId source, SlotId target) {
   const std::size_t members = group.size();
   const auto here = static_cast<std::size_t>(place_in(group, me.rank()));
+  Couriers couriers(me.problem(), group, from, to);
+  // Where a slot is read it must be whole, so what is passed on has one of its own.
+  std::map<std::size_t, SlotId> fetched;  // for others too, by owner
   // Everybody starts with another peer, so that no rank is everybody's first.
   for (std::size_t i = 0; i < members; ++i) {
     const std::size_t other = (here + members - i) % members;
-    me.recv(target, intersect(from[other], to[here]), group[other]);
+    const Block& block = couriers.straight(other, here);
+    const bool passes_on = couriers.stands_for_others(other, here);
+    me.recv(passes_on ? fetched[other] = me.slot(block) : target, block, group[other]);
+  }
+  for (std::size_t owner = 0; owner < members; ++owner) {
+    for (const auto& hop : couriers.hops(owner, here)) {
+      if (hop.member == here) me.recv(target, hop.block, group[hop.courier]);
+    }
+    if (fetched.contains(owner)) me.recv(target, couriers.straight(owner, here), me.rank());
   }
   for (std::size_t i = 0; i < members; ++i) {
     const std::size_t other = (here + i) % members;
-    me.send(source, intersect(from[here], to[other]), group[other]);
+    me.send(source, couriers.straight(here, other), group[other]);
+  }
+  for (const auto& [owner, slot] : fetched) {
+    for (const auto& hop : couriers.hops(owner, here)) {
+      if (hop.courier == here) me.send(slot, hop.block, group[hop.member]);
+    }
+    me.send(slot, me.block(slot), me.rank());
   }
 }
 

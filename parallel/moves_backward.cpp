@@ -2,10 +2,12 @@
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <map>
 #include <numeric>
 #include <span>
 #include <utility>
 
+#include "parallel/couriers.hpp"
 #include "parallel/moves.hpp"
 #include "parallel/pull.hpp"
 
@@ -273,33 +275,61 @@ void collect(Writer& me, const std::vector<int>& group, const std::vector<Block>
              const std::vector<Block>& to, SlotId source, SlotId target) {
   const std::size_t members = group.size();
   const auto here = static_cast<std::size_t>(place_in(group, me.rank()));
-  // What nobody before has something for is received in its place; the rest is added up.
-  std::vector<std::size_t> direct;
-  std::vector<std::size_t> added;
-  for (std::size_t i = 0; i < members; ++i) {
-    const Block piece = intersect(from[i], to[here]);
-    if (piece.empty()) continue;
-    const bool alone = std::none_of(direct.begin(), direct.end(), [&](std::size_t other) {
-      return !intersect(piece, from[other]).empty();
-    });
-    (alone ? direct : added).push_back(i);
+  Couriers couriers(me.problem(), group, to, from);
+  std::vector<int> homes;  // one fills while the other is added
+  /// Receives pieces and adds them to `sum`.
+  const auto add_up = [&](const std::vector<std::pair<Block, int>>& pieces, SlotId sum) {
+    while (homes.size() < std::min<std::size_t>(pieces.size(), 2)) homes.push_back(me.home());
+    std::vector<SlotId> arrived;
+    for (std::size_t n = 0; n <= pieces.size(); ++n) {
+      if (n < pieces.size()) {
+        const auto& [piece, peer] = pieces[n];
+        arrived.push_back(me.slot(piece, homes[n % 2]));
+        me.recv(arrived.back(), piece, peer);
+      }
+      if (n > 0) me.add(arrived[n - 1], sum);
+    }
+  };
+  // What a host has for an owner elsewhere its courier sums up first. Between two ranks of a host
+  // these messages come before those for each other.
+  for (std::size_t owner = 0; owner < members; ++owner) {
+    for (const auto& hop : couriers.hops(owner, here)) {
+      if (hop.member == here) me.send(source, hop.block, group[hop.courier]);
+    }
   }
-  for (const std::size_t i : direct) me.recv(target, intersect(from[i], to[here]), group[i]);
+  std::map<std::size_t, SlotId> summed;  // for others too, by owner
+  for (std::size_t owner = 0; owner < members; ++owner) {
+    if (!couriers.stands_for_others(owner, here)) continue;
+    const SlotId sum = summed[owner] = me.slot(couriers.straight(owner, here));
+    me.recv(sum, me.block(sum), me.rank());
+    me.send(source, me.block(sum), me.rank());
+    std::vector<std::pair<Block, int>> pieces;
+    for (const auto& hop : couriers.hops(owner, here)) {
+      if (hop.courier == here) pieces.emplace_back(hop.block, group[hop.member]);
+    }
+    add_up(pieces, sum);
+  }
+  // What nobody before has something for is received in its place; the rest is added up.
+  std::vector<Block> alone;
+  std::vector<std::pair<Block, int>> added;
+  for (std::size_t i = 0; i < members; ++i) {
+    const Block& piece = couriers.straight(here, i);
+    if (piece.empty()) continue;
+    if (std::any_of(alone.begin(), alone.end(),
+                    [&](const Block& other) { return !intersect(piece, other).empty(); })) {
+      added.emplace_back(piece, group[i]);
+    } else {
+      alone.push_back(piece);
+      me.recv(target, piece, group[i]);
+    }
+  }
   for (std::size_t i = 0; i < members; ++i) {  // everybody starts with another peer
     const std::size_t other = (here + i) % members;
-    me.send(source, intersect(from[here], to[other]), group[other]);
+    const auto found = summed.find(other);
+    me.send(found != summed.end() ? found->second : source, couriers.straight(other, here),
+            group[other]);
   }
-  std::array<int, 2> homes{};  // one fills while the other is added
-  for (std::size_t n = 0; n < std::min(added.size(), homes.size()); ++n) homes[n] = me.home();
-  std::vector<SlotId> arrived;
-  for (std::size_t n = 0; n <= added.size(); ++n) {
-    if (n < added.size()) {
-      const Block piece = intersect(from[added[n]], to[here]);
-      arrived.push_back(me.slot(piece, homes[n % 2]));
-      me.recv(arrived.back(), piece, group[added[n]]);
-    }
-    if (n > 0) me.add(arrived[n - 1], target);
-  }
+  add_up(added, target);
 }
 
 void pull_backward(Writer& me, AttendBackward mine) {

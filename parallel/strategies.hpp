@@ -24,7 +24,7 @@ struct Strategy {
   std::optional<std::string> (*refuses)(const Problem& problem);
   /// The mesh for this many ranks where the user names none.
   Mesh (*mesh)(int ranks, const Shape& shape);
-  bool relays = false;  ///< whether Problem::relays() changes its Programs
+  bool relays = false;  ///< whether `auto` weighs Problem::relays(), which changes its Programs
 };
 
 /// The same where ranks share hosts. Ranks of a host stand side by side. Where all hosts have as

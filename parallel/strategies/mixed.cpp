@@ -113,7 +113,8 @@ Strategy mixed_strategy() {
           program,
           backward,
           refuses,
-          line_mesh};
+          line_mesh,
+          true};
 }
 
 }  // namespace dattn

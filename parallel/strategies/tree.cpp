@@ -64,7 +64,8 @@ Strategy tree_strategy() {
           program,
           backward,
           refuses_other_than_a_line,
-          line_mesh};
+          line_mesh,
+          true};
 }
 
 }  // namespace dattn

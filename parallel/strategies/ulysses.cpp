@@ -145,7 +145,8 @@ Strategy ulysses_strategy() {
           program,
           backward,
           refuses_other_than_a_line,
-          line_mesh};
+          line_mesh,
+          true};
 }
 
 }  // namespace dattn
