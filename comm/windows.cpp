@@ -32,6 +32,7 @@ struct Windows::Message {
   bool receives = false;
   int rank = 0;
   int peer = 0;
+  int tag = 0;
   std::int64_t bytes = 0;
   double deadline = 0;
   int exceptions = 0;        // in flight when this was made
@@ -82,9 +83,9 @@ struct Windows::Impl {
   }
   int member(const Message& m) const { return member_of[static_cast<std::size_t>(m.peer)]; }
 
-  MessagePtr make(bool receives, int peer, std::int64_t bytes);
-  MessagePtr start_send(const ConstStrips& strips, int peer, bool lends);
-  MessagePtr start_recv(const Strips& strips, int peer, std::int64_t piece);
+  MessagePtr make(bool receives, int peer, int tag, std::int64_t bytes);
+  MessagePtr start_send(const ConstStrips& strips, int peer, int tag, bool lends);
+  MessagePtr start_recv(const Strips& strips, int peer, int tag, std::int64_t piece);
   void give_to_mpi(Message& m);
   std::optional<HostMemory::Place> find(const ConstStrips& strips) const;
   void tell(Message& m);
@@ -95,7 +96,7 @@ struct Windows::Impl {
   void forget(const MessagePtr& m) noexcept;
 };
 
-Windows::Impl::MessagePtr Windows::Impl::make(bool receives, int peer, std::int64_t bytes) {
+Windows::Impl::MessagePtr Windows::Impl::make(bool receives, int peer, int tag, std::int64_t bytes) {
   if (peer < 0 || peer >= ranks->size()) {
     throw std::invalid_argument(fmt::format("peer {} of {} ranks", peer, ranks->size()));
   }
@@ -103,20 +104,21 @@ Windows::Impl::MessagePtr Windows::Impl::make(bool receives, int peer, std::int6
   m->receives = receives;
   m->rank = ranks->rank();
   m->peer = peer;
+  m->tag = tag;
   m->bytes = bytes;
   m->deadline = ranks->options().deadline;
   m->exceptions = std::uncaught_exceptions();
-  m->here = is_here(peer);
+  m->here = tag == 0 && is_here(peer);
   return m;
 }
 
 Windows::Impl::MessagePtr Windows::Impl::start_send(const ConstStrips& strips, int peer,
-                                                    bool lends) {
-  auto m = make(false, peer, total(strips));
+                                                    int tag, bool lends) {
+  auto m = make(false, peer, tag, total(strips));
   m->from = joined(strips);
   m->lent = lends;
   if (!m->here) {
-    if (member_of[static_cast<std::size_t>(peer)] < 0) abroad += m->bytes;
+    if (tag == 0 && member_of[static_cast<std::size_t>(peer)] < 0) abroad += m->bytes;
     give_to_mpi(*m);
     return m;
   }
@@ -131,9 +133,9 @@ Windows::Impl::MessagePtr Windows::Impl::start_send(const ConstStrips& strips, i
   return m;
 }
 
-Windows::Impl::MessagePtr Windows::Impl::start_recv(const Strips& strips, int peer,
+Windows::Impl::MessagePtr Windows::Impl::start_recv(const Strips& strips, int peer, int tag,
                                                     std::int64_t piece) {
-  auto m = make(true, peer, total(strips));
+  auto m = make(true, peer, tag, total(strips));
   m->into = strips;
   m->piece = piece;
   if (!m->here) {
@@ -146,7 +148,7 @@ Windows::Impl::MessagePtr Windows::Impl::start_recv(const Strips& strips, int pe
 }
 
 void Windows::Impl::give_to_mpi(Message& m) {
-  m.mpi = m.receives ? ranks->recv(m.into, m.peer) : ranks->send(m.from, m.peer);
+  m.mpi = m.receives ? ranks->recv(m.into, m.peer, m.tag) : ranks->send(m.from, m.peer, m.tag);
   m.by_mpi = m.at_mpi = true;
   ++at_mpi;
 }
@@ -367,20 +369,20 @@ Memory Windows::allocate(std::int64_t bytes) {
   return comm::allocate(bytes);
 }
 
-Windows::Request Windows::send(const ConstStrips& strips, int peer) {
-  return {impl_, impl_->start_send(strips, peer, false)};
+Windows::Request Windows::send(const ConstStrips& strips, int peer, int tag) {
+  return {impl_, impl_->start_send(strips, peer, tag, false)};
 }
-Windows::Request Windows::send(const Strips& strips, int peer) {
-  return send(read_only(strips), peer);
+Windows::Request Windows::send(const Strips& strips, int peer, int tag) {
+  return send(read_only(strips), peer, tag);
 }
 Windows::Request Windows::lend(const ConstStrips& strips, int peer) {
-  return {impl_, impl_->start_send(strips, peer, true)};
+  return {impl_, impl_->start_send(strips, peer, 0, true)};
 }
-Windows::Request Windows::recv(const Strips& strips, int peer) {
-  return {impl_, impl_->start_recv(strips, peer, -1)};
+Windows::Request Windows::recv(const Strips& strips, int peer, int tag) {
+  return {impl_, impl_->start_recv(strips, peer, tag, -1)};
 }
 Windows::Request Windows::borrow(const Strips& strips, int peer, std::int64_t piece) {
-  return {impl_, impl_->start_recv(strips, peer, piece)};
+  return {impl_, impl_->start_recv(strips, peer, 0, piece)};
 }
 
 void Windows::give_back() {

@@ -54,10 +54,11 @@ class Windows {
   /// memory; pages come where they are first touched.
   Memory allocate(std::int64_t bytes);
 
-  /// Starts a message, as Communicator does.
-  Request send(const ConstStrips& strips, int peer);
-  Request send(const Strips& strips, int peer);
-  Request recv(const Strips& strips, int peer);
+  /// Starts a message, as Communicator does, through which it goes if it has another tag than 0;
+  /// it is then in none of Moved.
+  Request send(const ConstStrips& strips, int peer, int tag = 0);
+  Request send(const Strips& strips, int peer, int tag = 0);
+  Request recv(const Strips& strips, int peer, int tag = 0);
 
   /// A send of bytes that stay as they are until give_back(): the receiver may look at them.
   Request lend(const ConstStrips& strips, int peer);
