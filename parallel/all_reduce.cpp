@@ -58,7 +58,7 @@ typename AllReduce<T>::Sent AllReduce<T>::operator()(std::span<std::byte> record
     CHECK(operation.commutative);
     over_hosts(how, records, record_bytes, operation);
   } else {
-    (part_ ? *part_ : *transport_).all_reduce(records, record_bytes, operation);
+    transport().all_reduce(records, record_bytes, operation);
   }
   const Index sent = how.sent_by(here_);
   return {sent * record_bytes, (sent - how.sent_to(here_, how.host_of(here_))) * record_bytes};

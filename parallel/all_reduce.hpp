@@ -28,6 +28,9 @@ class AllReduce {
   /// How many ranks the group has.
   int ranks() const { return static_cast<int>(group_.size()); }
 
+  /// Connects the group's ranks alone.
+  T& transport() { return part_ ? *part_ : *transport_; }
+
   /// Takes the memory that so many records need, once, rather than when they come.
   void reserve(Index records, Index record_bytes);
 

@@ -5,6 +5,7 @@
 
 #include "kernels/check.hpp"
 #include "kernels/pseudo_key.hpp"
+#include "parallel/envelope.hpp"
 #include "parallel/plan.hpp"
 
 namespace dattn {
@@ -133,6 +134,15 @@ template <comm::Transport T>
 void Compensation<T>::wait() {
   for (auto& request : requests_) request.wait();
   requests_.clear();
+}
+
+template <comm::Transport T>
+void Compensation<T>::require_same(T& transport) {
+  if (transport.size() == 1) return;
+  // Whatever type the numbers have: the others are none.
+  require_same_bytes(transport, rank_,
+                     floats_.empty() ? std::as_bytes(std::span<const double>(doubles_))
+                                     : std::as_bytes(std::span<const float>(floats_)));
 }
 
 template <comm::Transport T>

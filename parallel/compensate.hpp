@@ -42,6 +42,9 @@ class Compensation {
   /// Until what start() has sent and asked for is there. No wait is longer than the transport's
   /// deadline.
   void wait();
+  /// Collective, after wait(): throws Corruption unless all ranks have the same pseudo-keys.
+  /// @pre comm::has_digest()
+  void require_same(T& transport);
 
   /// out <- out merged with attention of q to all pseudo-keys. q [rows, query heads, d_qk], any
   /// rows of Q with all heads; out [rows, query heads, d_v + 2], their records. @pre as

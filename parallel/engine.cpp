@@ -11,6 +11,7 @@
 #include "kernels/partial.hpp"
 #include "parallel/all_reduce.hpp"
 #include "parallel/compensate.hpp"
+#include "parallel/envelope.hpp"
 #include "parallel/flights.hpp"
 #include "parallel/lending.hpp"
 #include "parallel/pairs.hpp"
@@ -57,7 +58,7 @@ struct Engine<T>::State {
         transport(transport_in),
         options(std::move(options_in)),
         homes(problem, program, memory_of_homes(program, transport)),
-        flights(problem, program, transport, homes, course, options.poll_every, options.checked),
+        flights(problem, program, transport, homes, course, options),
         mask(&problem_in.mask()) {
     CHECK(transport.size() == problem.ranks() && transport.rank() == program.rank, transport.size(),
           transport.rank(), problem.ranks(), program.rank);
@@ -281,9 +282,12 @@ struct Engine<T>::State {
     const double from = course.now();
     if (problem.mesh().axes[static_cast<std::size_t>(step.axis)].size > 1 && bytes(step.slot) > 0) {
       flights.named(course.step, [&] {
-        const auto sent = axes[static_cast<std::size_t>(step.axis)](
-            {homes.own_memory(step.slot), static_cast<std::size_t>(bytes(step.slot))},
-            record_bytes(program, step, problem), sum_rule(kind, problem.type()));
+        auto& group = axes[static_cast<std::size_t>(step.axis)];
+        const std::span<std::byte> records{homes.own_memory(step.slot),
+                                           static_cast<std::size_t>(bytes(step.slot))};
+        const auto sent = group(records, record_bytes(program, step, problem),
+                                sum_rule(kind, problem.type()));
+        if (options.verify_wire) require_same_bytes(group.transport(), program.rank, records);
         course.times.bytes_sent += sent.bytes;
         course.times.between_hosts += sent.between_hosts;
       });
@@ -300,6 +304,8 @@ struct Engine<T>::State {
     const double from = course.now();
     try {
       f();
+    } catch (const Corruption& e) {
+      throw Corruption(std::string("pseudo-keys: ") + e.what());
     } catch (const comm::Timeout& e) {
       throw StepFailure(std::string("pseudo-keys: ") + e.what(), true);
     } catch (const std::exception& e) {
@@ -329,7 +335,12 @@ struct Engine<T>::State {
 
   /// After the last step: what the rank delivers has seen the pseudo-keys too.
   void merge_pseudo_keys() {
-    if (parts.messages) compensating([&] { compensation->wait(); });
+    if (parts.messages) {
+      compensating([&] {
+        compensation->wait();
+        if (options.verify_wire) compensation->require_same(transport);
+      });
+    }
     if (!parts.kernels) return;
     const double from = course.now();
     as_typed([&]<class E>(E) {

@@ -24,7 +24,7 @@ struct StepTime {
 /// What one rank did in one run.
 struct RunTimes {
   double seconds = 0;       ///< whole run
-  double compute = 0;       ///< in kernels, merges and sums, and rounding for the wire
+  double compute = 0;       ///< in kernels, merges and sums, rounding for the wire, and digests
   double wait = 0;          ///< exposed: nothing to do but wait for a message or a collective
   double hidden = 0;        ///< messages were on their way while the rank did something else
   Index bytes_sent = 0;     ///< counted from the messages themselves; all-reduces by Reduction
@@ -32,6 +32,8 @@ struct RunTimes {
   Index messages = 0;       ///< sent to other ranks, and collectives
   std::vector<StepTime> steps;
   comm::Windows::Moved moved = {};  ///< of bytes_sent, collectives left out; 0 over others
+  Index envelopes = 0;  ///< sent beside messages to other ranks (parallel/envelope.hpp); in no
+                        ///< other figure
 };
 
 /// A message or a collective of a step failed; what() names the step, the peer and the bytes.
@@ -39,6 +41,12 @@ struct StepFailure : std::runtime_error {
   StepFailure(const std::string& what, bool timed_out_in)
       : std::runtime_error(what), timed_out(timed_out_in) {}
   bool timed_out;  ///< it did not come within the transport's deadline
+};
+
+/// Bytes are not what they were when they were sent, or not the same on all ranks where they must
+/// be: memory or the network has changed them.
+struct Corruption : StepFailure {
+  explicit Corruption(const std::string& what) : StepFailure(what, false) {}
 };
 
 /// How a run goes, apart from its Program.
@@ -52,7 +60,11 @@ struct EngineOptions {
   Index rows_at_once = 0;
   double poll_every = 200e-6;  ///< seconds of kernels between two polls, at least: a poll has its
                                ///< price even where nothing has come
-  bool checked = false;        ///< fill what waits for a message with NaN
+  bool checked = false;        ///< fill what waits for a message with NaN, and have every message
+                               ///< say which Block it is, and its digest where there are any
+  /// Have every message say what it is and the XXH3-64 digest of its bytes, which is compared before
+  /// anything uses them; and compare what ranks have after an all-reduce. @pre comm::has_digest()
+  bool verify_wire = false;
   std::function<void(std::size_t step)> progress = {};  ///< before each step, may be empty
 };
 

@@ -3,12 +3,14 @@
 #include <chrono>
 #include <functional>
 #include <new>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "comm/error.hpp"
 #include "comm/transport.hpp"
 #include "parallel/engine.hpp"
+#include "parallel/envelope.hpp"
 #include "parallel/homes.hpp"
 
 namespace dattn {
@@ -36,9 +38,9 @@ struct Course {
 template <comm::Transport T>
 class Flights {
  public:
-  /// All must outlive this. `checked`: fill what waits for a message with NaN.
+  /// All must outlive this; of the options it has poll_every, checked and verify_wire.
   Flights(const Problem& problem, const Program& program, T& transport, Homes& homes,
-          Course& course, double poll_every, bool checked);
+          Course& course, const EngineOptions& options);
 
   /// A run begins, its Course at 0.
   void start();
@@ -64,6 +66,8 @@ class Flights {
       return f();
     } catch (const comm::Timeout& e) {
       throw StepFailure(place(step) + e.what(), true);
+    } catch (const Corruption& e) {
+      throw Corruption(place(step) + e.what());
     } catch (const std::bad_alloc&) {
       throw;  // no failure of the step, and its exit code is another
     } catch (const std::exception& e) {
@@ -81,6 +85,13 @@ class Flights {
     bool counts;  ///< travels between ranks
     int step;
     std::byte* staged;  ///< where it lies rounded; null: it does not
+    typename T::Request envelope;
+  };
+
+  /// What lies in another rank's memory, and the step that has received it.
+  struct Seen {
+    comm::ConstStrip bytes;
+    int step;
   };
 
   /// Where the messages of a home lie rounded while they are under way, one behind the other.
@@ -93,7 +104,13 @@ class Flights {
   template <class Message>
   std::byte* stage(const Message& step);
   template <class Message>
-  void depart(typename T::Request request, const Message& step, std::byte* in_staging);
+  void depart(typename T::Request request, const Message& step, std::byte* in_staging,
+              typename T::Request envelope);
+  typename T::Request seal(const Send& step, const comm::ConstStrips& pieces, bool rounded);
+  typename T::Request expect(const Recv& step);
+  void check(const Flight& flight, const Recv& step);
+  std::uint64_t digest(const comm::ConstStrips& pieces);
+  void check_still(int home);
   void land(std::size_t i);
   bool test(Flight& flight);
   template <class Conflicts>
@@ -107,7 +124,10 @@ class Flights {
   Course& course_;
   double poll_every_;
   bool checked_;
-  std::vector<bool> borrowable_;  ///< by slot
+  std::optional<Envelopes> envelopes_;
+  std::vector<std::optional<Seen>> seen_;              ///< by home, where there are digests
+  std::vector<std::optional<std::uint64_t>> digests_;  ///< by slot: of what came whole, and stays
+  std::vector<bool> borrowable_;                       ///< by slot
   std::vector<int> last_writes_;  ///< by home
   comm::Windows::Moved moved_;    ///< before this run
   std::vector<Staging> staging_;  ///< by home
@@ -115,7 +135,7 @@ class Flights {
   int under_way_ = 0;       ///< flights that count
   double since_ = 0;        ///< when under_way_ last rose from 0
   double on_the_wire_ = 0;  ///< seconds in which under_way_ was not 0
-  double widening_ = 0;     ///< seconds in which land() worked
+  double landing_ = 0;      ///< seconds in which land() worked
   double polled_ = 0;       ///< when poll() last did something
   std::size_t turn_ = 0;    ///< flight that the next poll tests first
 };

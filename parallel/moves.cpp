@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <deque>
-#include <utilitymap>
+#include <map>
 #include <tuple>
+#include <utility>
 
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"

@@ -1,5 +1,7 @@
 #include "parallel/signature.hpp"
 
+#include <algorithm>
+
 namespace dattn {
 namespace {
 
@@ -24,12 +26,18 @@ Signature split(std::string_view text) {
   return fields;
 }
 
-std::string shown(const std::string& value) {
+/// The value, or of a long one some of it, what differs from `other` included.
+std::string shown(const std::string& value, const std::string& other) {
   constexpr std::size_t kMost = 60;
-  return value.size() <= kMost ? value : value.substr(0, kMost) + "...";
+  if (value.size() <= kMost) return value;
+  const auto differs = std::mismatch(value.begin(), value.end(), other.begin(), other.end()).first;
+  const auto same = static_cast<std::size_t>(differs - value.begin());
+  const std::size_t from = same < kMost ? 0 : same - kMost / 2;
+  return (from > 0 ? "..." : "") + value.substr(from, kMost) +
+         (from + kMost < value.size() ? "..." : "");
 }
 
-std::string complaint(const std::vector<std::string>& all) {
+std::string complaint(const std::vector<std::string>& all, const std::string& fix) {
   const Signature first = split(all.front());
   for (std::size_t r = 1; r < all.size(); ++r) {
     if (all[r] == all.front()) continue;
@@ -37,8 +45,8 @@ std::string complaint(const std::vector<std::string>& all) {
     for (std::size_t i = 0; i < std::min(first.size(), other.size()); ++i) {
       if (first[i] != other[i]) {
         return "rank " + std::to_string(r) + " has " + other[i].first + " '" +
-               shown(other[i].second) + "' where rank 0 has '" + shown(first[i].second) +
-               "'; start all ranks with the same arguments and files";
+               shown(other[i].second, first[i].second) + "' where rank 0 has '" +
+               shown(first[i].second, other[i].second) + "'; " + fix;
       }
     }
     return "rank " + std::to_string(r) + " runs another version of the program than rank 0";
@@ -48,9 +56,9 @@ std::string complaint(const std::vector<std::string>& all) {
 
 }  // namespace
 
-void require_agreement(comm::Communicator& world, const Signature& own) {
+void require_agreement(comm::Communicator& world, const Signature& own, const std::string& fix) {
   const std::vector<std::string> all = world.gather(joined(own));
-  std::string verdict = world.rank() == 0 ? complaint(all) : std::string();
+  std::string verdict = world.rank() == 0 ? complaint(all, fix) : std::string();
   world.broadcast(verdict, 0);
   if (!verdict.empty()) throw Disagreement(verdict);
 }

@@ -18,7 +18,8 @@ struct Disagreement : std::runtime_error {
 using Signature = std::vector<std::pair<std::string, std::string>>;
 
 /// Collective: throws Disagreement on all ranks unless all have the same fields with the same
-/// values.
-void require_agreement(comm::Communicator& world, const Signature& own);
+/// values. `fix` says what to do about it.
+void require_agreement(comm::Communicator& world, const Signature& own,
+                       const std::string& fix = "start all ranks with the same arguments and files");
 
 }  // namespace dattn

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <span>
 
+#include "comm/digest.hpp"
 #include "comm/windows.hpp"
 #include "tests/mpi_main.hpp"
 #include "tests/parallel/engine_cases.hpp"
@@ -36,7 +37,8 @@ struct Everything {
 template <class T, class Transport>
 Everything everything(const Case& c, Transport& transport, bool checked) {
   const Shape& s = c.shape;
-  EngineOptions options{.poll_every = 0, .checked = checked};
+  EngineOptions options{
+      .poll_every = 0, .checked = checked, .verify_wire = checked && comm::has_digest()};
   options.score.scale = 1 / std::sqrt(static_cast<double>(s.d_qk));
   Problem problem = c.problem();
   if (!make_program(c.how(), problem.keeping(true), 0, Pass::forward).kept.empty()) {

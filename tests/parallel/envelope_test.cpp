@@ -1,0 +1,145 @@
+// What goes beside messages: each says which Block it is, and what its bytes are.
+#include "parallel/envelope.hpp"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <numeric>
+#include <span>
+
+#include "comm/digest.hpp"
+#include "tests/loopback_ranks.hpp"
+#include "tests/parallel/engine_cases.hpp"
+
+namespace dattn::testing {
+namespace {
+
+using comm::Loopback;
+
+const Shape kShape{24, 24, 2, 2, 2, 4, 4};  // blocks of K and V have the same bytes
+
+Problem ring_of(int ranks) {
+  return Problem(kShape, parse_mask("full", kShape), line(ranks), "contiguous");
+}
+
+/// What each rank of `problem` has thrown, where rank 0 has the program that `change` leaves.
+template <class Change>
+std::vector<std::string> errors(const Problem& problem, const EngineOptions& options,
+                                const Change& change) {
+  Loopback job(problem.ranks(), {.rendezvous = true, .deadline = 20});
+  return errors_on_ranks(job, problem.ranks(), [&](Loopback::Endpoint& end) {
+    Program program = find_strategy("ring")->program(problem, end.rank());
+    if (end.rank() == 0) change(program);
+    Engine<Loopback::Endpoint> engine(problem, program, end, options);
+    load(engine, problem, program, Tensors<float>(kShape, 3));
+    engine.run();
+  });
+}
+
+void swap_sends(Program& program) {
+  std::vector<Send*> sends;
+  for (Step& step : program.steps) {
+    if (auto* send = std::get_if<Send>(&step)) sends.push_back(send);
+  }
+  ASSERT_GE(sends.size(), 2U);
+  std::swap(*sends[0], *sends[1]);
+}
+
+TEST(Envelopes, SayWhichBlockTheyAreWhereBuildsAreChecked) {
+  const std::vector<std::string> got = errors(ring_of(2), {.checked = true}, swap_sends);
+  EXPECT_NE(
+      got[1].find("rank 0 sent V[heads 0-1, rows 0-11] (message 0 of forward run 1, its step"),
+      std::string::npos)
+      << got[1];
+  EXPECT_NE(got[1].find("where K[heads 0-1, rows 0-11] (message 0 of forward run 1) of rank 0 was "
+                        "due"),
+            std::string::npos)
+      << got[1];
+}
+
+TEST(Envelopes, ElseNobodyWouldKnow) {
+  for (const std::string& error : errors(ring_of(2), {}, swap_sends)) EXPECT_EQ(error, "");
+}
+
+TEST(Envelopes, FindABitThatChangesOnTheWay) {
+  if (!comm::has_digest()) GTEST_SKIP() << "this build has no xxHash";
+  for (const int ranks : {2, 3}) {
+    const Problem problem = ring_of(ranks);
+    Loopback job(ranks, {.rendezvous = true, .deadline = 20});
+    std::atomic<bool> changed = false;
+    const auto got = errors_on_ranks(job, ranks, [&](Loopback::Endpoint& end) {
+      const Program program = find_strategy("ring")->program(problem, end.rank());
+      std::byte* key = nullptr;
+      EngineOptions options{.verify_wire = true};
+      options.progress = [&](std::size_t step) {
+        const bool posted = std::holds_alternative<Attend>(program.steps[step]);
+        if (end.rank() == 0 && posted && !changed) {  // what it has said of its keys has left
+          *key ^= std::byte{1};
+          changed = true;
+          changed.notify_all();
+        }
+        if (end.rank() == 1) changed.wait(false);
+      };
+      Engine<Loopback::Endpoint> engine(problem, program, end, options);
+      load(engine, problem, program, Tensors<float>(kShape, 3));
+      key = engine.input(program.input(Kind::K)).data();
+      try {
+        engine.run();
+      } catch (const Corruption& e) {
+        EXPECT_FALSE(e.timed_out);
+        throw std::runtime_error(std::string("corruption: ") + e.what());
+      }
+    });
+    EXPECT_EQ(got[1].find("corruption: step "), 0U) << got[1];
+    EXPECT_NE(got[1].find("K[heads 0-1, rows 0-" + std::to_string(24 / ranks - 1) +
+                          "] from rank 0 (its step "),
+              std::string::npos)
+        << got[1];
+    EXPECT_NE(got[1].find("it is corrupted, XXH3-64 "), std::string::npos) << got[1];
+  }
+}
+
+TEST(Envelopes, FindResultsOfAnAllReduceThatDiffer) {
+  if (!comm::has_digest()) GTEST_SKIP() << "this build has no xxHash";
+  for (const int odd : {-1, 0, 2, 4}) {
+    constexpr int kRanks = 5;
+    Loopback job(kRanks, {.deadline = 20});
+    const auto got = errors_on_ranks(job, kRanks, [&](Loopback::Endpoint& end) {
+      std::vector<std::byte> bytes(100, std::byte{7});
+      if (end.rank() == odd) bytes[50] = std::byte{6};
+      try {
+        require_same_bytes(end, end.rank(), bytes);
+        EXPECT_EQ(odd, -1);
+      } catch (const Corruption& e) {
+        // The first that has not what rank 0 has.
+        const std::string told =
+            " on rank " + std::to_string(odd == 0 ? 1 : odd) + " where rank 0 has ";
+        EXPECT_NE(std::string(e.what()).find(told), std::string::npos) << e.what();
+        EXPECT_NE(odd, -1);
+      }
+    });
+    for (const std::string& error : got) EXPECT_EQ(error, "");
+  }
+}
+
+TEST(Envelopes, AreCountedApart) {
+  const Problem problem = ring_of(3);
+  Loopback job(3, {.deadline = 20});
+  const auto got = errors_on_ranks(job, 3, [&](Loopback::Endpoint& end) {
+    const Program program = find_strategy("ring")->program(problem, end.rank());
+    RunTimes times[2];
+    for (const bool checked : {false, true}) {
+      Engine<Loopback::Endpoint> engine(problem, program, end, {.checked = checked});
+      load(engine, problem, program, Tensors<float>(kShape, 3));
+      times[checked] = engine.run();
+    }
+    EXPECT_EQ(times[0].envelopes, 0);
+    EXPECT_EQ(times[1].envelopes, times[1].messages);
+    EXPECT_EQ(times[0].messages, times[1].messages);
+    EXPECT_EQ(times[0].bytes_sent, times[1].bytes_sent);
+  });
+  for (const std::string& error : got) EXPECT_EQ(error, "");
+}
+
+}  // namespace
+}  // namespace dattn::testing
