@@ -241,8 +241,9 @@ class DecodeJob {
 
   Index weight_bytes(Index heads) const {
     const LatentSizes& s = *o_.latent;
+    const Index down = s.model * (s.q_rank + s.row());  // once more: the columns of a rank
     const Index numbers =
-        s.model * (s.q_rank + s.row()) +
+        down + down / world_.size() +
         heads * (s.q_width() * s.d_qk() + s.kv_rank * (s.d_nope + s.d_v) + s.d_v * s.model);
     return numbers * static_cast<Index>(sizeof(float));
   }
@@ -271,7 +272,7 @@ class DecodeJob {
       });
       world_.barrier();
       const LatentTimes t = layer.step(lengths, {x.data(), rows(), 1, model}, y);
-      note(turn, {t.seconds, t.project, t.attention.compute, t.attention.wait, t.reduce},
+      note(turn, {t.seconds, t.project, t.attention.compute, t.gather + t.attention.wait, t.reduce},
            t.bytes_sent, t.between_hosts, t.messages);
     }
     world_.phase("check and output");

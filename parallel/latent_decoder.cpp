@@ -61,7 +61,8 @@ LatentDecoder<T>::LatentDecoder(const LatentSizes& sizes, const MakeWeights& wei
                }(),
                hosts),
       sizes_(sizes),
-      weights_(stored(weights(hull(decoder_.asks(), decoder_.gets())), weight_type)) {}
+      weights_(stored(weights(hull(decoder_.asks(), decoder_.gets())), weight_type)),
+      down_(weights_, transport) {}
 
 template <comm::Transport T>
 void LatentDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden) {
@@ -72,7 +73,9 @@ void LatentDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden
       const Run theirs = own_tokens(decoder_.decoding(), s, lengths[s], transport_.size(), owner);
       for (Range some{0, 0}; some.end < theirs.count;) {
         some = {some.end, std::min(theirs.count, some.end + kRows)};
-        write_any(s, theirs.part(some), hidden);
+        const Run tokens = theirs.part(some);
+        decoder_.decoding().type == Type::bf16 ? write<BFloat16>(s, tokens, hidden)
+                                               : write<float>(s, tokens, hidden);
       }
     }
   }
@@ -133,40 +136,69 @@ void LatentDecoder<T>::draw(std::span<const Index> lengths) {
   }
 }
 
-template <comm::Transport T>
-void LatentDecoder<T>::write_any(std::size_t sequence, Run tokens, const Hidden& hidden) {
-  decoder_.decoding().type == Type::bf16 ? write<BFloat16>(sequence, tokens, hidden)
-                                         : write<float>(sequence, tokens, hidden);
-}
-
-/// Writes the rows of these tokens, which this rank has, one behind the other.
+/// Where these tokens, which this rank has, lie one behind the other: [tokens, 1, row].
 template <comm::Transport T>
 template <class E>
-void LatentDecoder<T>::write(std::size_t sequence, Run tokens, const Hidden& hidden) {
+View<E> LatentDecoder<T>::rows_of(std::size_t sequence, Run tokens) {
   KvCache& cache = decoder_.cache();
   const Index first = decoder_.decoding().first(sequence);
   const auto begin = cache.row_of(first + tokens.first);
   const auto last = cache.row_of(first + tokens.at(tokens.count - 1));
   CHECK(begin && last && *last - *begin == tokens.count - 1, sequence, tokens.first, tokens.count);
-  std::vector<float> x(static_cast<std::size_t>(tokens.count * sizes_.model));
-  hidden(sequence, {tokens}, x.data());
-  const View<E> rows{reinterpret_cast<E*>(cache.keys(*begin)), tokens.count, 1, sizes_.row()};
-  const View<const float> from{x.data(), tokens.count, 1, sizes_.model};
-  std::visit([&](const auto& w) { latent_rows<E>(w, from, {tokens}, rows, work_); }, weights_);
+  return {reinterpret_cast<E*>(cache.keys(*begin)), tokens.count, 1, sizes_.row()};
 }
 
 template <comm::Transport T>
 template <class E>
-void LatentDecoder<T>::make_queries(std::span<const Index> lengths, View<const float> x) {
+void LatentDecoder<T>::write(std::size_t sequence, Run tokens, const Hidden& hidden) {
+  const View<E> rows = rows_of<E>(sequence, tokens);
+  std::vector<float> x(static_cast<std::size_t>(tokens.count * sizes_.model));
+  hidden(sequence, {tokens}, x.data());
+  const View<const float> from{x.data(), tokens.count, 1, sizes_.model};
+  std::visit([&](const auto& w) { latent_rows<E>(w, from, {tokens}, rows, work_); }, weights_);
+}
+
+/// Writes the rows of those new tokens that this rank has, from the latents that all made.
+template <comm::Transport T>
+template <class E>
+void LatentDecoder<T>::append(std::span<const Index> lengths) {
+  const Index each = decoder_.decoding().queries;
+  const View<const float> made = down_.latents();
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    const Index old = lengths[s] - each;
+    for (const int owner : owners()) {
+      const Run theirs = own_tokens(decoder_.decoding(), s, lengths[s], transport_.size(), owner);
+      const Range fresh = theirs.inside({old, lengths[s]});
+      if (fresh.empty()) continue;
+      const Run tokens = theirs.part(fresh);
+      const Index row = static_cast<Index>(s) * each + tokens.first - old;
+      const View<const float> c{made.at(row, 0), tokens.count, 1, made.dim,
+                                tokens.step * made.row_stride()};
+      const View<E> rows = rows_of<E>(s, tokens);
+      std::visit([&](const auto& w) { cache_rows<E>(w, c, {}, {tokens}, rows); }, weights_);
+    }
+  }
+}
+
+template <comm::Transport T>
+template <class E>
+void LatentDecoder<T>::make_queries(std::span<const Index> lengths) {
   const Range heads = as_range(decoder_.asks());
   if (heads.empty()) return;
   const Index each = decoder_.decoding().queries;
   Runs positions;
   for (const Index length : lengths) positions.push_back({length - each, each, 1});
-  const View<E> q{reinterpret_cast<E*>(decoder_.queries().data()), x.rows, heads.size(),
+  const View<const float> made = down_.queries();
+  std::vector<float> numbers(static_cast<std::size_t>(made.rows * heads.size() * sizes_.d_qk()));
+  const View<float> expanded{numbers.data(), made.rows, heads.size(), sizes_.d_qk()};
+  const View<E> q{reinterpret_cast<E*>(decoder_.queries().data()), made.rows, heads.size(),
                   sizes_.row()};
-  std::visit([&](const auto& w) { absorbed_queries<E>(w, heads, x, positions, q, work_); },
-             weights_);
+  std::visit(
+      [&](const auto& w) {
+        expanded_queries(w, heads, made, positions, expanded, work_);
+        absorb<E>(w, heads, View<const float>(expanded), q, work_);
+      },
+      weights_);
 }
 
 template <comm::Transport T>
@@ -178,25 +210,12 @@ LatentTimes LatentDecoder<T>::step(std::span<const Index> lengths, View<const fl
   CHECK(static_cast<Index>(y.size()) == x.rows * sizes.model, y.size());
   LatentTimes times;
   const double start = seconds_now();
-  for (std::size_t s = 0; s < lengths.size(); ++s) {
-    const Index old = lengths[s] - each;
-    const Hidden given = [&](std::size_t sequence, const Runs& tokens, float* to) {
-      for (const Run& run : tokens) {
-        for (Index i = 0; i < run.count; ++i) {
-          const Index row = static_cast<Index>(sequence) * each + run.at(i) - old;
-          to = std::copy_n(x.at(row, 0), sizes.model, to);
-        }
-      }
-    };
-    for (const int owner : owners()) {
-      const Run theirs = own_tokens(decoder_.decoding(), s, lengths[s], transport_.size(), owner);
-      const Range fresh = theirs.inside({old, lengths[s]});
-      if (!fresh.empty()) write_any(s, theirs.part(fresh), given);
-    }
-  }
-  decoder_.decoding().type == Type::bf16 ? make_queries<BFloat16>(lengths, x)
-                                         : make_queries<float>(lengths, x);
-  times.project = seconds_now() - start;
+  down_.make(x, work_, times);
+  const double down = seconds_now();
+  const bool narrow = decoder_.decoding().type == Type::bf16;
+  narrow ? append<BFloat16>(lengths) : append<float>(lengths);
+  narrow ? make_queries<BFloat16>(lengths) : make_queries<float>(lengths);
+  times.project += seconds_now() - down;
   times.attention = decoder_.step(lengths);
   const double attended = seconds_now();
   const Range heads = as_range(decoder_.gets());
@@ -214,9 +233,9 @@ LatentTimes LatentDecoder<T>::step(std::span<const Index> lengths, View<const fl
   }
   const double made = seconds_now();
   times.project += made - attended;
-  times.bytes_sent = times.attention.bytes_sent;
+  times.bytes_sent += times.attention.bytes_sent;
   times.between_hosts = times.attention.between_hosts;
-  times.messages = times.attention.messages;
+  times.messages += times.attention.messages;
   times.reduce = add_up(all_reduce_, y, times);
   times.seconds = seconds_now() - start;
   return times;

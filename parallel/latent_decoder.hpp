@@ -5,6 +5,7 @@
 #include "kernels/latent/weights.hpp"
 #include "parallel/all_reduce.hpp"
 #include "parallel/decoder.hpp"
+#include "parallel/latent_down.hpp"
 
 namespace dattn {
 
@@ -12,9 +13,10 @@ namespace dattn {
 struct LatentTimes {
   double seconds = 0;  ///< whole step
   double project = 0;  ///< cache rows, queries, values and output
+  double gather = 0;   ///< exchanges of what ranks made in parts: see DownProjections
   double reduce = 0;   ///< the all-reduce of y
   RunTimes attention;
-  Index bytes_sent = 0;     ///< of the attention and of the all-reduce
+  Index bytes_sent = 0;     ///< of all of these
   Index between_hosts = 0;  ///< of these, to other hosts
   Index messages = 0;
 };
@@ -37,9 +39,9 @@ using MakeWeights = std::function<LatentWeights(Range heads)>;
 /// a rank gets, and one all-reduce of y. All ranks construct and step together; a rank makes just
 /// its part of the weights.
 ///
-/// W_DKV is on every rank, so that each makes the rows of its own tokens. Forms that split tokens
-/// make some queries on every rank of a group (helix, tree), or make each once and gather them
-/// (sequence).
+/// W_DKV is on every rank, so that each can fill() the rows of its own tokens; a step makes them as
+/// DownProjections do. Forms that split tokens make some queries on every rank of a group (helix,
+/// tree), or make each once and gather them (sequence).
 template <comm::Transport T>
 class LatentDecoder {
  public:
@@ -76,18 +78,22 @@ class LatentDecoder {
 
  private:
   template <class E>
+  View<E> rows_of(std::size_t sequence, Run tokens);
+  template <class E>
   void write(std::size_t sequence, Run tokens, const Hidden& hidden);
-  void write_any(std::size_t sequence, Run tokens, const Hidden& hidden);
+  template <class E>
+  void append(std::span<const Index> lengths);
   std::vector<int> owners();
   template <class E>
-  void make_queries(std::span<const Index> lengths, View<const float> x);
+  void make_queries(std::span<const Index> lengths);
 
   T& transport_;
   AllReduce<T> all_reduce_;
   Work work_;
   Decoder<T> decoder_;
   LatentSizes sizes_;
-  StoredWeights weights_;
+  StoredWeights weights_;  ///< without W_DQ
+  DownProjections<T> down_;
 };
 
 /// Decoding in the absorbed form: one key head of kv_rank + d_rope numbers, whose first kv_rank are

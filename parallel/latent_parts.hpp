@@ -72,6 +72,28 @@ HandOver exchange(T& transport, const std::vector<comm::ConstStrips>& to,
   return done;
 }
 
+/// Collective: rank r has the columns parts[r] of `all` [rows, 1, columns], and gets the others.
+template <comm::Transport T>
+void gather_columns(T& transport, View<float> all, std::span<const Range> parts,
+                    LatentTimes& times) {
+  if (transport.size() == 1 || all.rows == 0) return;
+  const auto strips = [&](Range part) -> comm::Strips {
+    const auto number = static_cast<Index>(sizeof(float));
+    return {{reinterpret_cast<std::byte*>(all.data + part.begin), all.rows, part.size() * number,
+             all.row_stride() * number}};
+  };
+  const auto own = static_cast<std::size_t>(transport.rank());
+  std::vector<comm::ConstStrips> to(parts.size(), comm::read_only(strips(parts[own])));
+  std::vector<comm::Strips> from(parts.size());
+  for (std::size_t r = 0; r < parts.size(); ++r) from[r] = strips(parts[r]);
+  to[own] = {};
+  from[own] = {};
+  const HandOver done = exchange(transport, to, from);
+  times.gather += done.seconds;
+  times.bytes_sent += done.bytes_sent;
+  times.messages += done.messages;
+}
+
 /// Collective: numbers <- their sum over a group. Counts bytes and the message; gives seconds.
 template <comm::Transport T>
 double add_up(AllReduce<T>& all_reduce, std::span<float> numbers, LatentTimes& times) {

@@ -91,7 +91,13 @@ SlicedDecoder<T>::SlicedDecoder(const LatentSizes& sizes, const MakeWeights& wei
   part_ = {heads, latent, {0, sizes.kv_rank}};
   const LatentWeights all = in_basis(weights(heads), slicing, calibration, work_);
   calibrate(all, calibration);
+  const Range own = even_part(heads.size(), slices_.size(), slices_.rank());
+  own_ = {heads.begin + own.begin, heads.begin + own.end};
   weights_ = stored(slice(all, part_), weight_type);
+  std::visit([](auto& w) { w.up_q = w.out = {}; }, weights_);
+  outer_ = stored(slice(all, {own_, {0, 0}, {0, 0}}), weight_type);
+  std::visit([](auto& w) { w.down_q = w.down_kv = {}; }, outer_);
+  down_.emplace(weights_, transport);
   cache_ = Reserved(decoding.keys() * row() * bytes_of(decoding.type));
 }
 
@@ -167,6 +173,7 @@ template <comm::Transport T>
 void SlicedDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden) {
   const Index model = sizes_.model;
   std::vector<float> x(static_cast<std::size_t>(kRows * model));
+  std::vector<float> numbers(static_cast<std::size_t>(kRows * sizes_.row()));
   for (std::size_t s = 0; s < lengths.size(); ++s) {
     for (int owner = 0; owner < transport_.size(); ++owner) {  // as a prefill makes them
       const Run theirs = own_tokens(decoding_, s, lengths[s], transport_.size(), owner);
@@ -174,7 +181,13 @@ void SlicedDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden
         some = {some.end, std::min(theirs.count, some.end + kRows)};
         const Run tokens = theirs.part(some);
         hidden(s, {tokens}, x.data());
-        write_any(s, tokens, {x.data(), some.size(), 1, model});
+        const View<float> c{numbers.data(), some.size(), 1, sizes_.row()};
+        std::visit(
+            [&](const auto& w) {
+              latents(w, {x.data(), some.size(), 1, model}, c, work_);
+            },
+            weights_);
+        write_any(s, tokens, c);
       }
     }
   }
@@ -220,30 +233,77 @@ void SlicedDecoder<T>::draw(std::span<const Index> lengths) {
   }
 }
 
+/// Writes rows of the cache from latents before RMSNorm and keys before RoPE.
 template <comm::Transport T>
-void SlicedDecoder<T>::write_any(std::size_t sequence, Run tokens, View<const float> x) {
-  decoding_.type == Type::bf16 ? write<BFloat16>(sequence, tokens, x)
-                               : write<float>(sequence, tokens, x);
+void SlicedDecoder<T>::write_any(std::size_t sequence, Run tokens, View<const float> c) {
+  decoding_.type == Type::bf16 ? write<BFloat16>(sequence, tokens, c)
+                               : write<float>(sequence, tokens, c);
 }
 
 template <comm::Transport T>
 template <class E>
-void SlicedDecoder<T>::write(std::size_t sequence, Run tokens, View<const float> x) {
+void SlicedDecoder<T>::write(std::size_t sequence, Run tokens, View<const float> c) {
   const LatentSizes& sizes = sizes_;
-  std::vector<float> numbers(static_cast<std::size_t>(x.rows * sizes.row()));
-  const View<float> c{numbers.data(), x.rows, 1, sizes.row()};
-  std::visit([&](const auto& w) { latents(w, x, c, work_); }, weights_);
-  std::vector<float> rms(static_cast<std::size_t>(x.rows));
+  std::vector<float> rms(static_cast<std::size_t>(c.rows));
   const bool of_slice = !slicing_.exact && slicing_.norm == Slicing::Norm::slice;
   const Range dims = of_slice ? part_.latent : Range{0, sizes.kv_rank};
-  for (Index n = 0; n < x.rows; ++n) {
+  for (Index n = 0; n < c.rows; ++n) {
     const double factor = of_slice ? rms_factor_ : 1;
     const double mean = square(c, n, dims) / static_cast<double>(dims.size()) * factor * factor;
     rms[static_cast<std::size_t>(n)] = static_cast<float>(std::sqrt(mean + sizes.epsilon));
   }
   E* to = reinterpret_cast<E*>(rows_of(sequence)) + tokens.first * row();
-  const View<E> rows{to, x.rows, 1, row(), tokens.step * row()};
+  const View<E> rows{to, c.rows, 1, row(), tokens.step * row()};
   std::visit([&](const auto& w) { cache_rows<E>(w, c, rms, {tokens}, rows); }, weights_);
+}
+
+/// Absorbed queries of the heads of this slice [tokens, heads, row]: each rank with the same heads
+/// makes some of them, up to W_UQ.
+template <comm::Transport T>
+void SlicedDecoder<T>::make_queries(std::span<const Index> lengths, View<float> q,
+                                    LatentTimes& times) {
+  const Range heads = part_.heads;
+  if (heads.empty()) return;
+  const double start = seconds_now();
+  const Index each = decoding_.queries;
+  const Index d_qk = sizes_.d_qk();
+  Runs positions;
+  for (const Index length : lengths) positions.push_back({length - each, each, 1});
+  std::vector<float> numbers(static_cast<std::size_t>(q.rows * heads.size() * d_qk));
+  const View<float> all{numbers.data(), q.rows, heads.size(), d_qk};
+  const View<float> made = all.only({own_.begin - heads.begin, own_.end - heads.begin});
+  std::visit(
+      [&](const auto& w) { expanded_queries(w, own_, down_->queries(), positions, made, work_); },
+      outer_);
+  times.project += seconds_now() - start;
+  std::vector<Range> parts;
+  for (int r = 0; r < slices_.size(); ++r) {
+    const Range part = even_part(heads.size(), slices_.size(), r);
+    parts.push_back({part.begin * d_qk, part.end * d_qk});
+  }
+  gather_columns(slices_, {all.data, q.rows, 1, heads.size() * d_qk}, parts, times);
+  const double gathered = seconds_now();
+  std::visit([&](const auto& w) { absorb<float>(w, heads, View<const float>(all), q, work_); },
+             weights_);
+  times.project += seconds_now() - gathered;
+}
+
+/// Adds to y what becomes of O in the latent, [tokens, heads, latent], of the heads own_. A slice
+/// has part of the values of all its heads, so they are added up first.
+template <comm::Transport T>
+void SlicedDecoder<T>::put_out(View<const float> o, View<float> y, LatentTimes& times) {
+  const Range heads = part_.heads;
+  if (heads.empty()) return;
+  const double start = seconds_now();
+  std::vector<float> numbers(static_cast<std::size_t>(o.rows * heads.size() * sizes_.d_v));
+  const View<float> values{numbers.data(), o.rows, heads.size(), sizes_.d_v};
+  std::visit([&](const auto& w) { up_values(w, heads, o, values, work_); }, weights_);
+  times.project += seconds_now() - start;
+  times.gather += add_up(slices_, numbers, times.bytes_sent, times.messages);
+  const double summed = seconds_now();
+  const View<const float> own = values.only({own_.begin - heads.begin, own_.end - heads.begin});
+  std::visit([&](const auto& w) { project_out(w, own_, own, y, work_); }, outer_);
+  times.project += seconds_now() - summed;
 }
 
 template <comm::Transport T>
@@ -255,26 +315,26 @@ LatentTimes SlicedDecoder<T>::step(std::span<const Index> lengths, View<const fl
   CHECK(static_cast<Index>(y.size()) == x.rows * sizes.model, y.size());
   LatentTimes times;
   const double start = seconds_now();
+  down_->make(x, work_, times);
+  const double down = seconds_now();
+  const View<const float> made = down_->latents();
   for (std::size_t s = 0; s < lengths.size(); ++s) {
     CHECK(each <= lengths[s] && lengths[s] <= decoding_.capacity[s], s, lengths[s]);
     write_any(s, {lengths[s] - each, each, 1},
-              {x.at(static_cast<Index>(s) * each, 0), each, 1, sizes.model, x.row_stride()});
+              made.part({static_cast<Index>(s) * each, static_cast<Index>(s + 1) * each}));
   }
+  times.project += seconds_now() - down;
   const Range heads = part_.heads;
   const Index latent = part_.latent.size();
   std::vector<float> o(static_cast<std::size_t>(x.rows * heads.size() * latent));
   const View<float> out{o.data(), x.rows, heads.size(), latent};
-  times.project = seconds_now() - start;
-  decoding_.type == Type::bf16 ? attend<BFloat16>(lengths, x, out, times)
-                               : attend<float>(lengths, x, out, times);
-  const double attended = seconds_now();
+  std::vector<float> numbers(static_cast<std::size_t>(x.rows * heads.size() * row()));
+  const View<float> q{numbers.data(), x.rows, heads.size(), row()};
+  make_queries(lengths, q, times);
+  decoding_.type == Type::bf16 ? attend<BFloat16>(lengths, q, out, times)
+                               : attend<float>(lengths, q, out, times);
   std::fill(y.begin(), y.end(), 0.0F);
-  if (!heads.empty()) {
-    const View<float> to{y.data(), x.rows, 1, sizes.model};
-    std::visit([&](const auto& w) { values_out(w, heads, View<const float>(out), to, work_); },
-               weights_);
-  }
-  times.project += seconds_now() - attended;
+  put_out(out, {y.data(), x.rows, 1, sizes.model}, times);
   times.reduce = add_up(all_reduce_, y, times);
   times.seconds = seconds_now() - start;
   return times;
@@ -282,22 +342,12 @@ LatentTimes SlicedDecoder<T>::step(std::span<const Index> lengths, View<const fl
 
 template <comm::Transport T>
 template <class E>
-void SlicedDecoder<T>::attend(std::span<const Index> lengths, View<const float> x, View<float> o,
+void SlicedDecoder<T>::attend(std::span<const Index> lengths, View<const float> q, View<float> o,
                               LatentTimes& times) {
   const LatentSizes& sizes = sizes_;
   const Range heads = part_.heads;
   const Index each = decoding_.queries;
   const Index latent = part_.latent.size();
-  const double start = seconds_now();
-  Runs positions;
-  for (const Index length : lengths) positions.push_back({length - each, each, 1});
-  std::vector<float> numbers(static_cast<std::size_t>(x.rows * heads.size() * row()));
-  const View<float> q{numbers.data(), x.rows, heads.size(), row()};
-  if (!heads.empty()) {
-    std::visit([&](const auto& w) { absorbed_queries<float>(w, heads, x, positions, q, work_); },
-               weights_);
-  }
-  times.project += seconds_now() - start;
   const auto part = [&](auto view, std::size_t s) {
     view.data = view.at(static_cast<Index>(s) * each, 0);
     view.rows = each;
@@ -311,13 +361,13 @@ void SlicedDecoder<T>::attend(std::span<const Index> lengths, View<const float> 
   }
   if (heads.empty()) return;
   const double from = seconds_now();
-  std::vector<E> own(numbers.size());
-  for (std::size_t i = 0; i < numbers.size(); ++i) {
+  std::vector<E> own(static_cast<std::size_t>(q.size()));
+  for (std::size_t i = 0; i < own.size(); ++i) {
     const bool is_latent = static_cast<Index>(i) % row() < latent;
-    own[i] = E(is_latent ? numbers[i] * static_cast<float>(factor_) : numbers[i]);
+    own[i] = E(is_latent ? q.data[i] * static_cast<float>(factor_) : q.data[i]);
   }
-  std::vector<float> records(static_cast<std::size_t>(x.rows * heads.size() * (latent + 2)));
-  const View<float> sums{records.data(), x.rows, heads.size(), latent + 2};
+  std::vector<float> records(static_cast<std::size_t>(q.rows * heads.size() * (latent + 2)));
+  const View<float> sums{records.data(), q.rows, heads.size(), latent + 2};
   clear(sums);
   for (std::size_t s = 0; s < lengths.size(); ++s) {
     Shape shape = absorbed_shape(sizes, each, lengths[s], latent);
@@ -329,10 +379,10 @@ void SlicedDecoder<T>::attend(std::span<const Index> lengths, View<const float> 
                       {{shape.first_query(), each, 1}},
                       {{0, lengths[s], 1}}};
     const View<const E> rows{reinterpret_cast<const E*>(rows_of(s)), lengths[s], 1, row()};
-    attend_latent<E>(part(View<const E>{own.data(), x.rows, heads.size(), row()}, s), rows,
+    attend_latent<E>(part(View<const E>{own.data(), q.rows, heads.size(), row()}, s), rows,
                      part(sums, s), where, *parse_mask("causal", shape), work_);
   }
-  std::vector<float> lse(static_cast<std::size_t>(x.rows * heads.size()));
+  std::vector<float> lse(static_cast<std::size_t>(q.rows * heads.size()));
   finish(View<const float>(sums), std::span(o.data, static_cast<std::size_t>(o.size())),
          std::span(lse));
   times.attention.compute += seconds_now() - from;

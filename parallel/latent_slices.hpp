@@ -36,6 +36,9 @@ LatentWeights in_basis(const LatentWeights& weights, const Slicing& slicing,
 
 /// Decoding of one layer of latent attention whose latent is cut: a rank caches some dims of every
 /// token, and the whole key with position.
+///
+/// W_UK and W_UV are cut with the latent. W_UQ and W_O are not, and ranks with the same heads share
+/// them by heads: each makes the queries of some, and all-reduces the values of all before W_O.
 /// Source: TPLA (arXiv 2508.15881, 2025), and its exact form (partial scores are added up).
 template <comm::Transport T>
 class SlicedDecoder {
@@ -68,10 +71,12 @@ class SlicedDecoder {
  private:
   void calibrate(const LatentWeights& all, View<const float> calibration);
   template <class E>
-  void write(std::size_t sequence, Run tokens, View<const float> x);
-  void write_any(std::size_t sequence, Run tokens, View<const float> x);
+  void write(std::size_t sequence, Run tokens, View<const float> c);
+  void write_any(std::size_t sequence, Run tokens, View<const float> c);
+  void make_queries(std::span<const Index> lengths, View<float> q, LatentTimes& times);
+  void put_out(View<const float> o, View<float> y, LatentTimes& times);
   template <class E>
-  void attend(std::span<const Index> lengths, View<const float> x, View<float> o, LatentTimes& t);
+  void attend(std::span<const Index> lengths, View<const float> q, View<float> o, LatentTimes& t);
   template <class E>
   void attend_exactly(std::size_t sequence, Index length, View<const float> q, View<float> o,
                       LatentTimes& t);
@@ -87,7 +92,10 @@ class SlicedDecoder {
   Workspace workspace_;
   LatentSizes sizes_;
   LatentPart part_;
-  StoredWeights weights_;
+  Range own_;              ///< heads of part_ whose queries and W_O this rank has
+  StoredWeights weights_;  ///< of part_, without W_DQ, W_UQ and W_O
+  StoredWeights outer_;    ///< W_UQ and W_O of own_
+  std::optional<DownProjections<T>> down_;
   double factor_ = 1;
   double rms_factor_ = 1;  ///< RMS of the latent over that of the slice
   Reserved cache_;

@@ -26,6 +26,12 @@ Range held(const LatentWeightsOf<W>& w, Range heads) {
   return {heads.begin - w.part.heads.begin, heads.end - w.part.heads.begin};
 }
 
+/// The matrix that an operator reads is there: of the others a layer may have let go.
+template <class W>
+void check_matrix(const std::vector<W>& numbers, Index count) {
+  CHECK(static_cast<Index>(numbers.size()) == count, numbers.size(), count);
+}
+
 }  // namespace
 
 void rms_of(View<const float> x, double epsilon, std::span<float> rms) {
@@ -89,7 +95,7 @@ void RopeAngles::turn(Index row, float* x) const {
 
 template <class W>
 void latents(const LatentWeightsOf<W>& w, View<const float> x, View<float> c, const Work& work) {
-  check_weights(w);
+  check_matrix(w.down_kv, w.sizes.model * (w.part.columns.size() + w.sizes.d_rope));
   const Index width = w.part.columns.size() + w.sizes.d_rope;
   CHECK(is(x, x.rows, 1, w.sizes.model), x.heads, x.dim, w.sizes.model);
   CHECK(is(c, x.rows, 1, width), c.rows, c.heads, c.dim, width);
@@ -149,7 +155,7 @@ void latent_rows(const LatentWeightsOf<W>& w, View<const float> x, const Runs& p
 template <class W>
 void compressed_queries(const LatentWeightsOf<W>& w, View<const float> x, View<float> c_q,
                         const Work& work) {
-  check_weights(w);
+  check_matrix(w.down_q, w.sizes.model * w.sizes.q_rank);
   CHECK(is(x, x.rows, 1, w.sizes.model), x.heads, x.dim, w.sizes.model);
   CHECK(is(c_q, x.rows, 1, w.sizes.q_width()), c_q.rows, c_q.dim, w.sizes.q_width());
   if (w.sizes.q_rank == 0) {
@@ -172,7 +178,7 @@ void compressed_queries(const LatentWeightsOf<W>& w, View<const float> x, View<f
 template <class W>
 void expanded_queries(const LatentWeightsOf<W>& w, Range heads, View<const float> c_q,
                       const Runs& positions, View<float> q, const Work& work) {
-  check_weights(w);
+  check_matrix(w.up_q, w.sizes.q_width() * w.part.heads.size() * w.sizes.d_qk());
   const LatentSizes& s = w.sizes;
   const Range mine = held(w, heads);
   CHECK(is(c_q, size(positions), 1, s.q_width()), c_q.rows, c_q.heads, c_q.dim, s.q_width());
@@ -226,7 +232,7 @@ void absorb_float(const LatentWeightsOf<W>& w, Range heads, View<const float> q,
 template <class T, class W>
 void absorb(const LatentWeightsOf<W>& w, Range heads, View<const float> q, View<T> absorbed,
             const Work& work) {
-  check_weights(w);
+  check_matrix(w.up_k, w.part.heads.size() * w.part.latent.size() * w.sizes.d_nope);
   const Index dim = w.part.latent.size() + w.sizes.d_rope;
   CHECK(is(q, q.rows, heads.size(), w.sizes.d_qk()), q.rows, q.heads, q.dim);
   CHECK(is(absorbed, q.rows, heads.size(), dim), absorbed.rows, absorbed.heads, absorbed.dim);
@@ -267,7 +273,8 @@ void absorbed_queries(const LatentWeightsOf<W>& w, Range heads, View<const float
 template <class T, class W>
 void expand(const LatentWeightsOf<W>& w, Range heads, View<const T> rows, View<float> k,
             View<float> v, const Work& work) {
-  check_weights(w);
+  check_matrix(w.up_k, w.part.heads.size() * w.sizes.kv_rank * w.sizes.d_nope);
+  check_matrix(w.up_v, w.part.heads.size() * w.sizes.kv_rank * w.sizes.d_v);
   const LatentSizes& s = w.sizes;
   CHECK(w.part.latent.size() == s.kv_rank, w.part.latent.begin, w.part.latent.end);
   CHECK(is(rows, rows.rows, 1, s.row()), rows.heads, rows.dim);
@@ -319,7 +326,7 @@ void expand(const LatentWeightsOf<W>& w, Range heads, View<const T> rows, View<f
 template <class W>
 void up_values(const LatentWeightsOf<W>& w, Range heads, View<const float> absorbed, View<float> o,
                const Work& work) {
-  check_weights(w);
+  check_matrix(w.up_v, w.part.heads.size() * w.part.latent.size() * w.sizes.d_v);
   const Index latent = w.part.latent.size();
   const Range mine = held(w, heads);
   CHECK(is(absorbed, absorbed.rows, heads.size(), latent), absorbed.heads, absorbed.dim, latent);
@@ -342,7 +349,7 @@ void up_values(const LatentWeightsOf<W>& w, Range heads, View<const float> absor
 template <class W>
 void project_out(const LatentWeightsOf<W>& w, Range heads, View<const float> o, View<float> y,
                  const Work& work) {
-  check_weights(w);
+  check_matrix(w.out, w.part.heads.size() * w.sizes.d_v * w.sizes.model);
   const LatentSizes& s = w.sizes;
   CHECK(is(o, o.rows, heads.size(), s.d_v), o.heads, o.dim);
   CHECK(is(y, o.rows, 1, s.model), y.rows, y.heads, y.dim);

@@ -69,6 +69,7 @@ LatentWeightsOf<BFloat16> narrowed(LatentWeights weights);
 void round_to_bfloat16(LatentWeights& weights);
 
 /// Aborts unless every matrix has the extents that sizes and part say: a bug of who filled them.
+/// (Operators ask for those that they read alone, so that a layer may let go of the others.)
 template <class E>
 void check_weights(const LatentWeightsOf<E>& weights);
 

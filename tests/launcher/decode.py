@@ -144,16 +144,25 @@ def traffic(case):
     """Bytes and messages of the last step, of all ranks."""
     rows, ranks = case.rows(), case.ranks
     sent, messages = 0, 0
-    if case.latent and ranks > 1:  # the all-reduce of y
-        sent += 2 * (ranks - 1) * rows * case.latent[0] * 4
+    if case.latent and ranks > 1:
+        hidden, q_rank, kv_rank, _, rope, _ = case.latent
+        sent += 2 * (ranks - 1) * rows * hidden * 4  # the all-reduce of y
         messages += ranks
+        columns = q_rank + kv_rank + rope  # of W_DQ and W_DKV, dealt in pieces of 32
+        sent += (ranks - 1) * rows * columns * 4
+        messages += (ranks - 1) * min(ranks, -(-columns // 32))
     form = case.form.removeprefix("latent-")
-    if form == "tpla":
-        return sent, messages
-    if form == "exact":  # all-reduces of the scores of at most so many keys
+    if form in ("exact", "tpla"):
         slices, tile = slices_of(case), 1024
         for group in range(ranks // slices if slices > 1 else 0):
             heads = len(even_part(case.heads, ranks // slices, group))
+            if heads > 0:  # queries of some heads from each, values of all heads added up
+                _, _, _, nope, rope, value = case.latent
+                sent += (slices - 1) * rows * heads * (nope + rope + 2 * value) * 4
+                messages += (slices - 1) * min(heads, slices) + slices
+            if form == "tpla":
+                continue
+            # all-reduces of the scores of at most so many keys
             sent += 2 * (slices - 1) * heads * case.new * sum(case.capacity()) * 4
             messages += slices * sum(math.ceil(tokens / tile) for tokens in case.capacity()) * (heads > 0)
         return sent, messages
