@@ -309,9 +309,9 @@ constexpr std::size_t kMostStreams = 4;
 
 }  // namespace
 
-MemoryRead::MemoryRead(int threads)
+MemoryRead::MemoryRead(int threads, std::size_t bytes)
     : threads_(threads),
-      part_(beyond_caches() / static_cast<std::size_t>(threads) / (kStep * kMostStreams) * kStep *
+      part_(bytes / static_cast<std::size_t>(threads) / (kStep * kMostStreams) * kStep *
             kMostStreams),
       buffer_(part_ * static_cast<std::size_t>(threads)) {
 #pragma omp parallel num_threads(threads)

@@ -58,11 +58,15 @@ bool present();
 double gflops(int threads);
 }  // namespace amx_registers
 
+/// Bytes that certainly do not fit into the caches.
+std::size_t beyond_caches();
+
 /// Reads a buffer larger than the caches, each thread its own part.
 class MemoryRead {
  public:
-  /// Allocates, and keeps the fastest of a few ways to read (streams, prefetch distance).
-  explicit MemoryRead(int threads);
+  /// Allocates `bytes`, and keeps the fastest of a few ways to read (streams, prefetch distance).
+  explicit MemoryRead(int threads) : MemoryRead(threads, beyond_caches()) {}
+  MemoryRead(int threads, std::size_t bytes);
 
   double gbps() const;
   std::string way() const;  ///< the one it keeps
@@ -77,8 +81,5 @@ class MemoryRead {
 
   double seconds(int streams, int ahead) const;
 };
-
-/// Bytes that certainly do not fit into the caches.
-std::size_t beyond_caches();
 
 }  // namespace dattn
