@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <deque>
 #include <map>
-#include <tuple>
 #include <utility>
 
 #include "kernels/area.hpp"
