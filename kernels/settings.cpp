@@ -15,7 +15,8 @@ constexpr Index kMost = Index{1} << 40;
 
 }  // namespace
 
-Settings::Settings(std::string_view text, std::string_view form) : form_(form) {
+Settings::Settings(std::string_view text, std::string_view form, std::string_view what)
+    : form_(form), what_(what) {
   while (!text.empty()) {
     const std::string_view word = text.substr(0, find_unquoted(text, ","));
     text.remove_prefix(std::min(text.size(), word.size() + 1));
@@ -40,7 +41,8 @@ Settings::Setting* Settings::find(std::string_view name) {
 }
 
 void Settings::fail(const std::string& why) const {
-  throw std::invalid_argument(why + "; the mask is written " + std::string(form_));
+  throw std::invalid_argument(why + "; " + std::string(what_) + " is written " +
+                              std::string(form_));
 }
 
 Index Settings::to_count(const Setting& setting, std::string_view text, Index least) const {

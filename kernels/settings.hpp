@@ -12,7 +12,8 @@ namespace dattn {
 /// once. Every function throws std::invalid_argument, naming what is wrong and the mask's form.
 class Settings {
  public:
-  Settings(std::string_view text, std::string_view form);
+  /// `what` is written as `form` says.
+  Settings(std::string_view text, std::string_view form, std::string_view what = "the mask");
 
   /// A count of at least `least`; `otherwise` where it is not set.
   Index count(std::string_view name, Index otherwise, Index least = 0);
@@ -27,6 +28,8 @@ class Settings {
   double number(std::string_view name, double otherwise);
   /// To be called when everything known was asked for: what is left has no meaning.
   void done() const;
+  /// Throws: `why`, and how it is written.
+  [[noreturn]] void fail(const std::string& why) const;
 
  private:
   struct Setting {
@@ -35,11 +38,11 @@ class Settings {
     bool used = false;
   };
   Setting* find(std::string_view name);
-  [[noreturn]] void fail(const std::string& why) const;
   Index to_count(const Setting& setting, std::string_view text, Index least) const;
   std::vector<Index> to_counts(const Setting& setting, std::string_view text, Index least) const;
 
   std::string_view form_;
+  std::string_view what_;
   std::vector<Setting> settings_;
 };
 

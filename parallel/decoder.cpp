@@ -9,38 +9,56 @@
 namespace dattn {
 namespace {
 
-/// Each new token sees what its sequence has in the cache, up to itself.
+/// What a sequence shares with others, level by level.
+std::vector<Range> prefixes_of(const Decoding& decoding, std::size_t sequence) {
+  std::vector<Range> found;
+  for (const PrefixLevel& level : decoding.prefixes) {
+    append(found, 0, level.keys_of(level.group_of(static_cast<Index>(sequence))));
+  }
+  return found;
+}
+
+/// Each new token sees its prefixes, and what its sequence has in the cache, up to itself.
 class Filled final : public Mask {
  public:
   Filled(const Decoding& decoding, std::span<const Index> lengths)
       : new_(decoding.queries),
         first_query_(decoding.keys() - new_ * static_cast<Index>(lengths.size())) {
+    Index first = decoding.shared();
     for (std::size_t s = 0; s < lengths.size(); ++s) {
-      firsts_.push_back(decoding.first(s));
+      shared_.push_back(prefixes_of(decoding, s));
+      firsts_.push_back(first);
       lengths_.push_back(lengths[s]);
+      first += decoding.capacity[s];
     }
   }
 
   bool allows(Index, Index query, Index key) const override {
-    const Range seen = keys_of(query);
-    return seen.contains(key);
+    const auto holds = [&](Range some) { return some.contains(key); };
+    const std::vector<Range>& shared = shared_[sequence(query)];
+    return own(query).contains(key) || std::any_of(shared.begin(), shared.end(), holds);
   }
   void spans(Index, Index query, Range keys, std::vector<Range>& out) const override {
-    append(out, out.size(), intersect(keys_of(query), keys));
+    const std::size_t first = out.size();
+    for (const Range some : shared_[sequence(query)]) append(out, first, intersect(some, keys));
+    append(out, first, intersect(own(query), keys));
   }
   Index variant(Index) const override { return 0; }
   Index heads() const override { return 1; }
   std::string spec() const override { return "filled"; }
 
  private:
-  Range keys_of(Index query) const {
-    const Index row = query - first_query_;
-    const auto s = static_cast<std::size_t>(row / new_);
-    return {firsts_[s], firsts_[s] + lengths_[s] - new_ + row % new_ + 1};
+  std::size_t sequence(Index query) const {
+    return static_cast<std::size_t>((query - first_query_) / new_);
+  }
+  Range own(Index query) const {
+    const std::size_t s = sequence(query);
+    return {firsts_[s], firsts_[s] + lengths_[s] - new_ + (query - first_query_) % new_ + 1};
   }
 
   Index new_;
   Index first_query_;
+  std::vector<std::vector<Range>> shared_;  ///< by sequence
   std::vector<Index> firsts_, lengths_;
 };
 
@@ -58,11 +76,19 @@ Shape shape_of(const Decoding& d) {
 
 }  // namespace
 
-Index Decoding::keys() const { return std::accumulate(capacity.begin(), capacity.end(), Index{0}); }
+Index Decoding::shared() const { return prefixes.empty() ? 0 : prefixes.back().keys.back(); }
+
+Index Decoding::keys() const { return first(capacity.size()); }
 
 Index Decoding::first(std::size_t sequence) const {
   return std::accumulate(capacity.begin(), capacity.begin() + static_cast<std::ptrdiff_t>(sequence),
-                         Index{0});
+                         shared());
+}
+
+std::vector<Range> Decoding::seen(std::size_t sequence, Index token) const {
+  std::vector<Range> found = prefixes_of(*this, sequence);
+  append(found, 0, {first(sequence), first(sequence) + token + 1});
+  return found;
 }
 
 std::optional<std::string> complaint(const Decoding& d) {
@@ -77,6 +103,12 @@ std::optional<std::string> complaint(const Decoding& d) {
     return "values lie in keys, so heads must be the same and d_v at most d_qk";
   }
   if (d.type == Type::f8) return "the cache is f4 or bf16, not f8";
+  const auto sequences = static_cast<Index>(d.capacity.size());
+  for (const PrefixLevel& level : d.prefixes) {
+    if (level.sequences.back() == sequences) continue;
+    return "prefixes of " + count(level.sequences.back()) + " sequences for a batch of " +
+           count(sequences) + ": give those of as many";
+  }
   return complaint(shape_of(d));
 }
 
@@ -120,10 +152,13 @@ Index KvCache::row_bytes(Kind kind) const { return row_bytes_[kind == Kind::V ? 
 const Ranges& KvCache::heads(Kind kind) const { return blocks_[kind == Kind::V ? 1 : 0].heads; }
 
 Index KvCache::bytes(std::span<const Index> lengths, const Decoding& decoding) const {
-  Index rows = 0;
+  const auto held = [&](Range positions) {
+    return std::count_if(rows_.begin() + positions.begin, rows_.begin() + positions.end,
+                         [](Index row) { return row >= 0; });
+  };
+  Index rows = held({0, decoding.shared()});
   for (std::size_t s = 0; s < lengths.size(); ++s) {
-    const auto from = rows_.begin() + decoding.first(s);
-    rows += std::count_if(from, from + lengths[s], [](Index row) { return row >= 0; });
+    rows += held({decoding.first(s), decoding.first(s) + lengths[s]});
   }
   return rows * (row_bytes_[0] + (values_in_keys_ ? 0 : row_bytes_[1]));
 }
@@ -153,7 +188,8 @@ Decoder<T>::Decoder(const Decoding& decoding, const Strategy& form, std::optiona
       plan_(proved(form, problem_, rehearsal_)),
       cache_(problem_, program(), decoding.values_in_keys),
       engine_(std::make_unique<Engine<T>>(problem_, program(), transport, [&] {
-        options.rows_at_once = decoding.queries;
+        // What sequences share is read once for all of them: the kernel finds who reads what.
+        options.rows_at_once = decoding.prefixes.empty() ? decoding.queries : 0;
         return options;
       }())) {
   const Program& mine = program();

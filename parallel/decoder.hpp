@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/prefix_tree.hpp"
 #include "parallel/decode_forms.hpp"
 #include "parallel/engine.hpp"
 #include "parallel/rehearse.hpp"
@@ -12,7 +13,8 @@
 
 namespace dattn {
 
-/// What is decoded: a batch of sequences, each with its part of one KV cache.
+/// What is decoded: a batch of sequences, each with its part of one KV cache. Sequences may share
+/// prefixes, each of which is cached once; lengths and capacities are then of what follows them.
 struct Decoding {
   std::vector<Index> capacity;  ///< tokens that each sequence may reach
   Index queries = 1;            ///< new tokens of each sequence in a step
@@ -24,11 +26,17 @@ struct Decoding {
   /// V is the first d_v numbers of K, where they lie (latent attention in its absorbed form).
   bool values_in_keys = false;
   Type type = Type::f4;  ///< of Q and the cache
+  std::vector<PrefixLevel> prefixes = {};  ///< levels of a PrefixTree of these sequences
 
-  /// Tokens of all sequences, one behind the other.
+  /// Tokens of all prefixes, level by level: they come first.
+  Index shared() const;
+  /// Those, and behind them the tokens of all sequences, one behind the other.
   Index keys() const;
   /// Position of the first token of a sequence.
   Index first(std::size_t sequence) const;
+  /// Positions of the tokens that the token `token` of a sequence sees: its prefixes, and its
+  /// sequence up to itself; ascending.
+  std::vector<Range> seen(std::size_t sequence, Index token) const;
 };
 
 /// Why nobody can decode this, in one line with the fix; nothing if it is sound.
@@ -57,7 +65,7 @@ class KvCache {
   Index row_bytes(Kind kind) const;
   /// Heads of K, or of V, that lie here.
   const Ranges& heads(Kind kind) const;
-  /// Bytes of the rows that hold these tokens of each sequence.
+  /// Bytes of the rows that hold the prefixes and these tokens of each sequence.
   Index bytes(std::span<const Index> lengths, const Decoding& decoding) const;
 
  private:

@@ -292,6 +292,7 @@ struct Engine<T>::State {
         course.times.between_hosts += sent.between_hosts;
       });
       ++course.times.messages;
+      ++course.times.collectives;
     }
     course.waited(course.now() - from);
   }

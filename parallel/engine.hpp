@@ -34,6 +34,7 @@ struct RunTimes {
   comm::Windows::Moved moved = {};  ///< of bytes_sent, collectives left out; 0 over others
   Index envelopes = 0;  ///< sent beside messages to other ranks (parallel/envelope.hpp); in no
                         ///< other figure
+  Index collectives = 0;  ///< of `messages`
 };
 
 /// A message or a collective of a step failed; what() names the step, the peer and the bytes.

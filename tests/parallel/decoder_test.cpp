@@ -6,6 +6,7 @@
 #include <random>
 
 #include "kernels/bfloat.hpp"
+#include "kernels/settings.hpp"
 #include "tests/parallel/on_all_ranks.hpp"
 #include "tests/parallel/sanitized.hpp"
 
@@ -18,6 +19,11 @@ struct Batch {
   const char* text;
 };
 
+std::vector<PrefixLevel> prefixes(const char* words, Index sequences) {
+  Settings settings(words, "levels=GxL");
+  return read_prefix_tree(settings, sequences, 0, 0).levels;
+}
+
 std::vector<Batch> batches() {
   return {
       {{{9, 30, 17}, 1, 8, 2, 2, 8, 5, false, Type::f4}, {3, 25, 0}, "GQA"},
@@ -25,6 +31,14 @@ std::vector<Batch> batches() {
       {{{12, 13}, 3, 6, 3, 2, 4, 6, false, Type::f4}, {0, 4}, "three tokens a step"},
       {{{20, 11}, 2, 4, 1, 1, 12, 8, true, Type::f4}, {11, 2}, "values in keys"},
       {{{8, 70}, 1, 16, 1, 1, 20, 16, true, Type::bf16}, {2, 60}, "values in keys, bf16"},
+      {{{32, 39, 50}, 16, 4, 2, 2, 8, 4, false, Type::f4}, {0, 7, 18}, "16 tokens a step"},
+      {{{6, 20, 4, 9, 4}, 2, 4, 2, 2, 8, 5, false, Type::f4, prefixes("levels=1x19:2x7x12", 5)},
+       {2, 16, 0, 5, 0},
+       "a tree of prefixes"},
+      {{std::vector<Index>(24, 50), 1, 8, 2, 2, 8, 4, false, Type::bf16,
+        prefixes("levels=3x400x1x90,sizes=19x1x4", 24)},
+       std::vector<Index>(24, 48),
+       "prefixes that many read"},
   };
 }
 
@@ -56,13 +70,25 @@ class Numbers {
     return &q[static_cast<std::size_t>((position * d_.query_heads + head) * d_.d_qk)];
   }
 
-  /// O of one head of the token at `position`, the last of the keys [first, position].
-  std::vector<double> attention(Index first, Index position, Index head, double scale) const {
+  /// O of one head of the token at `position` of a sequence, which sees its prefixes and what lies
+  /// from the sequence's first token to itself; and behind it the LSE.
+  std::vector<double> attention(Index sequence, Index position, Index head, double scale) const {
     const Index kh = head / (d_.query_heads / d_.key_heads);
     const Index vh = head / (d_.query_heads / d_.value_heads);
     std::vector<double> out(static_cast<std::size_t>(d_.d_v), 0);
     double sum = 0;
-    for (Index p = first; p <= position; ++p) {
+    const auto sees = [&](Index p) {
+      for (const PrefixLevel& level : d_.prefixes) {
+        for (std::size_t g = 0; g < level.groups(); ++g) {
+          if (level.keys[g] <= p && p < level.keys[g + 1]) {
+            return level.sequences[g] <= sequence && sequence < level.sequences[g + 1];
+          }
+        }
+      }
+      return d_.first(static_cast<std::size_t>(sequence)) <= p;
+    };
+    for (Index p = 0; p <= position; ++p) {
+      if (!sees(p)) continue;
       double dot = 0;
       for (Index i = 0; i < d_.d_qk; ++i) {
         dot += static_cast<double>(query(position, head)[i]) * static_cast<double>(key(p, kh)[i]);
@@ -74,6 +100,7 @@ class Numbers {
       }
     }
     for (double& x : out) x /= sum;
+    out.push_back(std::log(sum));
     return out;
   }
 
@@ -108,8 +135,7 @@ void decode(const Batch& batch, const Strategy& form, std::optional<Mesh> mesh,
   Decoder<comm::Loopback::Endpoint> decoder(d, form, mesh, end,
                                             {.score = {.scale = scale}, .checked = true});
   std::vector<Index> lengths = batch.start;
-  const auto append = [&](std::size_t s, Index token) {
-    const Index position = d.first(s) + token;
+  const auto append = [&](Index position) {
     const auto row = decoder.cache().row_of(position);
     if (!row) return;
     write(decoder.cache().keys(*row), decoder.cache().heads(Kind::K), d.d_qk, d.type,
@@ -118,8 +144,9 @@ void decode(const Batch& batch, const Strategy& form, std::optional<Mesh> mesh,
     write(decoder.cache().values(*row), decoder.cache().heads(Kind::V), d.d_v, d.type,
           [&](Index h) { return numbers.value(position, h); });
   };
+  for (Index position = 0; position < d.shared(); ++position) append(position);
   for (std::size_t s = 0; s < lengths.size(); ++s) {
-    for (Index t = 0; t < lengths[s]; ++t) append(s, t);
+    for (Index t = 0; t < lengths[s]; ++t) append(d.first(s) + t);
   }
   double error = 0;
   double reference = 0;
@@ -128,8 +155,8 @@ void decode(const Batch& batch, const Strategy& form, std::optional<Mesh> mesh,
     const Index q_row = size(decoder.asks()) * d.d_qk * bytes_of(d.type);
     for (std::size_t s = 0; s < lengths.size(); ++s) {
       for (Index t = 0; t < d.queries; ++t, ++lengths[s], q += q_row) {
-        append(s, lengths[s]);
         const Index position = d.first(s) + lengths[s];
+        append(position);
         write(q, decoder.asks(), d.d_qk, d.type,
               [&](Index h) { return numbers.query(position, h); });
       }
@@ -137,8 +164,13 @@ void decode(const Batch& batch, const Strategy& form, std::optional<Mesh> mesh,
     const RunTimes times = decoder.step(lengths);
     EXPECT_EQ(times.bytes_sent,
               decoder.rehearsal().bytes_sent[static_cast<std::size_t>(end.rank())]);
-    if (form.name == "tree") {
-      EXPECT_EQ(times.messages, decoder.problem().mesh().axes[0].size > 1 ? 1 : 0);
+    // Partials meet in one collective, or by heads: a message from each rank of the group to each.
+    const int others = decoder.problem().mesh().axes[0].size - 1;
+    EXPECT_EQ(times.collectives, form.name == "tree" && others > 0 ? 1 : 0);
+    if (form.name == "tree" || form.name == "heads") {
+      EXPECT_EQ(times.messages, times.collectives);
+    } else if (form.name == "helix" && d.query_heads >= end.size()) {
+      EXPECT_EQ(times.messages, others);
     }
     const Index heads = size(decoder.gets());
     const Index rows = d.queries * static_cast<Index>(lengths.size());
@@ -146,12 +178,16 @@ void decode(const Batch& batch, const Strategy& form, std::optional<Mesh> mesh,
     std::vector<float> lse(static_cast<std::size_t>(rows * heads));
     decoder.result(o, lse);
     const float* got = o.data();
+    const float* got_lse = lse.data();
     for (std::size_t s = 0; s < lengths.size(); ++s) {
       for (Index t = 0; t < d.queries; ++t) {
         const Index position = d.first(s) + lengths[s] - d.queries + t;
         for (const Range range : decoder.gets()) {
           for (Index h = range.begin; h < range.end; ++h) {
-            for (const double want : numbers.attention(d.first(s), position, h, scale)) {
+            auto wanted = numbers.attention(static_cast<Index>(s), position, h, scale);
+            EXPECT_NEAR(static_cast<double>(*got_lse++), wanted.back(), 1e-5) << batch.text;
+            wanted.pop_back();
+            for (const double want : wanted) {
               const double off = static_cast<double>(*got++) - want;
               error += off * off;
               reference += want * want;
@@ -239,6 +275,9 @@ TEST(Decoder, ComplainsOfWhatCannotBe) {
   bad.values_in_keys = true;
   bad.value_heads = 1;
   says(bad, "values lie in keys");
+  bad = good;
+  bad.prefixes = prefixes("levels=1x5", 4);
+  says(bad, "prefixes of 4 sequences for a batch of 3");
   bad = good;
   bad.type = Type::f8;
   says(bad, "f4 or bf16");
