@@ -110,7 +110,7 @@ json runs_to_json(const std::vector<RunTimes>& all) {
   json runs = json::array();
   for (const RunTimes& t : all) {
     runs.push_back({t.seconds, t.compute, t.wait, t.hidden, t.bytes_sent, t.messages,
-                    t.moved.viewed, t.moved.copied, t.moved.abroad});
+                    t.moved.viewed, t.moved.copied, t.moved.abroad, t.between_hosts});
   }
   return runs;
 }
@@ -124,8 +124,12 @@ json limits_to_json(const std::vector<Limit>& all) {
 std::vector<RunTimes> runs_of_json(const json& all) {
   std::vector<RunTimes> runs;
   for (const json& run : all) {
-    runs.push_back({run.at(0), run.at(1), run.at(2), run.at(3), run.at(4), run.at(5), {}});
-    runs.back().moved = {run.at(6), run.at(7), run.at(8)};
+    RunTimes t;
+    t.seconds = run.at(0), t.compute = run.at(1), t.wait = run.at(2), t.hidden = run.at(3);
+    t.bytes_sent = run.at(4), t.messages = run.at(5);
+    t.moved = {run.at(6), run.at(7), run.at(8)};
+    t.between_hosts = run.at(9);
+    runs.push_back(std::move(t));
   }
   return runs;
 }

@@ -49,7 +49,7 @@ struct Engine<T>::State {
   std::optional<Compensation<T>> compensation;  ///< where there are pseudo-keys
   const Mask* mask;                             ///< the Problem's, or a narrower one
   std::vector<AllReduce<T>> axes;               ///< of the mesh, if anything is reduced
-  RunParts parts;       ///< of the run under way
+  RunParts parts;                               ///< of the run under way
 
   State(const Problem& problem_in, const Program& program_in, T& transport_in,
         EngineOptions options_in)
@@ -285,8 +285,8 @@ struct Engine<T>::State {
         auto& group = axes[static_cast<std::size_t>(step.axis)];
         const std::span<std::byte> records{homes.own_memory(step.slot),
                                            static_cast<std::size_t>(bytes(step.slot))};
-        const auto sent = group(records, record_bytes(program, step, problem),
-                                sum_rule(kind, problem.type()));
+        const auto sent =
+            group(records, record_bytes(program, step, problem), sum_rule(kind, problem.type()));
         if (options.verify_wire) require_same_bytes(group.transport(), program.rank, records);
         course.times.bytes_sent += sent.bytes;
         course.times.between_hosts += sent.between_hosts;

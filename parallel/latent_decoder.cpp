@@ -62,7 +62,7 @@ LatentDecoder<T>::LatentDecoder(const LatentSizes& sizes, const MakeWeights& wei
                hosts),
       sizes_(sizes),
       weights_(stored(weights(hull(decoder_.asks(), decoder_.gets())), weight_type)),
-      down_(weights_, transport) {}
+      down_(weights_, all_reduce_) {}
 
 template <comm::Transport T>
 void LatentDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden) {
@@ -234,7 +234,7 @@ LatentTimes LatentDecoder<T>::step(std::span<const Index> lengths, View<const fl
   const double made = seconds_now();
   times.project += made - attended;
   times.bytes_sent += times.attention.bytes_sent;
-  times.between_hosts = times.attention.between_hosts;
+  times.between_hosts += times.attention.between_hosts;
   times.messages += times.attention.messages;
   times.reduce = add_up(all_reduce_, y, times);
   times.seconds = seconds_now() - start;

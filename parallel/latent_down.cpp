@@ -43,7 +43,7 @@ std::vector<W> cut(const LatentWeightsOf<W>& w, Range part) {
 }  // namespace
 
 template <comm::Transport T>
-DownProjections<T>::DownProjections(StoredWeights& weights, T& transport) : transport_(transport) {
+DownProjections<T>::DownProjections(StoredWeights& weights, AllReduce<T>& group) : group_(group) {
   std::visit(
       [&](auto& w) {
         CHECK(w.part.columns.size() == w.sizes.kv_rank, w.part.columns.begin, w.part.columns.end);
@@ -51,8 +51,8 @@ DownProjections<T>::DownProjections(StoredWeights& weights, T& transport) : tran
         q_gamma_ = w.q_gamma;
         CHECK(std::ssize(w.down_q) == sizes_.model * sizes_.q_rank, w.down_q.size());
         CHECK(std::ssize(w.down_kv) == sizes_.model * sizes_.row(), w.down_kv.size());
-        parts_ = parts_of(sizes_.q_rank + sizes_.row(), transport.size());
-        columns_ = cut(w, parts_[static_cast<std::size_t>(transport.rank())]);
+        parts_ = parts_of(sizes_.q_rank + sizes_.row(), group.transport().size());
+        columns_ = cut(w, parts_[static_cast<std::size_t>(group.transport().rank())]);
         w.down_q = {};
       },
       weights);
@@ -62,7 +62,7 @@ template <comm::Transport T>
 void DownProjections<T>::make(View<const float> x, const Work& work, LatentTimes& times) {
   const double start = seconds_now();
   const Index width = sizes_.q_rank + sizes_.row();
-  const Range own = parts_[static_cast<std::size_t>(transport_.rank())];
+  const Range own = parts_[static_cast<std::size_t>(group_.transport().rank())];
   numbers_.resize(static_cast<std::size_t>(x.rows * width));
   const View<float> all{numbers_.data(), x.rows, 1, width};
   std::visit(
@@ -80,7 +80,7 @@ void DownProjections<T>::make(View<const float> x, const Work& work, LatentTimes
       },
       columns_);
   times.project += seconds_now() - start;
-  gather_columns(transport_, all, parts_, times);
+  gather_columns(group_, all, parts_, times);
   const double gathered = seconds_now();
   latents_ = {all.data + sizes_.q_rank, x.rows, 1, sizes_.row(), width};
   queries_ = x;

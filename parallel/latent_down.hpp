@@ -2,9 +2,9 @@
 
 #include <variant>
 
-#include "comm/transport.hpp"
 #include "kernels/attend.hpp"
 #include "kernels/latent/weights.hpp"
+#include "parallel/all_reduce.hpp"
 
 namespace dattn {
 
@@ -18,9 +18,9 @@ template <comm::Transport T>
 class DownProjections {
  public:
   /// Takes its columns of W_DQ, which `weights` has no longer then, and of W_DKV. Collective calls
-  /// later on, none here. @pre the weights hold all columns, the same ones on every rank;
-  /// `transport` outlives this
-  DownProjections(StoredWeights& weights, T& transport);
+  /// later on, none here. @pre the weights hold all columns, the same ones on every rank; `group`
+  /// is all ranks and outlives this
+  DownProjections(StoredWeights& weights, AllReduce<T>& group);
 
   /// x [tokens, 1, model], the same on every rank, -> queries() and latents(), which are read until
   /// the next call. Counts its time, bytes and messages. Collective.
@@ -32,7 +32,7 @@ class DownProjections {
   View<const float> latents() const { return latents_; }
 
  private:
-  T& transport_;
+  AllReduce<T>& group_;
   LatentSizes sizes_;
   std::vector<float> q_gamma_;
   std::vector<Range> parts_;  ///< of each rank, of the columns of W_DQ beside W_DKV beside W_KR

@@ -72,10 +72,12 @@ HandOver exchange(T& transport, const std::vector<comm::ConstStrips>& to,
   return done;
 }
 
-/// Collective: rank r has the columns parts[r] of `all` [rows, 1, columns], and gets the others.
+/// Collective: rank r of a group has the columns parts[r] of `all` [rows, 1, columns], and gets the
+/// others.
 template <comm::Transport T>
-void gather_columns(T& transport, View<float> all, std::span<const Range> parts,
+void gather_columns(AllReduce<T>& group, View<float> all, std::span<const Range> parts,
                     LatentTimes& times) {
+  T& transport = group.transport();
   if (transport.size() == 1 || all.rows == 0) return;
   const auto strips = [&](Range part) -> comm::Strips {
     const auto number = static_cast<Index>(sizeof(float));
@@ -92,6 +94,9 @@ void gather_columns(T& transport, View<float> all, std::span<const Range> parts,
   times.gather += done.seconds;
   times.bytes_sent += done.bytes_sent;
   times.messages += done.messages;
+  for (int r = 0; r < transport.size(); ++r) {
+    if (group.elsewhere(r)) times.between_hosts += comm::total(to[static_cast<std::size_t>(r)]);
+  }
 }
 
 /// Collective: numbers <- their sum over a group. Counts bytes and the message; gives seconds.
@@ -99,8 +104,8 @@ template <comm::Transport T>
 double add_up(AllReduce<T>& all_reduce, std::span<float> numbers, LatentTimes& times) {
   if (all_reduce.ranks() == 1) return 0;
   const double start = seconds_now();
-  const auto sent = all_reduce(std::as_writable_bytes(numbers), sizeof(float),
-                               comm::operation<add_floats>());
+  const auto sent =
+      all_reduce(std::as_writable_bytes(numbers), sizeof(float), comm::operation<add_floats>());
   times.bytes_sent += sent.bytes;
   times.between_hosts += sent.between_hosts;
   ++times.messages;

@@ -86,18 +86,17 @@ SlicedDecoder<T>::SlicedDecoder(const LatentSizes& sizes, const MakeWeights& wei
       sizes_(sizes) {
   const int parts = transport.size() / slicing.slices;
   const Range heads = even_part(sizes.heads, parts, transport.rank() / slicing.slices);
-  const Range latent = even_part(sizes.kv_rank, slicing.slices,
-                                transport.rank() % slicing.slices);
+  const Range latent = even_part(sizes.kv_rank, slicing.slices, transport.rank() % slicing.slices);
   part_ = {heads, latent, {0, sizes.kv_rank}};
   const LatentWeights all = in_basis(weights(heads), slicing, calibration, work_);
   calibrate(all, calibration);
-  const Range own = even_part(heads.size(), slices_.size(), slices_.rank());
+  const Range own = even_part(heads.size(), over_slices_.ranks(), over_slices_.transport().rank());
   own_ = {heads.begin + own.begin, heads.begin + own.end};
   weights_ = stored(slice(all, part_), weight_type);
   std::visit([](auto& w) { w.up_q = w.out = {}; }, weights_);
   outer_ = stored(slice(all, {own_, {0, 0}, {0, 0}}), weight_type);
   std::visit([](auto& w) { w.down_q = w.down_kv = {}; }, outer_);
-  down_.emplace(weights_, transport);
+  down_.emplace(weights_, all_reduce_);
   cache_ = Reserved(decoding.keys() * row() * bytes_of(decoding.type));
 }
 
@@ -277,11 +276,11 @@ void SlicedDecoder<T>::make_queries(std::span<const Index> lengths, View<float> 
       outer_);
   times.project += seconds_now() - start;
   std::vector<Range> parts;
-  for (int r = 0; r < slices_.size(); ++r) {
-    const Range part = even_part(heads.size(), slices_.size(), r);
+  for (int r = 0; r < over_slices_.ranks(); ++r) {
+    const Range part = even_part(heads.size(), over_slices_.ranks(), r);
     parts.push_back({part.begin * d_qk, part.end * d_qk});
   }
-  gather_columns(slices_, {all.data, q.rows, 1, heads.size() * d_qk}, parts, times);
+  gather_columns(over_slices_, {all.data, q.rows, 1, heads.size() * d_qk}, parts, times);
   const double gathered = seconds_now();
   std::visit([&](const auto& w) { absorb<float>(w, heads, View<const float>(all), q, work_); },
              weights_);
@@ -299,7 +298,7 @@ void SlicedDecoder<T>::put_out(View<const float> o, View<float> y, LatentTimes& 
   const View<float> values{numbers.data(), o.rows, heads.size(), sizes_.d_v};
   std::visit([&](const auto& w) { up_values(w, heads, o, values, work_); }, weights_);
   times.project += seconds_now() - start;
-  times.gather += add_up(slices_, numbers, times.bytes_sent, times.messages);
+  times.gather += add_up(over_slices_, numbers, times);
   const double summed = seconds_now();
   const View<const float> own = values.only({own_.begin - heads.begin, own_.end - heads.begin});
   std::visit([&](const auto& w) { project_out(w, own_, own, y, work_); }, outer_);
