@@ -3,7 +3,8 @@
 // for the queries of others, whose owners merge the Partials that come back. Backward, gradients go
 // straight home to whoever owns what they are of. Its published schedule
 // leaves pairs out where the ranks are odd in number and half a step idle where they are even;
-// parallel/schedule does neither, and takes any mask and partition.
+// parallel/schedule does neither, and takes any mask and partition. What pieces on one host share of
+// a rank elsewhere goes there once (parcels).
 #include "parallel/strategies/lightseq.hpp"
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 
 #include "parallel/moves.hpp"
 #include "parallel/schedule.hpp"
+#include "parallel/strategies/parcels.hpp"
 
 namespace dattn {
 namespace {
@@ -60,6 +62,7 @@ class Part {
         schedule_(schedule),
         pass_(pass),
         own_(own),
+        parcels_(problem_, schedule, pass, me.rank()),
         homes_(static_cast<std::size_t>(problem_.prefetch()) + 1) {}
 
   void write() {
@@ -77,65 +80,160 @@ class Part {
   }
 
  private:
-  /// The inputs of a piece, which travel before it is computed, or its sums, which travel after.
+  /// The inputs of a piece, which travel before it is computed, or its sums, which travel after;
+  /// and those of a parcel, between its owner and its courier, before the first of them and after
+  /// the last.
   struct Message {
     Index time;
-    bool is_result;
-    std::size_t piece;  ///< number in the schedule
-    auto key() const { return std::tie(time, is_result, piece); }
+    enum What { kFetch, kInputs, kResult, kAdded } what;
+    std::size_t piece = 0;           ///< number in the schedule
+    const Parcel* parcel = nullptr;  ///< or this
+    bool operator<(const Message& other) const {
+      if (std::tie(time, what) != std::tie(other.time, other.what)) {
+        return std::tie(time, what) < std::tie(other.time, other.what);
+      }
+      return parcel != nullptr ? parcel->key() < other.parcel->key() : piece < other.piece;
+    }
   };
   struct Result {
     SlotId slot;
     Index end;
+    const Parcel* parcel;  ///< whose sum it joins; none: the rank's own
   };
 
   const Piece& piece(const Message& m) const { return schedule_.pieces()[m.piece]; }
+  std::size_t number(const Piece& p) const {
+    return static_cast<std::size_t>(&p - schedule_.pieces().data());
+  }
   std::array<Half, 2> halves(const Piece& p) const { return dattn::halves(problem_, p, pass_); }
-  Block block(Kind kind, const Half& half) const {
-    return {kind, heads_touched(kind, half.heads, problem_.shape()), half.rows};
+  Side side(int half) const { return half == 0 ? query_side(pass_) : key_side(pass_); }
+  Block block(Kind kind, const Half& half) const { return block(kind, half.heads, half.rows); }
+  Block block(Kind kind, Range heads, const Ranges& rows) const {
+    return {kind, heads_touched(kind, heads, problem_.shape()), rows};
+  }
+  Block block(Kind kind, const Parcel& parcel) const {
+    return block(kind, parcel.heads, parcel.rows);
+  }
+  /// With whom whoever computes a piece exchanges this cut of a half of it.
+  static int partner(const Cut& cut, const Half& half) {
+    return cut.parcel != nullptr ? cut.parcel->courier : half.owner;
   }
 
   std::vector<Message> messages_in_order() const {
     const auto mine = schedule_.at(me_.rank());
     std::vector<Message> all;
-    const auto add = [&](std::size_t number) {
-      const Piece& p = schedule_.pieces()[number];
-      all.push_back({schedule_.posted(number, problem_.prefetch()), false, number});
-      all.push_back({p.end(), true, number});
-    };
-    const auto first = static_cast<std::size_t>(mine.data() - schedule_.pieces().data());
-    for (std::size_t i = 0; i < mine.size(); ++i) add(first + i);
-    for (const std::size_t number : schedule_.elsewhere(me_.rank())) add(number);
-    std::sort(all.begin(), all.end(),
-              [](const Message& a, const Message& b) { return a.key() < b.key(); });
+    const auto& elsewhere = schedule_.elsewhere(me_.rank());
+    std::set<std::size_t> numbers(elsewhere.begin(), elsewhere.end());
+    for (const Piece& p : mine) numbers.insert(number(p));
+    for (const Parcel& parcel : parcels_.all()) {
+      if (parcel.courier == me_.rank()) {
+        numbers.insert(parcel.readers.begin(), parcel.readers.end());
+      } else if (parcel.owner != me_.rank()) {
+        continue;
+      }
+      if (!side(parcel.half).inputs.empty()) {
+        all.push_back({parcel.fetched, Message::kFetch, 0, &parcel});
+      }
+      if (!side(parcel.half).sums.empty()) {
+        all.push_back({parcel.added, Message::kAdded, 0, &parcel});
+      }
+    }
+    for (const std::size_t n : numbers) {
+      all.push_back({schedule_.posted(n, problem_.prefetch()), Message::kInputs, n});
+      all.push_back({schedule_.pieces()[n].end(), Message::kResult, n});
+    }
+    std::sort(all.begin(), all.end());
     return all;
   }
 
-  void post(const Message& m) { m.is_result ? post_result(piece(m)) : post_inputs(piece(m)); }
+  void post(const Message& m) {
+    switch (m.what) {
+      case Message::kFetch:
+        return post_fetch(*m.parcel);
+      case Message::kInputs:
+        return post_inputs(piece(m));
+      case Message::kResult:
+        return post_result(piece(m));
+      case Message::kAdded:
+        return post_added(*m.parcel);
+    }
+  }
 
-  /// Sends at once what is there from the start, up to the first result for the same peer, since
-  /// messages of two ranks meet in order: no peer waits until this rank gets to some piece of its
-  /// own. It takes no memory but the receiver's, who says when there is room.
+  /// Sends at once what is there from the start, up to the first message for the same peer that is
+  /// not, since messages of two ranks meet in order: no peer waits until this rank gets to some
+  /// piece of its own. It takes no memory but the receiver's, who says when there is room.
   void send_early(const std::vector<Message>& messages) {
-    std::set<int> later;  // peers that have got a result before
+    std::set<int> later;  // peers that have got anything else before
     for (const Message& m : messages) {
-      const Piece& p = piece(m);
-      if (m.is_result) {
-        for (const Half& half : halves(p)) {
-          if (p.at == me_.rank()) later.insert(half.owner);
+      if (m.parcel != nullptr) {
+        if (m.parcel->owner != me_.rank()) {
+          if (m.what == Message::kAdded) later.insert(m.parcel->owner);
+        } else if (m.what == Message::kFetch && !later.contains(m.parcel->courier)) {
+          send_parcel(*m.parcel);
+          early_parcels_.insert(m.parcel);
         }
-      } else if (!later.contains(p.at)) {
-        send_inputs(p);
-        early_.insert(&p);
+        continue;
+      }
+      const Piece& p = piece(m);
+      const auto both = halves(p);
+      for (const int h : {0, 1}) {
+        const Half& half = both[static_cast<std::size_t>(h)];
+        const std::vector<Cut> cuts = parcels_.cuts(m.piece, h);
+        const bool passes_on = std::any_of(cuts.begin(), cuts.end(), [&](const Cut& cut) {
+          return cut.parcel != nullptr && cut.parcel->courier == me_.rank();
+        });
+        if (m.what == Message::kResult) {
+          if (p.at != me_.rank()) continue;
+          for (const Cut& cut : cuts) later.insert(partner(cut, half));
+        } else if (passes_on) {
+          later.insert(p.at);
+        } else if (!later.contains(p.at)) {
+          send_inputs(p, h);
+          early_.insert({m.piece, h});
+        }
       }
     }
   }
 
-  void send_inputs(const Piece& p) {
-    for (const Half& half : halves(p)) {
-      if (half.direct || half.owner != me_.rank()) continue;
-      for (const Kind kind : half.side.inputs) me_.send(own_[kind], block(kind, half), p.at);
+  void send_parcel(const Parcel& parcel) {
+    for (const Kind kind : side(parcel.half).inputs) {
+      me_.send(own_[kind], block(kind, parcel), parcel.courier);
     }
+  }
+
+  /// What this rank has of a half of the piece, as its owner or as a courier.
+  void send_inputs(const Piece& p, int h) {
+    const Half half = halves(p)[static_cast<std::size_t>(h)];
+    if (half.direct) return;
+    for (const Cut& cut : parcels_.cuts(number(p), h)) {
+      if (partner(cut, half) != me_.rank()) continue;
+      for (const Kind kind : half.side.inputs) {
+        const SlotId from = cut.parcel != nullptr ? relayed_.at(cut.parcel)[kind] : own_[kind];
+        me_.send(from, block(kind, cut.heads, half.rows), p.at);
+      }
+    }
+  }
+
+  void post_fetch(const Parcel& parcel) {
+    if (parcel.courier == me_.rank()) {
+      Slots& slots = relayed_[&parcel];
+      for (const Kind kind : side(parcel.half).inputs) {
+        slots[kind] = me_.slot(block(kind, parcel), lend(kind, parcel.fetched, parcel.asked));
+        me_.recv(slots[kind], me_.block(slots[kind]), parcel.owner);
+      }
+    } else if (!early_parcels_.contains(&parcel)) {
+      send_parcel(parcel);
+    }
+  }
+
+  /// A home of this kind that nobody uses at `from` or later, until `until`.
+  int lend(Kind kind, Index from, Index until) {
+    auto& all = lent_[kind];
+    auto free =
+        std::find_if(all.begin(), all.end(), [&](const auto& home) { return home.second < from; });
+    if (free == all.end()) free = all.insert(free, {me_.home(), 0});
+    free->second = until;
+    return free->first;
   }
 
   void post_inputs(const Piece& p) {
@@ -143,16 +241,24 @@ class Part {
       // One piece is computed while the inputs of the next ones arrive.
       auto& homes = homes_[posted_++ % homes_.size()];
       Slots slots = own_;
-      for (const Half& half : halves(p)) {
+      const auto both = halves(p);
+      for (const int h : {0, 1}) {
+        const Half& half = both[static_cast<std::size_t>(h)];
         if (half.direct) continue;
         for (const Kind kind : half.side.inputs) {
           slots[kind] = me_.slot(block(kind, half), home(homes, kind));
-          me_.recv(slots[kind], me_.block(slots[kind]), half.owner);
+        }
+        for (const Cut& cut : parcels_.cuts(number(p), h)) {
+          for (const Kind kind : half.side.inputs) {
+            me_.recv(slots[kind], block(kind, cut.heads, half.rows), partner(cut, half));
+          }
         }
       }
       ready_.push_back(slots);
     }
-    if (!early_.contains(&p)) send_inputs(p);
+    for (const int h : {0, 1}) {
+      if (!early_.contains({number(p), h})) send_inputs(p, h);
+    }
   }
 
   void compute(const Piece& p) {
@@ -181,20 +287,51 @@ class Part {
   }
 
   void post_result(const Piece& p) {
-    for (const Half& half : halves(p)) {
+    const auto both = halves(p);
+    for (const int h : {0, 1}) {
+      const Half& half = both[static_cast<std::size_t>(h)];
       if (half.owner == p.at) continue;
-      for (const Kind kind : half.side.sums) {
-        if (p.at == me_.rank()) {
-          const SlotId slot = computed_.at(&p)[kind];
-          me_.send(slot, me_.block(slot), half.owner);
-        } else if (half.owner == me_.rank()) {
-          std::vector<int>& homes = free_[kind];
-          if (homes.empty()) homes.push_back(me_.home());
-          const SlotId slot = me_.slot(block(kind, half), homes.back());
-          homes.pop_back();
-          me_.recv(slot, me_.block(slot), p.at);
-          due_.push_back({slot, p.end()});
+      for (const Cut& cut : parcels_.cuts(number(p), h)) {
+        const int to = partner(cut, half);
+        for (const Kind kind : half.side.sums) {
+          const Block part = block(kind, cut.heads, half.rows);
+          if (to == me_.rank()) {
+            if (cut.parcel != nullptr) start_sum(kind, *cut.parcel, p.end());
+            await(part, p.at, p.end(), cut.parcel);
+          }
+          if (p.at == me_.rank()) me_.send(computed_.at(&p)[kind], part, to);
         }
+      }
+    }
+  }
+
+  /// The courier's sum of what comes of a parcel, from the first of that at `time`.
+  void start_sum(Kind kind, const Parcel& parcel, Index time) {
+    if (!started_.insert({&parcel, kind}).second) return;
+    relayed_[&parcel][kind] = me_.fresh(block(kind, parcel), lend(kind, time, parcel.added));
+  }
+
+  /// Receives a sum that is due at `end`, to be joined later.
+  void await(const Block& sum, int from, Index end, const Parcel* parcel) {
+    std::vector<int>& homes = free_[sum.kind];
+    if (homes.empty()) homes.push_back(me_.home());
+    const SlotId slot = me_.slot(sum, homes.back());
+    homes.pop_back();
+    me_.recv(slot, sum, from);
+    due_.push_back({slot, end, parcel});
+  }
+
+  void post_added(const Parcel& parcel) {
+    for (const Kind kind : side(parcel.half).sums) {
+      if (parcel.courier == me_.rank()) {
+        while (std::any_of(due_.begin(), due_.end(),
+                           [&](const Result& r) { return r.parcel == &parcel; })) {
+          join_result();
+        }
+        const SlotId sum = relayed_.at(&parcel)[kind];
+        me_.send(sum, me_.block(sum), parcel.owner);
+      } else {
+        await(block(kind, parcel), parcel.courier, parcel.added, nullptr);
       }
     }
   }
@@ -203,11 +340,11 @@ class Part {
     while (!due_.empty() && due_.front().end <= time) join_result();
   }
   void join_result() {
-    const SlotId slot = due_.front().slot;
+    const Result result = due_.front();
     due_.pop_front();
-    const Kind kind = me_.block(slot).kind;
-    join(slot, own_[kind]);
-    free_[kind].push_back(me_.home_of(slot));
+    const Kind kind = me_.block(result.slot).kind;
+    join(result.slot, result.parcel != nullptr ? relayed_.at(result.parcel)[kind] : own_[kind]);
+    free_[kind].push_back(me_.home_of(result.slot));
   }
 
   void join(SlotId from, SlotId into) {
@@ -225,12 +362,17 @@ class Part {
   const Schedule& schedule_;
   const Pass pass_;
   Slots own_;
+  Parcels parcels_;
   std::vector<std::map<Kind, int>> homes_;  ///< of inputs, for pieces in turn
   std::size_t posted_ = 0;
   std::deque<Slots> ready_;             ///< of the pieces whose inputs are posted
   std::map<Kind, int> begun_homes_[2];  ///< of sums begun here
   std::map<Kind, std::size_t> begun_;
-  std::set<const Piece*> early_;  ///< whose inputs were sent at the start
+  std::set<std::pair<std::size_t, int>> early_;       ///< pieces and halves sent at the start
+  std::set<const Parcel*> early_parcels_;             ///< likewise
+  std::map<const Parcel*, Slots> relayed_;            ///< by a courier: inputs and sums
+  std::set<std::pair<const Parcel*, Kind>> started_;  ///< of those sums
+  std::map<Kind, std::vector<std::pair<int, Index>>> lent_;  ///< their homes, and until when
   std::map<const Piece*, Slots> computed_;
   std::map<Kind, std::vector<int>> free_;  ///< homes of sums that others have sent
   std::deque<Result> due_;                 ///< those that are not joined yet
@@ -274,7 +416,8 @@ Strategy lightseq_strategy() {
           program,
           backward,
           refuses_other_than_a_line,
-          line_mesh};
+          line_mesh,
+          true};
 }
 
 }  // namespace dattn

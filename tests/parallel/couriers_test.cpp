@@ -1,13 +1,16 @@
 // What is exchanged for heads, and back, goes from host to host once where several ranks of a host
-// share key heads; and so do the Stats of tree.
+// share key heads; and so do the Stats of tree, and what LightSeq's pieces share.
 #include "parallel/couriers.hpp"
 
 #include <gtest/gtest.h>
 
 #include <map>
+#include <numeric>
+#include <set>
 
 #include "parallel/placement.hpp"
 #include "parallel/rehearse.hpp"
+#include "parallel/schedule.hpp"
 #include "tests/cases.hpp"
 #include "tests/parallel/interpreter.hpp"
 
@@ -113,9 +116,88 @@ TEST(Couriers, CarryTheStatsOfTreeOnce) {
   }
 }
 
+/// Bytes between hosts of what LightSeq's pieces need of other hosts and have for them: of each
+/// head that several ranks of a host share all rows once, else piece by piece.
+Links of_pieces(const Problem& problem, Pass pass) {
+  const Hosts& hosts = problem.hosts();
+  const Shape& shape = problem.shape();
+  const Index unit = std::lcm(shape.query_heads / shape.key_heads,  // heads that share K and V
+                              shape.query_heads / shape.value_heads);
+  Links links;
+  for (const bool queries : {true, false}) {
+    const Side side = queries ? query_side(pass) : key_side(pass);
+    for (Index h = 0; h < shape.query_heads; h += unit) {
+      struct Needed {
+        std::set<int> ranks;
+        std::set<Index> once;
+        Index all = 0;
+      };
+      std::map<std::pair<int, int>, Needed> needed;  // by owner and host
+      for (const Piece& piece : problem.schedule(pass).pieces()) {
+        const int owner = queries ? piece.queries : piece.keys;
+        if (hosts.together(owner, piece.at) || !piece.heads.contains(h)) continue;
+        Needed& some = needed[{owner, hosts.of(piece.at)}];
+        some.ranks.insert(piece.at);
+        for (const Range rows : queries ? Ranges{piece.rows} : keys_of(problem, piece)) {
+          some.all += rows.size();
+          for (Index row = rows.begin; row < rows.end; ++row) some.once.insert(row);
+        }
+      }
+      for (const auto& [where, some] : needed) {
+        const Index rows = some.ranks.size() > 1 ? std::ssize(some.once) : some.all;
+        const int home = hosts.of(where.first);
+        for (const bool back : {false, true}) {
+          for (const Kind kind : back ? side.sums : side.inputs) {
+            const Range heads = heads_touched(kind, {h, h + unit}, shape);
+            links[back ? std::pair(where.second, home) : std::pair(home, where.second)] +=
+                rows * heads.size() * record_bytes(kind, shape, problem.type());
+          }
+        }
+      }
+    }
+  }
+  return links;
+}
+
+TEST(Couriers, CarryWhatPiecesOfAHostShareOnce) {
+  for (const Layout& layout : kLayouts) {
+    for (const Heads heads : {Heads{4, 4, 4}, Heads{6, 3, 2}, Heads{8, 2, 2}}) {
+      for (const char* mask : {"causal", "documents:20,9,8+causal", "window:6,0/sink:2"}) {
+        for (const char* partition : {"contiguous", "balanced"}) {
+          Case c = on_hosts("lightseq", layout, heads, mask);
+          c.partition = partition;
+          c.prefetch = heads.query == 6 ? 2 : 1;
+          const Problem problem = c.problem();
+          for (const Pass pass : kPasses) {
+            Links want = of_pieces(problem, pass);
+            std::erase_if(want, [](const auto& link) { return link.second == 0; });
+            EXPECT_EQ(between(rehearsed(problem, c, pass)), want) << c.text() << name_of(pass);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Half of the bytes of each copying its own at 2 hosts of 4 ranks: of K, V, Q and what comes back
+// each rank's once where it was twice in the mean.
+TEST(Couriers, HalveLightSeq) {
+  const Case c{{512, 512, 8, 8, 8, 16, 16}, "causal", "contiguous", "lightseq", line(8)};
+  for (const auto& [words, least] : {std::pair{"2x4", 1.9}, {"4x2", 1.3}}) {
+    const Problem problem = c.problem().across(parse_hosts(words, 8));
+    for (const Pass pass : kPasses) {
+      const auto bytes = [&](bool relays) {
+        return static_cast<double>(
+            rehearsed(problem.relaying(relays), c, pass).bytes_between_hosts());
+      };
+      EXPECT_GT(bytes(false), least * bytes(true)) << words << name_of(pass);
+    }
+  }
+}
+
 // An interpreter that shares no code with the rehearsal.
 TEST(Couriers, RunInAnyWeather) {
-  for (const char* strategy : {"ulysses", "tree", "mixed"}) {
+  for (const char* strategy : {"ulysses", "tree", "mixed", "lightseq"}) {
     for (const Layout& layout : kLayouts) {
       if (layout.ranks > 8) continue;
       const Case c = on_hosts(strategy, layout, {8, 2, 2}, "causal@0-3;window:1,0@4-7");

@@ -24,8 +24,8 @@ const std::pair<const char*, int> kLayouts[] = {
 TEST(EngineOnHosts, AgreesWithTheReference) {
   std::size_t turn = 0;
   for (const auto& [words, ranks] : kLayouts) {
-    for (const char* strategy :
-         {"gather", "gather", "double_ring", "usp", "ring", "ulysses", "tree", "mixed"}) {
+    for (const char* strategy : {"gather", "gather", "double_ring", "usp", "ring", "ulysses",
+                                 "tree", "mixed", "lightseq"}) {
       for (const char* mask : {"full", "causal", "window:3,0/sink:1@0-2;causal@3-5"}) {
         const auto partitions = partition_kinds();
         Case c = on_hosts(strategy, words, ranks, turn % 2 == 0 ? Heads{6, 2, 2} : Heads{6, 6, 6},
