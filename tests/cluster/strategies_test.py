@@ -1,6 +1,7 @@
 """Every strategy, forward and backward, on 2 hosts x 2 ranks and 4 hosts x 1 under 1 Gbit/s and
 100 us: the check passes, and O, LSE, dQ, dK, dV are those of 4 ranks on one host, bit for bit;
-those of one host that pretends to be as many where the plan adds up by host.
+those of one host that pretends to be as many where the plan adds up by host. And decoding by the
+form that all-reduces most finds its hosts and gives the bits of one that pretends.
 
     strategies_test.py [--only STRATEGY] DATTN
 """
@@ -50,6 +51,17 @@ def run(hosts, dattn, strategy, need, folder, check, pretended=None):
     return None
 
 
+def decode(hosts, dattn, out, pretended=None):
+    """Runs `decode` on `hosts`; None, or what went wrong."""
+    words = "decode --form tree --hidden 64 --heads 4 --q-rank 0 --kv-rank 32 --nope-dim 8 --rope-dim 8 --v-dim 8"
+    line = ["mpirun", "-H", hosts.slots(RANKS // len(hosts.names)), "-np", str(RANKS), "--mca", "mpi_yield_when_idle", "1"]
+    line += [dattn, *words.split(), *"--context 100,7 --steps 2 --threads 1 --watchdog 60 --check --out".split(), str(out)]
+    done = hosts.call("host0", line + (["--hosts", pretended] if pretended else []))
+    if done.returncode != 0 or "PASSED" not in done.stdout or "hosts: 2x2;" not in done.stdout:
+        return f"exit code {done.returncode}: {done.stdout}{done.stderr}"
+    return None
+
+
 def main(arguments):
     only = ""
     if arguments[:1] == ["--only"]:
@@ -69,6 +81,7 @@ def main(arguments):
                     wrong = run(hosts, dattn, strategy, listed[strategy], scratch / f"{pretended}/{strategy}", True, pretended)
                     failures += wrong is not None
                     print("ok   " if wrong is None else "FAIL ", f"{strategy} on one host that pretends to be {pretended}", wrong or "", flush=True)
+            decoded = decode(hosts, dattn, scratch / "y1.npy", "2x2") if only == "" else None
         for count in (1, 2, 4):
             with cluster.Cluster(count, mbit=1000, delay_us=100) as hosts:
                 for strategy, need in listed.items():
@@ -83,6 +96,12 @@ def main(arguments):
                         wrong = f"{', '.join(differ)} differ from those of one host" if differ else None
                     failures += wrong is not None
                     print("ok   " if wrong is None else "FAIL ", f"{strategy} on {count} hosts x {RANKS // count}", wrong or "", flush=True)
+                if count == 2 and only == "":
+                    wrong = decoded or decode(hosts, dattn, scratch / "y2.npy")
+                    if wrong is None and (scratch / "y1.npy").read_bytes() != (scratch / "y2.npy").read_bytes():
+                        wrong = "y differs from that of one host"
+                    failures += wrong is not None
+                    print("ok   " if wrong is None else "FAIL ", "decode on 2 hosts x 2", wrong or "", flush=True)
     sys.exit(1 if failures or not listed else 0)
 
 
