@@ -82,7 +82,8 @@ class DecodeJob {
       return decode_latent(*layer);
     }
     std::optional<Decoder<Communicator>> decoder;
-    together(world_, [&] { decoder.emplace(o_.decoding, *o_.form, mesh_, world_, engine, hosts_); });
+    together(world_,
+             [&] { decoder.emplace(o_.decoding, *o_.form, mesh_, world_, engine, hosts_); });
     return decode_heads(*decoder);
   }
 
@@ -301,8 +302,7 @@ class DecodeJob {
       tensors.ask(decoder, lengths);
       world_.barrier();
       const RunTimes t = decoder.step(lengths);
-      note(turn, {t.seconds, 0, t.compute, t.wait, 0}, t.bytes_sent, t.between_hosts,
-           t.messages);
+      note(turn, {t.seconds, 0, t.compute, t.wait, 0}, t.bytes_sent, t.between_hosts, t.messages);
     }
     world_.phase("check and output");
     if (o_.check) verdict_ = check_heads(world_, decoder, tensors, lengths);

@@ -26,7 +26,8 @@ struct DecodeOptions {
   bool prefills = false;           ///< the cache is what a prefill over the ranks leaves behind
   Index calibration = 0;           ///< tokens
   std::optional<Mesh> mesh;
-  std::string hosts;  ///< --hosts; empty: where the ranks are
+  /// --hosts; empty: where the ranks are.
+  std::string hosts;
   int steps = 1;
   int warmup = 0;
   int threads = 1;

@@ -182,9 +182,9 @@ Decoder<T>::Decoder(const Decoding& decoding, const Strategy& form, std::optiona
                     T& transport, EngineOptions options, const Hosts& hosts)
     : decoding_(decoding),
       rank_(transport.rank()),
-      problem_(decoding_problem(decoding,
-                                mesh ? *mesh : form.mesh(transport.size(), shape_of(decoding)))
-                   .across(hosts)),
+      problem_(
+          decoding_problem(decoding, mesh ? *mesh : form.mesh(transport.size(), shape_of(decoding)))
+              .across(hosts)),
       plan_(proved(form, problem_, rehearsal_)),
       cache_(problem_, program(), decoding.values_in_keys),
       engine_(std::make_unique<Engine<T>>(problem_, program(), transport, [&] {

@@ -54,12 +54,13 @@ LatentDecoder<T>::LatentDecoder(const LatentSizes& sizes, const MakeWeights& wei
     : transport_(transport),
       all_reduce_(transport, all_ranks(transport.size()), hosts),
       work_(scaled({.threads = options.threads, .isa = options.isa}, sizes)),
-      decoder_(decoding, form, std::move(mesh), transport,
-               [&] {
-                 options.score = work_.score;
-                 return options;
-               }(),
-               hosts),
+      decoder_(
+          decoding, form, std::move(mesh), transport,
+          [&] {
+            options.score = work_.score;
+            return options;
+          }(),
+          hosts),
       sizes_(sizes),
       weights_(stored(weights(hull(decoder_.asks(), decoder_.gets())), weight_type)),
       down_(weights_, all_reduce_) {}

@@ -32,8 +32,8 @@ Index pseudo_key_bytes(const Shape& shape, Type type);
 Reduction dropped_reduction(const Problem& problem);
 
 /// What a rank does for the pseudo-keys in a forward run. `head`: one all-reduce of the sums of all
-/// entries (dropped_reduction). `rank`: the rank's own pseudo-keys go to every other rank, unless it has
-/// none.
+/// entries (dropped_reduction). `rank`: the rank's own pseudo-keys go to every other rank, unless
+/// it has none.
 struct PseudoKeyCost {
   Index bytes_sent = 0;
   Index messages = 0;          ///< to other ranks, and collectives

@@ -3,8 +3,8 @@
 // for the queries of others, whose owners merge the Partials that come back. Backward, gradients go
 // straight home to whoever owns what they are of. Its published schedule
 // leaves pairs out where the ranks are odd in number and half a step idle where they are even;
-// parallel/schedule does neither, and takes any mask and partition. What pieces on one host share of
-// a rank elsewhere goes there once (parcels).
+// parallel/schedule does neither, and takes any mask and partition. What pieces on one host share
+// of a rank elsewhere goes there once (parcels).
 #include "parallel/strategies/lightseq.hpp"
 
 #include <algorithm>
