@@ -257,13 +257,15 @@ TEST(Report, RanksComeThroughTheirText) {
   RankReport rank;
   rank.host = {"a", 7, "0-3", 4, {{"MemAvailable", 1024, true}}};
   rank.threads = 2;
-  rank.runs.push_back({1.5, 1.25, 0.125, 0.25, 99, 3, {}, {50, 30, 10}});
-  rank.backward_runs.push_back({2.5, 1.25, 0.125, 0.25, 198, 3, {}});
+  rank.runs.push_back({1.5, 1.25, 0.125, 0.25, 99, 60, 3, {}, {50, 30, 10}});
+  rank.backward_runs.push_back({2.5, 1.25, 0.125, 0.25, 198, 0, 3, {}});
   const RankReport same = decoded(encoded(rank));
   EXPECT_EQ(same.host.name, "a");
   EXPECT_EQ(same.host.cpus, "0-3");
   EXPECT_EQ(same.host.limits.front().left, 1024);
   EXPECT_EQ(same.runs.front().bytes_sent, 99);
+  EXPECT_EQ(same.runs.front().between_hosts, 60);
+  EXPECT_EQ(same.runs.front().messages, 3);
   EXPECT_EQ(same.runs.front().wait, 0.125);
   EXPECT_EQ(same.runs.front().moved.viewed, 50);
   EXPECT_EQ(same.runs.front().moved.copied, 30);
