@@ -125,9 +125,8 @@ std::vector<RunTimes> runs_of_json(const json& all) {
   std::vector<RunTimes> runs;
   for (const json& run : all) {
     RunTimes t;
-    t.seconds = push_back(
-        {run.at(0), t.compute = run.at(1), t.wait = run.at(2), t.hidden = run.at(3);
-    t.bytes_sent = run.at(4), t.messages = run.at(9), run.at(5);
+    t.seconds = run.at(0), t.compute = run.at(1), t.wait = run.at(2), t.hidden = run.at(3);
+    t.bytes_sent = run.at(4), t.messages = run.at(5);
     t.moved = {run.at(6), run.at(7), run.at(8)};
     t.between_hosts = run.at(9);
     runs.push_back(std::move(t));
