@@ -3,11 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <numeric>
 #include <span>
 
 #include "comm/digest.hpp"
+#include "parallel/flights.hpp"
 #include "tests/loopback_ranks.hpp"
 #include "tests/parallel/engine_cases.hpp"
 
@@ -97,6 +99,44 @@ TEST(Envelopes, FindABitThatChangesOnTheWay) {
         << got[1];
     EXPECT_NE(got[1].find("it is corrupted, XXH3-64 "), std::string::npos) << got[1];
   }
+}
+
+/// A block goes from rank 0 to 1, and on to 2. In between a bit of it changes in memory of rank 1.
+TEST(Envelopes, FindABitThatChangesWhereABlockIsPassedOn) {
+  if (!comm::has_digest()) GTEST_SKIP() << "this build has no xxHash";
+  const Problem problem = ring_of(3);
+  const Program ring = find_strategy("ring")->program(problem, 0);
+  const Block block = ring.slots[static_cast<std::size_t>(ring.input(Kind::K))].block;
+  Loopback job(3, {.deadline = 20});
+  const auto got = errors_on_ranks(job, 3, [&](Loopback::Endpoint& end) {
+    Program program;
+    program.rank = end.rank();
+    program.slots = {{block, 0}};
+    program.homes = 1;
+    if (end.rank() == 0) program.inputs = {0};
+    if (end.rank() > 0) program.steps.push_back(Recv{0, block, end.rank() - 1});
+    if (end.rank() < 2) program.steps.push_back(Send{0, block, end.rank() + 1});
+    Homes homes(problem, program, [](int, Index bytes) { return comm::allocate(bytes); });
+    if (end.rank() == 0) std::ranges::fill(homes.input(0), std::byte{5});
+    Course course;
+    course.start = Course::Clock::now();
+    course.times.steps.resize(program.steps.size());
+    Flights<Loopback::Endpoint> flights(problem, program, end, homes, course,
+                                        {.verify_wire = true});
+    flights.start();
+    for (const Step& step : program.steps) {
+      course.step = static_cast<int>(&step - program.steps.data());
+      if (const auto* send = std::get_if<Send>(&step)) flights.post(*send);
+      if (const auto* recv = std::get_if<Recv>(&step)) flights.post(*recv);
+      flights.before_reading(0);
+      if (end.rank() == 1) *homes.own_memory(0) = std::byte{4};
+    }
+    flights.land_all();
+    flights.finish();
+  });
+  EXPECT_NE(got[2].find("from rank 1 (its step 1) is not what was sent: it is corrupted"),
+            std::string::npos)
+      << got[2];
 }
 
 TEST(Envelopes, FindResultsOfAnAllReduceThatDiffer) {
