@@ -24,7 +24,8 @@ concept Message = std::movable<R> && std::default_initializable<R> &&
 };
 
 /// What the engine needs to move bytes: each rank's end of a group. The k-th send from a to b meets
-/// the k-th receive of the same tag, 0 where none is said; posting never blocks; all_reduce, split and barrier are collective.
+/// the k-th receive of the same tag, 0 where none is said; posting never blocks; all_reduce, split
+/// and barrier are collective.
 template <class T>
 concept Transport = std::movable<T> && Message<typename T::Request> &&
     requires(T end, const T shown, const ConstStrips& from, const Strips& into,

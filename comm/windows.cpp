@@ -96,7 +96,8 @@ struct Windows::Impl {
   void forget(const MessagePtr& m) noexcept;
 };
 
-Windows::Impl::MessagePtr Windows::Impl::make(bool receives, int peer, int tag, std::int64_t bytes) {
+Windows::Impl::MessagePtr Windows::Impl::make(bool receives, int peer, int tag,
+                                              std::int64_t bytes) {
   if (peer < 0 || peer >= ranks->size()) {
     throw std::invalid_argument(fmt::format("peer {} of {} ranks", peer, ranks->size()));
   }
@@ -112,8 +113,8 @@ Windows::Impl::MessagePtr Windows::Impl::make(bool receives, int peer, int tag, 
   return m;
 }
 
-Windows::Impl::MessagePtr Windows::Impl::start_send(const ConstStrips& strips, int peer,
-                                                    int tag, bool lends) {
+Windows::Impl::MessagePtr Windows::Impl::start_send(const ConstStrips& strips, int peer, int tag,
+                                                    bool lends) {
   auto m = make(false, peer, tag, total(strips));
   m->from = joined(strips);
   m->lent = lends;

@@ -10,6 +10,7 @@
 #include "comm/session.hpp"
 #include "kernels/isa.hpp"
 #include "launcher/commands.hpp"
+#include "launcher/digests.hpp"
 #include "launcher/host.hpp"
 #include "launcher/job.hpp"
 #include "launcher/output_file.hpp"
@@ -50,7 +51,7 @@ po::options_description bench_options() {
        "file that gets a JSON line a configuration; rows that are in it are not measured again")  //
       ("again", "measure also what has a row; it gets another")                                   //
       ("help", "this text");
-  return options.add(work).add(watch_options());
+  return options.add(work).add(verify_wire_option()).add(watch_options());
 }
 
 const std::set<std::string>& lists() {
@@ -109,6 +110,7 @@ ordered_json asked_of(const RunOptions& o, const po::variables_map& values) {
                  {"check", o.check}};
   if (wish.mesh) j["mesh"] = values["mesh"].as<MeshSize>().extents;
   if (wish.prefetch) j["prefetch"] = *wish.prefetch;
+  if (o.verify_wire) j["verify_wire"] = true;
   if (wish.memory > 0) j["memory"] = wish.memory;
   if (o.threads > 0) j["threads"] = o.threads;
   if (!task.machine.empty()) j["machine"] = task.machine;

@@ -17,6 +17,7 @@ Exit machine_command(const std::vector<std::string>& arguments);
 Exit plan_command(const std::vector<std::string>& arguments);
 Exit permute_command(const std::vector<std::string>& arguments);
 Exit report_command(const std::vector<std::string>& arguments);
+Exit verify_command(const std::vector<std::string>& arguments);
 Exit list_command(const std::vector<std::string>& arguments);
 
 }  // namespace dattn

@@ -43,6 +43,7 @@ class DecodeJob {
     const EngineOptions engine{
         .score = {.scale = 1 / std::sqrt(static_cast<double>(o_.decoding.d_qk))},
         .threads = o_.threads,
+        .verify_wire = o_.verify_wire,
         .progress = noted(world_)};
     const Range all_heads{0, o_.decoding.query_heads};
     world_.phase("plan and weights");

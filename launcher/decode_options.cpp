@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "kernels/isa.hpp"
+#include "launcher/digests.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/values.hpp"
 #include "launcher/watch.hpp"
@@ -302,7 +303,7 @@ po::options_description decode_options() {
        "latent attention y [sequences * new, hidden]")                                        //
       ("json", po::value<std::string>(), "write the report as JSON [- for standard output]")  //
       ("help", "this text");
-  options.add(heads).add(latent).add(cut).add(work).add(hosts_option()).add(watch_options());
+  options.add(heads).add(latent).add(cut).add(work).add(hosts_option()).add(verify_wire_option()).add(watch_options());
   return options;
 }
 
@@ -347,6 +348,11 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   read_watch(values);  // the watchdog has them already; here they are checked
   o.seed = values["seed"].as<Count>().value;
   o.check = values.count("check") != 0;
+  o.verify_wire = verifies_wire(values);
+  if (o.verify_wire && o.latent) {
+    throw Failure(Exit::usage,
+                  "--verify-wire: layers of latent attention send without digests; leave it out");
+  }
   o.drawn = values["cache"].as<std::string>() == "drawn";
   o.prefills = values["cache"].as<std::string>() == "prefill";
   if (o.prefills && !o.latent) {

@@ -33,6 +33,7 @@ struct DecodeOptions {
   int threads = 1;
   std::int64_t seed = 1;
   bool check = false;
+  bool verify_wire = false;
   Index memory = 0;
   std::string out;
   std::string json;

@@ -16,6 +16,7 @@ enum class Exit : int {
   memory = 4,         ///< The run would not fit into memory, so it was not started.
   output = 5,         ///< An output file cannot be written.
   internal = 70,      ///< A bug in dattn: a broken precondition.
+  corrupt = 74,       ///< Memory, the network or a file has other bytes than it had.
   timeout = 86,       ///< The watchdog ended a run that made no progress.
   interrupted = 130,  ///< SIGINT or SIGTERM ended the run.
 };

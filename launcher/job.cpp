@@ -8,9 +8,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <sstream>
+#include <tuple>
 
 #include "launcher/calibrate.hpp"
+#include "launcher/digests.hpp"
 #include "launcher/links.hpp"
+#include "launcher/manifest.hpp"
 #include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/remedy.hpp"
@@ -70,6 +73,9 @@ class Progress {
   std::chrono::steady_clock::time_point last_ = start_;
 };
 
+template <class T>
+constexpr NpyHeader::Type npy_type = sizeof(T) == 4 ? NpyHeader::Type::f4 : NpyHeader::Type::f8;
+
 /// Writes this rank's rows of a tensor [tokens, ...] into the file that all ranks write together.
 /// Rank 0 has to commit it.
 template <class T>
@@ -78,8 +84,7 @@ std::optional<OutputFile> write_tensor(Communicator& world, const std::string& p
                                        std::vector<std::int64_t> shape,
                                        const std::vector<T>& values) {
   if (path.empty()) return {};
-  const std::string header =
-      npy_header(sizeof(T) == 4 ? NpyHeader::Type::f4 : NpyHeader::Type::f8, shape);
+  const std::string header = npy_header(npy_type<T>, shape);
   Index row_bytes = sizeof(T);
   for (std::size_t i = 1; i < shape.size(); ++i) row_bytes *= shape[i];
   const Index total = static_cast<Index>(header.size()) + row_bytes * shape[0];
@@ -160,6 +165,7 @@ class Job {
                                      : calibrate(world_, task.shape, task.type, own_.threads,
                                                  task.wish.gradients, at.wish.hosts));
     report_.isa = chosen_isa().name;
+    report_.verify_wire = options_.verify_wire;
     own_.host.limits = memory_limits();  // what calibration keeps is taken already
     began_with_ = begin_peak();
     world_.phase("planning");
@@ -286,6 +292,7 @@ class Job {
             .threads = own_.threads,
             .isa = nullptr,
             .checked = comm::checked_build(),
+            .verify_wire = options_.verify_wire,
             .progress = noted(world_, [&](std::size_t step) { progress.at(run, step); })});
     Engine<comm::Windows>& engine = *made;
     world_.phase("inputs");
@@ -348,21 +355,31 @@ class Job {
     }
     own_.took = peak_bytes() - began_with_;
     world_.phase("output");
-    // Files get their names when all are complete.
+    // Files get their names when all are complete; the manifest is last.
+    Manifest manifest(options_.manifest);
+    manifest.add_inputs(
+        world_, {{"q", options_.q}, {"k", options_.k}, {"v", options_.v}, {"grad", options_.grad}});
     std::vector<std::optional<OutputFile>> files;
-    files.push_back(write_tensor<T>(world_, options_.out, problem, delivers(Kind::O),
-                                    {shape.queries, shape.query_heads, shape.d_v}, results.o));
-    files.push_back(write_tensor<T>(world_, options_.lse, problem, delivers(Kind::O),
-                                    {shape.queries, shape.query_heads}, results.lse));
-    for (const auto& [kind, path] :
-         {std::pair{Kind::dQ, &options_.dq}, std::pair{Kind::dK, &options_.dk},
-          std::pair{Kind::dV, &options_.dv}}) {
+    const auto write = [&](const char* option, const std::string& path, Kind kind,
+                           const std::vector<std::int64_t>& sizes, const std::vector<T>& values) {
+      files.push_back(write_tensor<T>(world_, path, problem, delivers(kind), sizes, values));
+      Runs rows = tokens_of(kind).positions(delivers(kind).rows);
+      for (Run& run : rows) run.first -= of_queries(kind) ? shape.first_query() : 0;
+      manifest.add_output(world_, option, path, npy_type<T>, sizes, rows,
+                          std::as_bytes(std::span(values)));
+    };
+    write("out", options_.out, Kind::O, {shape.queries, shape.query_heads, shape.d_v}, results.o);
+    write("lse", options_.lse, Kind::O, {shape.queries, shape.query_heads}, results.lse);
+    for (const auto& [option, kind, path] :
+         {std::tuple{"dq", Kind::dQ, &options_.dq}, std::tuple{"dk", Kind::dK, &options_.dk},
+          std::tuple{"dv", Kind::dV, &options_.dv}}) {
       if (!gradients) continue;
-      files.push_back(write_tensor<T>(world_, *path, problem, delivers(kind),
-                                      {of_queries(kind) ? shape.queries : shape.keys,
-                                       heads_of(kind, shape), dim_of(kind, shape)},
-                                      results.of(kind)));
+      write(option, *path, kind,
+            {of_queries(kind) ? shape.queries : shape.keys, heads_of(kind, shape),
+             dim_of(kind, shape)},
+            results.of(kind));
     }
+    files.push_back(manifest.write(world_));
     together(world_, [&] {
       if (!leads()) return;
       for (auto& file : files) {
@@ -432,6 +449,7 @@ RunOptions read_work(const boost::program_options::variables_map& values) {
   options.warmup = at_most("warmup", values["warmup"].as<Count>().value, kMostRuns);
   options.watch = read_watch(values);
   options.check = values.count("check") != 0;
+  options.verify_wire = verifies_wire(values);
   return options;
 }
 

@@ -21,7 +21,9 @@ struct RunOptions {
   bool check = false;
   WatchOptions watch;
   bool windows = true;  ///< ranks of a host see each other's memory
-  std::string out, lse, dq, dk, dv, json, csv, trace;
+  bool verify_wire = false;  ///< messages carry digests
+  std::string out, lse, dq, dk, dv, json, csv, trace, manifest;
+  std::string q, k, v, grad;  ///< files of inputs, for the manifest; empty: generated
   /// Rank 0: takes the report in place of files and text, if it is there.
   std::function<void(const RunReport&)> report;
 

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "launcher/commands.hpp"
+#include "launcher/digests.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/version.hpp"
 
@@ -26,6 +27,7 @@ constexpr std::string_view kHelp =
     "  dattn plan     proves and prices a plan for any number of ranks, without MPI\n"
     "  dattn machine  measures links and kernels of this job, for the forecasts of run and plan\n"
     "  dattn report   who brought a job down that was stuck or failed\n"
+    "  dattn verify   whether the files of a run are still what its manifest says\n"
     "  dattn permute  tokens of a grid from row by row to tile by tile, and back\n"
     "  dattn list     strategies, partitions, masks, forms of decoding\n"
     "\n"
@@ -33,7 +35,8 @@ constexpr std::string_view kHelp =
     "  dattn --version\n"
     "\n"
     "Exit codes: 0 done and, where asked for, verified; 1 the check failed; 2 options; 3 input\n"
-    "files; 4 memory; 5 output files; 70 a bug; 86 no progress; 130 interrupted.\n";
+    "files; 4 memory; 5 output files; 70 a bug; 74 bytes were changed; 86 no progress; 130\n"
+    "interrupted.\n";
 
 /// The rank for messages that come before MPI does.
 const char* early_rank() {
@@ -78,20 +81,20 @@ dattn::Exit dispatch(const std::vector<std::string>& words) {
   if (command == "machine") return dattn::machine_command(arguments);
   if (command == "permute") return dattn::permute_command(arguments);
   if (command == "report") return dattn::report_command(arguments);
+  if (command == "verify") return dattn::verify_command(arguments);
   if (command == "list") return dattn::list_command(arguments);
   if (command == "--help" || command == "help" || command == "-h") {
     dattn::write_text_file("-", kHelp);
     return dattn::Exit::ok;
   }
   if (command == "--version") {
-    std::printf("dattn %s\n", dattn::kVersion.data());
+    std::printf("dattn %s\n%s\n", dattn::kVersion.data(), dattn::digests_line().c_str());
     return dattn::Exit::ok;
   }
-  throw dattn::Failure(
-      dattn::Exit::usage,
-      "there is no command " + dattn::in_quotes(command) +
-          "; there are run, bench, decode, convert, plan, machine, permute, report and list (see "
-          "dattn --help)");
+  throw dattn::Failure(dattn::Exit::usage, "there is no command " + dattn::in_quotes(command) +
+                                               "; there are run, bench, decode, convert, plan, "
+                                               "machine, permute, report, verify and list "
+                                               "(see dattn --help)");
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "parallel/envelope.hpp"
+
 namespace dattn {
 namespace {
 
@@ -22,7 +24,25 @@ constexpr Way kWays[] = {
      }},
 };
 
+Index envelopes(const RunReport& report, Pass pass) {
+  Index sum = 0;
+  for (const RankReport& rank : report.ranks) sum += rank.of(pass).front().envelopes;
+  return sum;
+}
+
 }  // namespace
+
+std::string verified_line(const RunReport& report, Pass pass) {
+  const Index count = envelopes(report, pass);
+  return fmt::format(
+      "verified: {} messages as they were sent, by digests; {} beside what is sent\n", count,
+      in_bytes(count * static_cast<Index>(sizeof(Envelope))));
+}
+
+nlohmann::json verified_json(const RunReport& report, Pass pass) {
+  const Index count = envelopes(report, pass);
+  return {{"messages", count}, {"envelope_bytes", count * static_cast<Index>(sizeof(Envelope))}};
+}
 
 std::string moved_line(const RunReport& report, Pass pass) {
   std::string line = "moved:";

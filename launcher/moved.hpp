@@ -12,4 +12,8 @@ std::string moved_line(const RunReport& report, Pass pass);
 /// The same in bytes, by rank.
 nlohmann::json moved_json(const RunReport& report, Pass pass);
 
+/// What --verify-wire has compared in a pass, and the bytes that it took beside those sent.
+std::string verified_line(const RunReport& report, Pass pass);
+nlohmann::json verified_json(const RunReport& report, Pass pass);
+
 }  // namespace dattn

@@ -95,6 +95,7 @@ void add_runs(json& j, const RunReport& report, Pass pass) {
   j["bytes_sent"] = std::move(sent);
   j["bytes_sent_total"] = bytes_sent(report, pass);
   j["moved"] = moved_json(report, pass);
+  if (report.verify_wire) j["verified"] = verified_json(report, pass);
   j["run_seconds"] = report.run_seconds(pass);
   j["seconds"] = median_seconds(report, pass);
   for (const Phase& phase : kPhases) {
@@ -110,7 +111,8 @@ json runs_to_json(const std::vector<RunTimes>& all) {
   json runs = json::array();
   for (const RunTimes& t : all) {
     runs.push_back({t.seconds, t.compute, t.wait, t.hidden, t.bytes_sent, t.messages,
-                    t.moved.viewed, t.moved.copied, t.moved.abroad, t.between_hosts});
+                    t.moved.viewed, t.moved.copied, t.moved.abroad, t.between_hosts,
+                    t.envelopes});
   }
   return runs;
 }
@@ -128,7 +130,7 @@ std::vector<RunTimes> runs_of_json(const json& all) {
     t.seconds = run.at(0), t.compute = run.at(1), t.wait = run.at(2), t.hidden = run.at(3);
     t.bytes_sent = run.at(4), t.messages = run.at(5);
     t.moved = {run.at(6), run.at(7), run.at(8)};
-    t.between_hosts = run.at(9);
+    t.between_hosts = run.at(9), t.envelopes = run.at(10);
     runs.push_back(std::move(t));
   }
   return runs;
@@ -380,6 +382,7 @@ static std::string results(const RunReport& report, Pass pass, bool verified) {
   out += fmt::format("{:<22} {:>12.0f} {:>12.0f} {:>12.0f}   bytes; {} in all\n", "sent",
                      sent.least, sent.mean, sent.most, in_bytes(bytes_sent(report, pass)));
   out += moved_line(report, pass);
+  if (report.verify_wire) out += verified_line(report, pass);
   out += fmt::format("rate: {:.2f} GFLOP/s by allowed area{}\n", gflops(report, pass),
                      verified ? "" : " (unverified; add --check)");
   return out;

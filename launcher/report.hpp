@@ -37,6 +37,7 @@ struct RunReport {
   nlohmann::json memory;              ///< what ranks need and what there is: memory_json()
   Machine machine;
   std::string isa;
+  bool verify_wire = false;  ///< messages carried digests
   std::vector<RankReport> ranks;
   std::string windows_trouble;  ///< why ranks of a host do not see each other's memory; or empty
   std::optional<Verdict> verdict;

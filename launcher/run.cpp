@@ -5,6 +5,7 @@
 #include "comm/session.hpp"
 #include "kernels/isa.hpp"
 #include "launcher/commands.hpp"
+#include "launcher/digests.hpp"
 #include "launcher/host.hpp"
 #include "launcher/job.hpp"
 #include "launcher/output_file.hpp"
@@ -45,8 +46,12 @@ po::options_description run_options() {
       ("json", po::value<std::string>(), "write the report as JSON [- for standard output]")   //
       ("csv", po::value<std::string>(), "write the report as CSV")                             //
       ("trace", po::value<std::string>(), "write the last run as Chrome trace, a row a rank")  //
+      ("manifest", po::value<std::string>(),
+       "write last, as JSON, what --q, --k, --v, --grad, --out, --lse, --dq, --dk and --dv are, "
+       "with "
+       "XXH3-64 digests; see dattn verify")  //
       ("help", "this text");
-  options.add(work).add(gradients).add(output).add(watch_options());
+  options.add(work).add(gradients).add(output).add(verify_wire_option()).add(watch_options());
   return options;
 }
 
@@ -62,9 +67,12 @@ RunOptions read_options(const po::variables_map& values) {
   options.json = path("json");
   options.csv = path("csv");
   options.trace = path("trace");
+  options.manifest = path("manifest");
+  if (!options.manifest.empty()) require_digests("--manifest");
   for (const auto& [name, file] :
        {std::pair{"out", &options.out}, std::pair{"lse", &options.lse},
-        std::pair{"dq", &options.dq}, std::pair{"dk", &options.dk}, std::pair{"dv", &options.dv}}) {
+        std::pair{"dq", &options.dq}, std::pair{"dk", &options.dk}, std::pair{"dv", &options.dv},
+        std::pair{"manifest", &options.manifest}}) {
     if (*file == "-") {
       throw Failure(Exit::usage, fmt::format("--{} wants a file, not '-'", name));
     }
@@ -84,10 +92,15 @@ RunOptions read_options(const po::variables_map& values) {
         "a file");
   }
   const std::string grad = path("grad");
+  options.q = path("q");
+  options.k = path("k");
+  options.v = path("v");
+  if (grad != "random") options.grad = grad;
   std::vector<std::string> inputs = options.task.mask_files;
-  inputs.insert(inputs.end(), {path("q"), path("k"), path("v"), grad == "random" ? "" : grad});
-  const std::string outputs[] = {options.out, options.lse,  options.dq,  options.dk,
-                                 options.dv,  options.json, options.csv, options.trace};
+  inputs.insert(inputs.end(), {options.q, options.k, options.v, options.grad});
+  const std::string outputs[] = {options.out, options.lse,   options.dq,
+                                 options.dk,  options.dv,    options.json,
+                                 options.csv, options.trace, options.manifest};
   refuse_same_file(inputs, outputs);
   for (const std::string& file : outputs) {
     if (!file.empty() && file != "-") refuse_unwritable(file);

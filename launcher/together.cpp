@@ -9,6 +9,7 @@
 
 #include "comm/error.hpp"
 #include "comm/session.hpp"
+#include "launcher/build.hpp"
 #include "launcher/flight.hpp"
 #include "launcher/limits.hpp"
 #include "parallel/engine.hpp"
@@ -28,6 +29,7 @@ void complain(int rank, const std::string& command, const std::string& what) {
 
 Exit code_of(const std::exception& failure) {
   if (dynamic_cast<const std::bad_alloc*>(&failure) != nullptr) return Exit::memory;
+  if (dynamic_cast<const Corruption*>(&failure) != nullptr) return Exit::corrupt;
   const auto* step = dynamic_cast<const StepFailure*>(&failure);
   const bool late = dynamic_cast<const comm::Timeout*>(&failure) != nullptr ||
                     (step != nullptr && step->timed_out);
@@ -57,10 +59,15 @@ Exit on_all_ranks(const std::string& command, const WatchOptions& watch,
     flight.set_rank(world.rank(), world.size());
     world.set_deadline(std::numeric_limits<double>::infinity());
     watchdog.connect(world);
+    require_agreement(world, build_signature(),
+                      "install the same dattn and the same MPI on all hosts");
     return body(world, watchdog);
   } catch (const JobFailure& e) {
     if (world.rank() == e.rank) complain(world.rank(), command, e.what());
     return e.code;
+  } catch (const Disagreement& e) {
+    if (world.rank() == 0) complain(world.rank(), command, e.what());
+    return Exit::usage;
   } catch (const std::bad_alloc&) {
     abort(Exit::memory, kOutOfMemory);
   } catch (const std::exception& e) {

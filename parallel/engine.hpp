@@ -63,8 +63,9 @@ struct EngineOptions {
                                ///< price even where nothing has come
   bool checked = false;        ///< fill what waits for a message with NaN, and have every message
                                ///< say which Block it is, and its digest where there are any
-  /// Have every message say what it is and the XXH3-64 digest of its bytes, which is compared before
-  /// anything uses them; and compare what ranks have after an all-reduce. @pre comm::has_digest()
+  /// Have every message say what it is and the XXH3-64 digest of its bytes, which is compared
+  /// before anything uses them; and compare what ranks have after an all-reduce. @pre
+  /// comm::has_digest()
   bool verify_wire = false;
   std::function<void(std::size_t step)> progress = {};  ///< before each step, may be empty
 };

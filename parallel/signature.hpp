@@ -19,7 +19,8 @@ using Signature = std::vector<std::pair<std::string, std::string>>;
 
 /// Collective: throws Disagreement on all ranks unless all have the same fields with the same
 /// values. `fix` says what to do about it.
-void require_agreement(comm::Communicator& world, const Signature& own,
-                       const std::string& fix = "start all ranks with the same arguments and files");
+void require_agreement(
+    comm::Communicator& world, const Signature& own,
+    const std::string& fix = "start all ranks with the same arguments and files");
 
 }  // namespace dattn

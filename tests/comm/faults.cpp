@@ -4,10 +4,11 @@
 //   DATTN_FAULT="rank=1 call=send at=5 do=kill"
 //
 // call: init, send, barrier, collective (any other), split, finalize; write, sync, rename (of
-// files); compute (the begin of a parallel region, as kernels have). at: which of these calls,
-// from 1. do: kill, stop (SIGSTOP), exit (with 0), hang (without using the processor), busy (four
-// seconds of work); leave (a collective out); shorten (a send, by 8 bytes) or corrupt (a bit of
-// it); full (there is no space for a write); starve (no more memory).
+// files); compute (the begin of a parallel region, as kernels have); version (of MPI's library).
+// at: which of these calls, from 1. do: kill, stop (SIGSTOP), exit (with 0), hang (without using
+// the processor), busy (four seconds of work); leave (a collective out); shorten (a send, by 8
+// bytes) or corrupt (a bit of it); other (version: another one); full (there is no space for a
+// write); starve (no more memory).
 
 #include <dlfcn.h>
 #include <mpi.h>
@@ -114,6 +115,11 @@ extern "C" {
 int MPI_Init_thread(int* argc, char*** argv, int required, int* provided) {
   struck("init");
   return PMPI_Init_thread(argc, argv, required, provided);
+}
+int MPI_Get_library_version(char* text, int* length) {
+  const int code = PMPI_Get_library_version(text, length);
+  if (struck("version") && fault().what == "other") text[*length / 2] ^= 1;
+  return code;
 }
 int MPI_Finalize() {
   struck("finalize");

@@ -25,13 +25,14 @@ import time
 import jobs
 
 KILLED = 128 + signal.SIGKILL
-CHECK, MEMORY, OUTPUT, BUG, STUCK, INTERRUPTED = 1, 4, 5, 70, 86, 130
+CHECK, USAGE, MEMORY, OUTPUT, BUG, CORRUPT, STUCK, INTERRUPTED = 1, 2, 4, 5, 70, 74, 86, 130
 BOUND = 40  # seconds; a job takes three or four of them on an idle machine
 FILES = "--out O.npy --lse L.npy"
 MACHINE = "--machine latency=1e-6,bandwidth=1e9,rate=1e9"  # nothing is measured
 RING = f"run {MACHINE} --tokens 200 --heads 4 --head-dim 16 --strategy ring --mask full --threads 1 {FILES}"
 DECODE = "decode --context 96 --heads 4 --kv-heads 4 --head-dim 16 --threads 1 --form sequence --out O.npy"
 BY_MPI = RING + " --windows off"
+VERIFIED = BY_MPI + " --verify-wire"
 LARGE = BY_MPI.replace("--tokens 200", "--tokens 4000")
 SWEEP = f"bench {MACHINE} --tokens 200,201 --heads 4 --head-dim 16 --strategy ring --mask full --threads 1 --repeat 1 --warmup 0 --out rows.jsonl"
 WATCHED = " --watchdog 2 --flight-dir flight"
@@ -46,6 +47,7 @@ class Fault:
     report: str = ""  # on the report; empty: there are no flight records
     words: str = RING
     ranks: int = 3
+    kept: tuple = ()  # results that stay
 
 
 # fmt: off
@@ -63,6 +65,11 @@ CASES = (
     Fault("killed before the second name", "rank=0 call=rename at=1 do=kill", KILLED),
     Fault("early exit", "rank=2 call=compute at=2 do=exit", 1, "improperly"),
     Fault("message cut short", "rank=0 call=send at=2 do=shorten", BUG, r"\[rank \d\] dattn run: step \d+ \(recv .*\): message from rank 0 to rank \d: expected \d+ bytes, got \d+; see dattn report flight", r"culprit: rank \d .*failed: step", BY_MPI),
+    Fault("bit of a message", "rank=0 call=send at=1 do=corrupt", CORRUPT, r"\[rank 1\] dattn run: step \d+ \(recv +K.*\): K\[.*\] from rank 0 \(its step \d+\) is not what was sent: it is corrupted, XXH3-64 [0-9a-f]{16} where the sender had [0-9a-f]{16}; memory or the network .*; see dattn report flight", r"culprit: rank 1 .*failed: step", VERIFIED),
+    Fault("bit of what comes beside it", "rank=2 call=send at=4 do=corrupt", CORRUPT, r"\[rank 0\] dattn run: step \d+ \(recv +V.*\): V.* from rank 2 .*: what comes beside it is corrupted", r"culprit: rank 0 .*failed: step", VERIFIED),
+    Fault("bit of a message, while decoding", "rank=0 call=send at=3 do=corrupt", CORRUPT, r"\[rank \d\] dattn decode: .*from rank 0 .*is corrupted, XXH3-64", r"culprit: rank \d .*failed: step", DECODE + " --verify-wire"),
+    Fault("killed before the manifest", "rank=0 call=rename at=3 do=kill", KILLED, words=RING + " --manifest M.json", kept=("L.npy", "O.npy")),
+    Fault("another MPI on one rank", "rank=1 call=version at=1 do=other", USAGE, r"\[rank 0\] dattn run: rank 1 has MPI library '.*' where rank 0 has '.*'; install the same dattn and the same MPI on all hosts"),
     Fault("disk full at a later rank", "rank=1 call=write at=1 do=full", OUTPUT, r"\[rank 1\].*No space left.*free space"),
     Fault("no memory in a step", "rank=1 call=compute at=1 do=starve", MEMORY, r"\[rank 1\] dattn run: out of memory; .*see dattn report flight", "culprit: rank 1 .*failed: out of memory", LARGE),
     Fault("busy, not stuck", "rank=1 call=barrier at=1 do=busy", 0),
@@ -97,13 +104,13 @@ class Place:
                 pass
         return found
 
-    def left(self, good):
-        """What is wrong with what the job leaves behind."""
+    def left(self, good, kept=()):
+        """What is wrong with what the job leaves behind; `kept` is meant to stay."""
         if not jobs.wait_for(lambda: not self.processes(), 10):
             return f"processes {self.processes()} live on"
         if not jobs.wait_for(lambda: not files_under(self.session) and not files_under(self.shared), 5):
             return f"MPI's {files_under(self.session)} {files_under(self.shared)} are left"
-        results = [p.name for p in self.work.iterdir() if p.name not in ("flight", "out", "err")]
+        results = [p.name for p in self.work.iterdir() if p.name not in ("flight", "out", "err", *kept)]
         if not good and results:
             return f"{results} are left"
         return None
@@ -128,8 +135,10 @@ def judge(case, start, place, library):
         return said(done)
     if case.code == STUCK and not re.search(r"\[rank \d\] dattn \w+: no rank has moved for 2", done.stderr):
         return said(done)
-    if trouble := place.left(case.code == 0):
+    if trouble := place.left(case.code == 0, case.kept):
         return f"{trouble}\n{said(done)}"
+    if not all((place.work / name).exists() for name in case.kept):
+        return f"of {case.kept} there is only {files_under(place.work)}"
     flight = place.work / "flight"
     if not case.report:
         # Whoever dies is named by mpirun; whatever all ranks know is said in one line.
@@ -171,6 +180,25 @@ def wrong_argument_on_one_rank(start, place, library):
     done = start.run_line([*one, ":", "-np", "1", start.dattn, *RING.replace("200", "201").split()], timeout=BOUND, cwd=place.work)
     if done.returncode != 2 or not re.search(r"\[rank 0\].*rank 2 has queries '201' where rank 0 has '200'", done.stderr):
         return said(done)
+    return place.left(False)
+
+
+def another_build_on_one_rank(start, place, library):
+    """A copy of dattn is the same build; one that was linked from anything else is not."""
+    copy = place.work.parent / "dattn"
+    note = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"  # a GNU build-id: 20 bytes follow
+    program = pathlib.Path(start.dattn).read_bytes()
+    at = program.index(note) + len(note)
+    for other, code in ((program, 0), (program[:at] + bytes([program[at] ^ 1]) + program[at + 1 :], USAGE)):
+        copy.write_bytes(other)
+        copy.chmod(0o755)
+        one = place.line(start, RING, 2, library, "")
+        done = start.run_line([*one, ":", "-np", "1", str(copy), *RING.split()], timeout=BOUND, cwd=place.work)
+        named = re.search(r"\[rank 0\].*rank 2 has build '[0-9a-f]{40}' where rank 0 has '[0-9a-f]{40}'; install the same", done.stderr)
+        if done.returncode != code or bool(named) is (code == 0):
+            return said(done)
+        for name in ("O.npy", "L.npy"):
+            (place.work / name).unlink(missing_ok=code != 0)
     return place.left(False)
 
 
@@ -219,7 +247,7 @@ def sweep_with_a_stuck_configuration(start, place, library):
 
 LIFE = 1.0  # seconds that a job of the stress takes, about
 
-SPECIAL = (records_cut_or_missing, wrong_argument_on_one_rank, told_to_end, sweep_with_a_stuck_configuration)
+SPECIAL = (records_cut_or_missing, wrong_argument_on_one_rank, another_build_on_one_rank, told_to_end, sweep_with_a_stuck_configuration)
 
 
 def strike_at_random(seed, start, place):
@@ -290,8 +318,13 @@ def main(arguments):
     tests = [(case.name, lambda place, case=case: judge(case, start, place, library)) for case in CASES]
     tests += [(f.__name__, lambda place, f=f: f(start, place, library)) for f in SPECIAL]
     count = failures = 0
+    without = next((line for line in start.run(["--version"]).stdout.splitlines() if "without xxHash" in line), None)
+    needs = {case.name for case in CASES if re.search("--verify-wire|--manifest", case.words)}
     for name, test in tests:
         if only not in name:
+            continue
+        if without and name in needs:
+            print("skip ", name, f"({without})")
             continue
         begun = time.monotonic()
         with tempfile.TemporaryDirectory() as scratch:
