@@ -1,6 +1,5 @@
 // dattn decode: token by token over a KV cache that is sharded once.
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -319,14 +318,12 @@ class DecodeJob {
   /// that all ranks write together; report() gives it its name.
   void write_out(const std::vector<std::int64_t>& shape, const Ranges& heads,
                  std::span<const float> values) {
+    const std::string job = agree_on_outputs(world_, {o_.out, o_.json});
     if (o_.out.empty()) return;
     const std::string header = npy_header(NpyHeader::Type::f4, shape);
     const Index each = shape.back() * static_cast<Index>(sizeof(float));
     const Index row = shape.size() == 3 ? shape[1] * each : each;
     const auto front = static_cast<Index>(header.size());
-    // Rank 0's process number keeps two jobs that write the same file apart.
-    std::string job = std::to_string(::getpid());
-    world_.broadcast(job, 0);
     together(world_, [&] {
       if (leads()) file_ = OutputFile::create(o_.out, front + row * shape[0], job, header);
     });

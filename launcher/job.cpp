@@ -1,7 +1,6 @@
 #include "launcher/job.hpp"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <array>
 #include <chrono>
@@ -88,9 +87,7 @@ std::optional<OutputFile> write_tensor(Communicator& world, const std::string& p
   Index row_bytes = sizeof(T);
   for (std::size_t i = 1; i < shape.size(); ++i) row_bytes *= shape[i];
   const Index total = static_cast<Index>(header.size()) + row_bytes * shape[0];
-  // Rank 0's process number keeps two jobs that write the same file apart.
-  std::string job = std::to_string(::getpid());
-  world.broadcast(job, 0);
+  const std::string job = agree_on_outputs(world, {path});
   std::optional<OutputFile> file;
   together(world, [&] {
     if (world.rank() == 0) file = OutputFile::create(path, total, job, header);
@@ -395,6 +392,7 @@ class Job {
   /// `last`: times of the last run of each pass.
   void write_reports(const std::vector<RunTimes>& last) {
     world_.phase("reports");
+    agree_on_outputs(world_, {options_.json, options_.csv, options_.trace});
     const auto ranks = world_.gather(encoded(own_));
     std::vector<std::string> events;
     if (!options_.trace.empty()) {

@@ -153,6 +153,7 @@ Exit machine_command(const std::vector<std::string>& arguments) {
     if (options.hosts.empty()) hosts = hosts_of(world);
     if (options.threads == 0) options.threads = threads_of(world, this_host());
     const MachineReport report = measure(world, options, hosts);
+    agree_on_outputs(world, {options.out});
     together(world, [&] {
       if (world.rank() != 0) return;
       if (!options.out.empty()) write_text_file(options.out, to_json(report).dump(1) + "\n");

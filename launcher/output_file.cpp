@@ -44,6 +44,10 @@ std::string resolved(const std::string& path) {
   return error ? path : canonical.string();
 }
 
+std::string temporary_of(const std::string& resolved_path, const std::string& job_id) {
+  return resolved_path + ".tmp." + job_id;
+}
+
 std::string directory_of(const std::string& path) {
   const auto parent = std::filesystem::path(path).parent_path().string();
   return parent.empty() ? "." : parent;
@@ -93,9 +97,12 @@ struct Temporary {
   std::atomic<bool> used = false;
   std::array<char, 4096> path{};
 };
-std::array<Temporary, 8> temporaries;
+std::array<Temporary, 16> temporaries;
 
 void remember(const std::string& path) {
+  for (const Temporary& place : temporaries) {
+    if (place.used && path == place.path.data()) return;
+  }
   for (Temporary& place : temporaries) {
     if (place.used || path.size() >= place.path.size()) continue;
     std::copy_n(path.c_str(), path.size() + 1, place.path.begin());
@@ -116,6 +123,10 @@ void remove_temporaries() noexcept {
   for (const Temporary& place : temporaries) {
     if (place.used) ::unlink(place.path.data());
   }
+}
+
+void expect_temporary(const std::string& path, const std::string& job_id) {
+  remember(temporary_of(resolved(path), job_id));
 }
 
 void refuse_unwritable(const std::string& path) {
@@ -146,7 +157,7 @@ void refuse_unwritable(const std::string& path) {
 }
 
 OutputFile::OutputFile(const std::string& path, const std::string& job_id, int flags)
-    : path_(resolved(path)), temporary_(path_ + ".tmp." + job_id) {
+    : path_(resolved(path)), temporary_(temporary_of(path_, job_id)) {
   if (job_id.empty() || job_id.find('/') != std::string::npos) bug(path_, "unusable job id");
   file_ = ::open(temporary_.c_str(), flags | O_WRONLY | O_CLOEXEC | O_NOFOLLOW, 0666);
   if (file_ < 0 && errno == EEXIST) {

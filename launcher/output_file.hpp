@@ -15,8 +15,8 @@ namespace dattn {
 ///   others:           join  write_at ...  sync
 ///
 /// All failures are Failure(Exit::output). The temporary goes when its creator goes without
-/// commit(), or by remove_temporaries() in any process that has it open: where the creator dies by
-/// SIGKILL, the others are told to end. If all die so, `path.tmp.job_id` is left.
+/// commit(), or by remove_temporaries() in any process that has it open or expects it: where the
+/// creator dies by SIGKILL, the others are told to end. If all die so, `path.tmp.job_id` is left.
 class OutputFile {
  public:
   /// Makes the temporary at its full size, so that a full disk shows before any work is done, and
@@ -64,9 +64,13 @@ void refuse_unwritable(const std::string& path);
 /// the paths look like. Empty paths stand for options not given, "-" among outputs for stdout.
 void refuse_same_file(std::span<const std::string> inputs, std::span<const std::string> outputs);
 
-/// Removes the temporaries that this process has open and that are not committed. Made for signal
-/// handlers.
+/// Removes the temporaries that this process has open and that are not committed, and those that it
+/// expects. Made for signal handlers.
 void remove_temporaries() noexcept;
+
+/// Another process may make the temporary of `path` from now on: its creator can be killed before
+/// anybody else has joined.
+void expect_temporary(const std::string& path, const std::string& job_id);
 
 /// Writes a small text, complete or not at all; the path "-" is stdout.
 void write_text_file(const std::string& path, std::string_view text);

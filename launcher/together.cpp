@@ -1,6 +1,7 @@
 #include "launcher/together.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <cstdio>
@@ -12,6 +13,7 @@
 #include "launcher/build.hpp"
 #include "launcher/flight.hpp"
 #include "launcher/limits.hpp"
+#include "launcher/output_file.hpp"
 #include "parallel/engine.hpp"
 
 namespace dattn {
@@ -96,6 +98,16 @@ void together(comm::Communicator& world, const std::function<void()>& part) {
     throw JobFailure(static_cast<Exit>(std::stoi(all[r].substr(0, space))),
                      all[r].substr(space + 1), static_cast<int>(r));
   }
+}
+
+std::string agree_on_outputs(comm::Communicator& world, const std::vector<std::string>& paths) {
+  std::string job = std::to_string(::getpid());
+  world.broadcast(job, 0);
+  for (const std::string& path : paths) {
+    if (!path.empty() && path != "-") expect_temporary(path, job);
+  }
+  world.barrier();  // nobody has begun before all expect it
+  return job;
 }
 
 }  // namespace dattn

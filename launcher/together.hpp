@@ -3,6 +3,7 @@
 #include <functional>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "comm/communicator.hpp"
 #include "comm/watchdog.hpp"
@@ -34,5 +35,10 @@ Exit on_all_ranks(const std::string& command, const WatchOptions& watch,
 /// Collective: runs `part` on every rank, then throws the same JobFailure on all ranks if it failed
 /// on any, the lowest one's. So no rank goes on alone into a step that the others never reach.
 void together(comm::Communicator& world, const std::function<void()>& part);
+
+/// Collective: what tells the temporaries of two jobs that write the same file apart, OutputFile's
+/// job_id: rank 0's process number. From now on every rank that is told to end removes what rank 0
+/// has begun to write at `paths` (empty ones are left out), whichever rank dies.
+std::string agree_on_outputs(comm::Communicator& world, const std::vector<std::string>& paths);
 
 }  // namespace dattn

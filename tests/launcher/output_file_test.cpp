@@ -231,6 +231,22 @@ TEST_F(OutputTest, AKilledProcessLeavesTheOldFile) {
   EXPECT_EQ(contents(path("o")), "old");
 }
 
+TEST_F(OutputTest, AnExpectedTemporaryGoesThoughItsMakerWasKilled) {
+  expect_temporary(path("o"), "job1");
+  expect_temporary(path("never"), "job1");
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const OutputFile root = OutputFile::create(path("o"), 6, "job1", "newnew");
+    ::kill(::getpid(), SIGKILL);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(files(), 1U);
+  remove_temporaries();
+  EXPECT_EQ(files(), 0U);
+}
+
 TEST_F(OutputTest, SameFileInEveryDisguise) {
   const std::string in = write("in", "");
   ASSERT_EQ(::symlink("in", path("link").c_str()), 0);
