@@ -18,7 +18,6 @@ constexpr double kTurn = 0.25;     // seconds from look to look, at most
 constexpr double kStandstill = 1;  // seconds that a look may be late on a crowded machine
 constexpr double kParting = 1;     // seconds that the others have to write down where they are
 constexpr double kLastWords = 10;  // seconds that a rank has for that, where it cannot so soon
-constexpr double kBusy = 0.002;    // of its time that a rank at work uses its processor, at least
 
 double seconds_on(clockid_t clock) {
   timespec time{};
@@ -71,35 +70,29 @@ void Watchdog::raise_failed() {
   if (connected_.load() != nullptr) pause_for(kParting);
 }
 
-bool Watchdog::moved(double seconds) {
-  const std::int64_t seen = std::exchange(seen_, progress_.moves());
-  const double used = seconds_on(CLOCK_PROCESS_CPUTIME_ID) - seconds_on(CLOCK_THREAD_CPUTIME_ID);
-  const double before = std::exchange(processor_, used);
-  return seen_ != seen || (!progress_.waits() && used - before > kBusy * seconds);
-}
-
 void Watchdog::look(double seconds) {
-  bool any = moved(seconds);
-  if (any) ++moves_;
-  Alarm alarm = own_alarm_.load();
+  Stillness::Sight sight{
+      .moves = progress_.moves(),
+      .waits = progress_.waits(),
+      .processor = seconds_on(CLOCK_PROCESS_CPUTIME_ID) - seconds_on(CLOCK_THREAD_CPUTIME_ID),
+      .own = own_alarm_.load()};
   const double limit = limit_.load();
-  std::vector<int> silent;
-  if (Heartbeat* heart = connected_.load()) {
+  Heartbeat* heart = connected_.load();
+  if (heart != nullptr) {
     heart->hear();
-    alarm = std::max(alarm, heart->alarm());
-    heart->tell(moves_, alarm);
-    any = std::exchange(others_, heart->moves_of_others()) != others_ || any;
+    sight.others = heart->moves_of_others();
+    sight.heard = heart->alarm();
     // A second more: whoever stopped with all others at work is told from one who stopped last.
-    silent = heart->silent(seconds, limit > 0 ? limit + kParting : 1e300);
+    sight.silent = heart->silent(seconds, limit > 0 ? limit + kParting : 1e300);
   }
-  idle_ = any ? 0 : idle_ + seconds;
-  if (alarm == Alarm::failed && own_alarm_.load() == Alarm::none && !reported_) {
-    reported_ = true;
-    report_({alarm, true, idle_, paused_, {}});
+  const Stillness::Duty duty = stillness_.look(sight, seconds, limit);
+  if (heart != nullptr) heart->tell(stillness_.moves(), std::max(sight.own, sight.heard));
+  if (duty == Stillness::Duty::write_down && !std::exchange(reported_, true)) {
+    report_({Alarm::failed, true, stillness_.seconds(), paused_, {}});
   }
-  const bool stuck = limit > 0 && (idle_ > limit || !silent.empty());
-  if (alarm == Alarm::stuck || stuck)
-    end({Alarm::stuck, alarm == Alarm::stuck, idle_, paused_, silent});
+  if (duty == Stillness::Duty::end) {
+    end({Alarm::stuck, sight.heard == Alarm::stuck, stillness_.seconds(), paused_, sight.silent});
+  }
 }
 
 void Watchdog::end(const Verdict& verdict) {
@@ -107,7 +100,7 @@ void Watchdog::end(const Verdict& verdict) {
   const auto tell = [&] {
     if (heart == nullptr) return;
     heart->hear();
-    heart->tell(moves_, Alarm::stuck);
+    heart->tell(stillness_.moves(), Alarm::stuck);
   };
   tell();
   Verdict full = verdict;

@@ -12,6 +12,7 @@
 #include "comm/communicator.hpp"
 #include "comm/heartbeat.hpp"
 #include "comm/progress.hpp"
+#include "comm/stillness.hpp"
 
 namespace dattn::comm {
 
@@ -56,7 +57,6 @@ class Watchdog {
  private:
   void watch();
   void look(double seconds);
-  bool moved(double seconds);
   [[noreturn]] void end(const Verdict& verdict);
 
   const Progress& progress_;
@@ -71,12 +71,8 @@ class Watchdog {
   std::atomic<Heartbeat*> connected_{nullptr};
   std::unique_ptr<Heartbeat> heartbeat_;
   // The thread's own.
-  std::int64_t seen_ = 0;
-  double processor_ = 0;
-  std::int64_t moves_ = 0;   ///< turns in which the rank moved
-  std::int64_t others_ = 0;  ///< moves of the others
-  double idle_ = 0;          ///< seconds
-  double paused_ = 0;        ///< likewise, just before
+  Stillness stillness_;
+  double paused_ = 0;  ///< seconds for which the process stood still just before
   bool reported_ = false;
   std::thread thread_;  // last: starts when all else is there
 };
