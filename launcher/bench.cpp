@@ -205,12 +205,15 @@ class Sweep {
     together(world_, [&] {
       if (world_.rank() != 0) return;
       file_.emplace(out_);
+      todo = fmt::format("{} ", file_->begin());
+      std::size_t count = 0;
       std::set<std::string> seen;
       for (std::size_t i = 0; i < entries_.size(); ++i) {
         if (!seen.insert(entries_[i].key).second) continue;  // the same in other words
-        if (again_ || !file_->keys().contains(entries_[i].key)) todo += fmt::format("{} ", i);
+        if (!again_ && file_->keys().contains(entries_[i].key)) continue;
+        todo += fmt::format("{} ", i);
+        ++count;
       }
-      const auto count = static_cast<std::size_t>(std::count(todo.begin(), todo.end(), ' '));
       say(
           fmt::format("# dattn {}: bench, {} ranks on {} hosts, kernels for {}; {} configurations, "
                       "{} of them in {} already\n",
@@ -219,6 +222,7 @@ class Sweep {
     });
     world_.broadcast(todo, 0);
     std::istringstream list(todo);
+    list >> begin_;
     std::vector<std::size_t> order;
     for (std::size_t i = 0; list >> i;) order.push_back(i);
     bool right = true;
@@ -301,10 +305,10 @@ class Sweep {
         }
       };
       // A job that is stuck ends on the watchdog's thread; its row is for the next one, too.
-      watchdog_.at_end([stuck = row, file = out_, &watchdog = watchdog_]() mutable {
+      watchdog_.at_end([stuck = row, file = out_, begin = begin_, &watchdog = watchdog_]() mutable {
         stuck["exit"] = static_cast<int>(Exit::timeout);
         stuck["reason"] = fmt::format("no rank moved for {} s", watchdog.seconds());
-        RowFile::add_last(file, stuck);
+        RowFile::add_last(file, begin, stuck);
       });
       ended = run_job(world_, watchdog_, *options);
       ends(ended, ended == Exit::check_failed ? "the check failed" : "");
@@ -316,7 +320,7 @@ class Sweep {
     } catch (const std::exception& e) {
       // This rank alone knows, and its job ends; the row is for the next one, which goes on behind.
       ends(code_of(e), e.what());
-      RowFile::add_last(out_, row);
+      RowFile::add_last(out_, begin_, row);
       throw;
     }
     watchdog_.at_end({});
@@ -335,6 +339,7 @@ class Sweep {
   std::string out_;
   bool again_ = false;
   std::size_t host_count_ = 1;
+  std::size_t begin_ = 0;        ///< bytes of the file before this sweep
   std::optional<RowFile> file_;  ///< rank 0's
 };
 

@@ -119,6 +119,7 @@ RowFile::RowFile(const std::string& path)
     if (rows.bytes < text.size() && ::ftruncate(file_, static_cast<off_t>(rows.bytes)) != 0) {
       refuse_errno(path, "cannot be cut behind its last whole row", errno);
     }
+    begin_ = rows.bytes;
     keys_ = std::move(rows.keys);
   } catch (...) {
     ::close(file_);
@@ -133,13 +134,15 @@ void RowFile::add(const ordered_json& row) {
   keys_.insert(row["key"].get<std::string>());
 }
 
-bool RowFile::add_last(const std::string& path, const ordered_json& row) noexcept {
+bool RowFile::add_last(const std::string& path, std::size_t begin,
+                       const ordered_json& row) noexcept {
   const int file = ::open(path.c_str(), O_RDWR | O_APPEND | O_CLOEXEC);
   if (file < 0) return false;
   bool there = false;
   try {
     if (lock(file, kWriter, kPatience)) {
-      const Rows rows = rows_of(path, content_of(file, path));
+      const std::string text = content_of(file, path);
+      const Rows rows = rows_of(path, std::string_view(text).substr(std::min(begin, text.size())));
       there = rows.keys.contains(row["key"].get<std::string>());
       if (!there) append(file, path, row);
       there = true;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
@@ -19,19 +20,24 @@ class RowFile {
   RowFile& operator=(const RowFile&) = delete;
   ~RowFile();
 
+  /// Bytes of the rows that were there.
+  std::size_t begin() const { return begin_; }
   /// Keys of the rows that were there, and of those that came since.
   const std::set<std::string>& keys() const { return keys_; }
 
   /// Adds a row; returns when it is on the disk.
   void add(const nlohmann::ordered_json& row);
 
-  /// Adds a row to a file that another process has open, unless one with its key is there: the last
-  /// words of a rank whose job ends. Whether it is there now; throws nothing.
-  static bool add_last(const std::string& path, const nlohmann::ordered_json& row) noexcept;
+  /// Adds a row to a file that another process has open, unless one with its key is there, behind
+  /// the first `begin` bytes, which an earlier sweep has written: the last words of a rank whose
+  /// job ends. Whether it is there now; throws nothing.
+  static bool add_last(const std::string& path, std::size_t begin,
+                       const nlohmann::ordered_json& row) noexcept;
 
  private:
   std::string path_;
   int file_ = -1;
+  std::size_t begin_ = 0;
   std::set<std::string> keys_;
 };
 

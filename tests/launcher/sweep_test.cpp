@@ -111,13 +111,21 @@ TEST_F(Rows, OfOthersStayAsTheyAre) {
 }
 
 TEST_F(Rows, LastWordsComeOnce) {
-  EXPECT_FALSE(RowFile::add_last(path_, row("a")));  // there is no file to add to
+  EXPECT_FALSE(RowFile::add_last(path_, 0, row("a")));  // there is no file to add to
   RowFile file(path_);
   file.add(row("a"));
-  EXPECT_TRUE(RowFile::add_last(path_, row("b")));
-  EXPECT_TRUE(RowFile::add_last(path_, row("b")));
-  EXPECT_TRUE(RowFile::add_last(path_, row("a")));
+  EXPECT_TRUE(RowFile::add_last(path_, file.begin(), row("b")));
+  EXPECT_TRUE(RowFile::add_last(path_, file.begin(), row("b")));
+  EXPECT_TRUE(RowFile::add_last(path_, file.begin(), row("a")));
   EXPECT_EQ(content(), line("a") + line("b"));
+}
+
+TEST_F(Rows, LastWordsComeOnceMoreInAnotherSweep) {
+  write(line("a") + line("b"));
+  const RowFile file(path_);
+  EXPECT_TRUE(RowFile::add_last(path_, file.begin(), row("a")));
+  EXPECT_TRUE(RowFile::add_last(path_, file.begin(), row("a")));
+  EXPECT_EQ(content(), line("a") + line("b") + line("a"));
 }
 
 }  // namespace
