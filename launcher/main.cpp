@@ -38,14 +38,15 @@ constexpr std::string_view kHelp =
     "files; 4 memory; 5 output files; 70 a bug; 74 bytes were changed; 86 no progress; 130\n"
     "interrupted.\n";
 
-/// The rank for messages that come before MPI does.
+/// The rank, as mpirun or srun say before MPI does; null where neither has started this.
 const char* early_rank() {
   const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
-  return rank == nullptr ? "0" : rank;
+  return rank == nullptr ? std::getenv("PMIX_RANK") : rank;
 }
 
 void complain(const std::exception& e) {
-  std::fprintf(stderr, "[rank %s] dattn: %s\n", early_rank(), e.what());
+  const char* rank = early_rank();
+  std::fprintf(stderr, "[rank %s] dattn: %s\n", rank == nullptr ? "0" : rank, e.what());
 }
 
 /// A closed descriptor 0, 1 or 2 would be given to the next file that is opened, and messages would
@@ -59,11 +60,11 @@ void hold_standard_descriptors() {
 constexpr std::string_view kInterrupted =
     "[rank 0] dattn: interrupted; unfinished output files are removed, run it again for a result\n";
 
-/// SIGINT and SIGTERM. Under mpirun it says nothing: mpirun also sends SIGTERM to those who are
-/// left when another rank has failed, and that rank's line is the one that counts.
+/// SIGINT and SIGTERM. Under mpirun and srun it says nothing: they also send SIGTERM to those who
+/// are left when another rank has failed, and that rank's line is the one that counts.
 void interrupted(int) {
   dattn::remove_temporaries();
-  if (std::getenv("OMPI_COMM_WORLD_RANK") == nullptr) {
+  if (early_rank() == nullptr) {
     [[maybe_unused]] const auto put =
         ::write(STDERR_FILENO, kInterrupted.data(), kInterrupted.size());
   }
