@@ -42,8 +42,8 @@ class HostMemory {
   /// A member's front, which every member may write.
   std::byte* front(int member);
 
-  /// Memory that peers can see, zeros; pages come where they are first touched. It is given back
-  /// to the host when its owner is done with it, and outlives this object.
+  /// Memory that peers can see, zeros; pages come on the NUMA node of who first touches them. It is
+  /// given back to the host when its owner is done with it, and outlives this object.
   Memory allocate(std::int64_t bytes);
 
   /// Where bytes of this process lie, if they are a member's memory.

@@ -18,8 +18,8 @@ class Homes {
   /// Memory for so many bytes of a home.
   using Allocate = std::function<comm::Memory(int home, Index bytes)>;
 
-  /// Allocates every home but those of inputs, which input() and bind() give theirs.
-  /// `problem` and `program` must outlive this.
+  /// Allocates every home but those of inputs, which input() and bind() give theirs; touches none,
+  /// so pages come where this rank writes. `problem` and `program` must outlive this.
   Homes(const Problem& problem, const Program& program, Allocate allocate);
 
   int count() const { return static_cast<int>(own_.size()); }
