@@ -187,6 +187,11 @@ def judge(kind, normal, seed, start, place):
         # Who dies or stops behind its last word leaves a job that is done; alone it just goes on.
         stopped = (0,) if kind.ranks == 1 else (faults.STUCK, 0)
         codes = {None: (0,), signal.SIGKILL: (faults.KILLED, 0), signal.SIGSTOP: stopped}[sign]
+        if code == -signal.SIGSEGV and sign is not None and "PMIx_server_finalize" in errors:
+            story += " (mpirun crashed at its end)"  # Open MPI 4.1.4, of a rank that ends in MPI_Init
+            judge_files(kind, normal, code, start, place)
+            require(jobs.wait_for(lambda: not place.processes(), 10), f"processes {place.processes()} live on")
+            return story
         require(code in codes, f"none of {codes}")
         if code == faults.STUCK:
             require(re.search(r"\[rank \d\] dattn \w+: no rank has moved for \d", errors), "nobody says that nothing moves")
