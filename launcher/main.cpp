@@ -60,11 +60,15 @@ void hold_standard_descriptors() {
 constexpr std::string_view kInterrupted =
     "[rank 0] dattn: interrupted; unfinished output files are removed, run it again for a result\n";
 
+/// Whether mpirun or srun has started this, for the signal handler. MPI sets PMIX_RANK where neither
+/// has, so it is asked before.
+bool launched = false;
+
 /// SIGINT and SIGTERM. Under mpirun and srun it says nothing: they also send SIGTERM to those who
 /// are left when another rank has failed, and that rank's line is the one that counts.
 void interrupted(int) {
   dattn::remove_temporaries();
-  if (early_rank() == nullptr) {
+  if (!launched) {
     [[maybe_unused]] const auto put =
         ::write(STDERR_FILENO, kInterrupted.data(), kInterrupted.size());
   }
@@ -104,6 +108,7 @@ int main(int argc, char** argv) {
   // A full disk or a closed pipe must come back as an error of the call that met it.
   std::signal(SIGXFSZ, SIG_IGN);
   std::signal(SIGPIPE, SIG_IGN);
+  launched = early_rank() != nullptr;
   std::signal(SIGINT, interrupted);
   std::signal(SIGTERM, interrupted);
   hold_standard_descriptors();
