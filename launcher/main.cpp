@@ -60,8 +60,8 @@ void hold_standard_descriptors() {
 constexpr std::string_view kInterrupted =
     "[rank 0] dattn: interrupted; unfinished output files are removed, run it again for a result\n";
 
-/// Whether mpirun or srun has started this, for the signal handler. MPI sets PMIX_RANK where neither
-/// has, so it is asked before.
+/// Whether mpirun or srun has started this, for the signal handler. MPI sets PMIX_RANK where
+/// neither has, so it is asked before.
 bool launched = false;
 
 /// SIGINT and SIGTERM. Under mpirun and srun it says nothing: they also send SIGTERM to those who
