@@ -7,9 +7,13 @@ the argument or file (mpirun's own notice may follow); nothing on stdout that lo
 no output file and no temporary; and no hang. --only runs the cases whose name holds TEXT.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
+import queue
 import re
 import resource
 import shutil
@@ -28,6 +32,7 @@ from bad_decode_permute import FILES, INPUT, MEMORY, OUTPUT, USAGE
 INTERRUPTED = 130
 SUCCESS = ("time:", "rate:", "PASSED", "verdict: ok")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+WORKERS = 4  # cases at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -497,10 +502,11 @@ def split(words):
 
 
 class Folder:
-    """The scratch folder, which a refusal must leave as it was."""
+    """A scratch folder with the fixtures, which a refusal must leave as it was."""
 
     def __init__(self, path):
         self.path = path
+        write_fixtures(path)
         self.before = self.listing()
 
     def listing(self):
@@ -809,20 +815,43 @@ SPECIAL = (
 )
 
 
-def main(arguments):
-    only, start = jobs.asked(arguments, __doc__)
-    count = failures = 0
+def in_folders(tests):
+    """Yields the verdicts of functions of (folder), in order: several at a time, because much of a start
+    is waiting. Each has a folder of its own meanwhile."""
+    with contextlib.ExitStack() as ending:
+        folders = queue.SimpleQueue()
+        for _ in range(WORKERS):
+            folders.put(Folder(pathlib.Path(ending.enter_context(tempfile.TemporaryDirectory()))))
+
+        def verdict(test):
+            folder = folders.get()
+            try:
+                return test(folder)
+            finally:
+                folder.changes()  # no case inherits what another left
+                folders.put(folder)
+
+        pool = ending.enter_context(concurrent.futures.ThreadPoolExecutor(WORKERS))
+        yield from pool.map(verdict, tests)
+
+
+def one_by_one(tests):
+    """The same, for tests with signals and limits."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Folder(pathlib.Path(scratch))
-        write_fixtures(folder.path)
-        folder.before = folder.listing()
-        tests = [(case.name, lambda case=case: judge(case, start, folder)) for case in cases()]
-        tests += [(f.__name__, lambda f=f: f(start, folder)) for f in SPECIAL]
-        for name, test in tests:
-            if only not in name:
-                continue
-            complaint = test()
-            folder.changes()  # no case inherits what another left
+        for test in tests:
+            yield test(folder)
+            folder.changes()
+
+
+def main(arguments):
+    only, start = jobs.asked(arguments, __doc__)
+    table = [(case.name, functools.partial(judge, case, start)) for case in cases()]
+    special = [(f.__name__, functools.partial(f, start)) for f in SPECIAL]
+    count = failures = 0
+    for judge_all, tests in ((in_folders, table), (one_by_one, special)):
+        tests = [(name, test) for name, test in tests if only in name]
+        for (name, _), complaint in zip(tests, judge_all([test for _, test in tests]), strict=True):
             count += 1
             failures += complaint is not None
             print("ok   " if complaint is None else "FAIL ", name, flush=True)
