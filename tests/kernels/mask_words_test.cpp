@@ -46,7 +46,7 @@ TEST_P(BadWords, AreRefusedInOneShortLine) {
 
 INSTANTIATE_TEST_SUITE_P(
     Table, BadWords,
-    testing::Values(
+    testing::ValuesIn(std::vector<Refused>{
         Refused{"", "no mask is called ''"},                                                  //
         Refused{"casual", "no mask is called 'casual'; there are full, causal, window, "},    //
         Refused{"Causal", "no mask is called 'Causal'"},                                      //
@@ -146,7 +146,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"batch:sequences=6,longer=7", "nothing is called 'longer'"},
         Refused{"batch:sequences=1048576,suffix=1099511627776,levels=1x1", "pass 2^60"},
         Refused{"batch:sequences=1" + repeat(",levels=1x1", 2), "'levels' is set twice"},
-        Refused{"batch:sequences=1,levels=1x1" + repeat(":1x1", 16), "at most 16 levels"}));
+        Refused{"batch:sequences=1,levels=1x1" + repeat(":1x1", 16), "at most 16 levels"}}));
 
 std::string complaint_of(const BlockLists& lists) {
   const Shape shape{.queries = 3, .keys = 5, .query_heads = 4, .key_heads = 2, .value_heads = 2};
