@@ -1,5 +1,3 @@
-#include "kernels/attend.hpp"
-
 #include <omp.h>
 
 #include <algorithm>
@@ -9,9 +7,9 @@
 #include <optional>
 
 #include "kernels/area.hpp"
+#include "kernels/attend_block.hpp"
 #include "kernels/check.hpp"
 #include "kernels/decode.hpp"
-#include "kernels/key_order.hpp"
 #include "kernels/packs.hpp"
 #include "kernels/panel.hpp"
 #include "kernels/partial.hpp"
@@ -20,8 +18,6 @@
 namespace dattn {
 namespace {
 
-/// Query lanes that go through the keys together: a tile of keys is fetched once for all of them.
-constexpr Index kLanes = 128;
 /// Units of work that a block is cut into at least, where it is large enough: what many threads
 /// need. Not the number of threads, so that the bits of a result do not depend on it.
 constexpr Index kUnits = 64;
@@ -80,12 +76,15 @@ class Worker {
     const Range seen = live.bounds(rows);
     const Index last = std::min(unit.tiles.end, (seen.end + kernel_.tile - 1) / kernel_.tile);
     for (Index t = std::max(unit.tiles.begin, seen.begin / kernel_.tile); t < last; ++t) {
+      // Rows of many spans leave whole stretches of tiles out.
+      t = std::max(t, live.next(block_.tile(t).begin) / kernel_.tile);
+      if (t >= last) break;
       const Range tile = block_.tile(t);
       bool packed = false;
       PackedTile pack{};
       for (Index p = 0; p < panels_; ++p) {
         if (intersect(bounds_[static_cast<std::size_t>(p)], tile).empty()) continue;
-        live.pieces(panel_rows(p), tile, kernel_.granule, pieces_);
+        live.pieces(parts_of_panel(p), tile, kernel_.granule, pieces_);
         if (pieces_.empty()) continue;
         if (!packed) {
           if (packs != nullptr) {
@@ -121,6 +120,21 @@ class Worker {
     Index last = lanes_ - 1;
     while (rows[static_cast<std::size_t>(last)] < 0) --last;
     return {rows.front(), rows[static_cast<std::size_t>(last)] + 1};
+  }
+
+  /// The rows of each part of the panel that has some.
+  std::span<const Range> parts_of_panel(Index p) {
+    const std::span<const Index> rows = rows_of_panel(p);
+    const Index lanes = lanes_ / kernel_.parts;
+    std::size_t count = 0;
+    for (Index first = 0; first < lanes_ && rows[static_cast<std::size_t>(first)] >= 0;
+         first += lanes) {
+      Index last = first + lanes - 1;
+      while (rows[static_cast<std::size_t>(last)] < 0) --last;
+      part_rows_[count++] = {rows[static_cast<std::size_t>(first)],
+                             rows[static_cast<std::size_t>(last)] + 1};
+    }
+    return {part_rows_.data(), count};
   }
 
   void start(const HeadGroup& group, Range lanes, View<float> out) {
@@ -263,6 +277,7 @@ class Worker {
   std::vector<double> l_;
   std::vector<Index> row_of_, head_of_;  ///< of each lane; -1 where there is none
   std::vector<Range> bounds_;            ///< of what each panel sees
+  std::array<Range, 2> part_rows_;       ///< of the panel at hand
   std::vector<bool> begun_;              ///< the panels that have something in o_
   LaneMasks masks_;
   std::vector<PanelRules> rules_;
@@ -311,7 +326,8 @@ std::vector<Unit> units_of(const ForwardBlock<T>& block, Range groups, Index par
   return units;
 }
 
-/// @pre there are queries and keys, checked
+}  // namespace
+
 template <class T>
 void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float> out,
                   const Where& where, const Mask& mask, const Work& work) {
@@ -405,62 +421,10 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
   caught.rethrow();
 }
 
-/// attend_block, head group by head group where their keys are better taken in an order of their
-/// own: in a copy.
-template <class T>
-void attend_in_order(View<const T> q, View<const T> k, View<const T> v, View<float> out,
-                     const Where& where, const Mask& mask, const Work& work,
-                     const std::vector<HeadGroup>& groups) {
-  // Few queries read keys as they lie: a copy would cost what they cost.
-  const bool few = std::any_of(groups.begin(), groups.end(), [&](const HeadGroup& group) {
-    return q.rows * group.heads.size() <= kLanes;
-  });
-  const auto orders = few ? std::map<Index, std::vector<Range>>{} : key_orders(where, mask, groups);
-  if (orders.empty()) return attend_block(q, k, v, out, where, mask, work);
-  CallWorkspace workspace(work);
-  for (const HeadGroup& group : groups) {
-    const Index head = where.query_heads.begin + group.heads.begin;
-    const std::vector<Range>& order = orders.at(mask.variant(head));
-    Where part = group_in_order(where, group, order);
-    View<const T> keys = k.only({group.key_head, group.key_head + 1});
-    View<const T> values = v.only({group.value_head, group.value_head + 1});
-    if (!order.empty()) {
-      const Index k_bytes = aligned(keys.size() * static_cast<Index>(sizeof(T)));
-      const Index v_bytes = aligned(values.size() * static_cast<Index>(sizeof(T)));
-      auto* memory = workspace.template take<std::byte>(Workspace::Use::ordered,
-                                                        k_bytes + v_bytes + k.rows * 4);
-      keys = gathered(keys, order, reinterpret_cast<T*>(memory), work.poll);
-      values = gathered(values, order, reinterpret_cast<T*>(memory + k_bytes), work.poll);
-      if (part.key_weights.data != nullptr) {
-        auto* weights = reinterpret_cast<float*>(memory + k_bytes + v_bytes);
-        part.key_weights = gathered(part.key_weights, order, weights, work.poll);
-      }
-    }
-    attend_block(q.only(group.heads), keys, values, out.only(group.heads), part, mask, work);
-  }
-}
-
-/// The keys that many queries see by panels, then the others.
-template <class T>
-void attend_by_readers(View<const T> q, View<const T> k, View<const T> v, View<float> out,
-                       const Where& where, const Mask& mask, const Work& work) {
-  check_attend(q, k, v, where, work);
-  CHECK(out.rows == q.rows && out.heads == q.heads && out.dim == record_length(where.shape.d_v),
-        out.rows, out.heads, out.dim);
-  if (q.size() == 0 || k.rows == 0) return;
-  const std::vector<HeadGroup> groups = head_groups(where, mask);
-  const Readers readers = readers_of(where, mask, groups);
-  if (readers.few.empty()) return attend_in_order(q, k, v, out, where, mask, work, groups);
-  for (const Range keys : readers.many) {
-    const Where some = where_of(where, {{0, q.rows}, keys});
-    attend_in_order(q, k.part(keys), v.part(keys), out, some, mask, work, groups);
-  }
-  for (const std::vector<Part>& parts : readers.few) {
-    decode_parts(q, k, v, out, where, mask, work, groups, parts);
-  }
-}
-
-}  // namespace
+template void attend_block(View<const float>, View<const float>, View<const float>, View<float>,
+                           const Where&, const Mask&, const Work&);
+template void attend_block(View<const BFloat16>, View<const BFloat16>, View<const BFloat16>,
+                           View<float>, const Where&, const Mask&, const Work&);
 
 Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index keys, int threads,
                    const Kernel& kernel) {
@@ -484,16 +448,6 @@ Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index k
   const Index ordered = keys * (shape.d_qk + shape.d_v + 1) * 4 + 128;  // of one head
   return packs + ordered + (partials + threads * few) * record_length(shape.d_v) * 4 +
          threads * worker;
-}
-
-void attend(View<const float> q, View<const float> k, View<const float> v, View<float> out,
-            const Where& where, const Mask& mask, const Work& work) {
-  attend_by_readers(q, k, v, out, where, mask, work);
-}
-
-void attend(View<const BFloat16> q, View<const BFloat16> k, View<const BFloat16> v, View<float> out,
-            const Where& where, const Mask& mask, const Work& work) {
-  attend_by_readers(q, k, v, out, where, mask, work);
 }
 
 }  // namespace dattn

@@ -3,115 +3,29 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
-#include <map>
 #include <numeric>
 
-#include "kernels/area.hpp"
+#include "kernels/backward_units.hpp"
 #include "kernels/check.hpp"
-#include "kernels/panel.hpp"
+#include "kernels/residues.hpp"
 
 namespace dattn {
 namespace {
 
-/// Units of work that a block is cut into, at most and where it is large enough. Not the number of
-/// threads, so that the bits of a result do not depend on it.
-constexpr Index kUnits = 64;
-/// Tiles of keys of a unit, at least.
-constexpr Index kTilesOfPart = 4;
 /// Bytes of keys, values and their gradients that one tile of queries meets before the next one
 /// does: they stay in the second-level cache meanwhile.
 constexpr Index kChunkBytes = 1400 << 10;
-/// Bytes for dQ by parts of the keys.
-constexpr Index kPartBytes = Index{1} << 30;
-
-template <class T>
-struct Block {
-  View<const T> q, k, v, d_o;
-  View<const float> lse, delta;
-  View<float> dq, dk, dv;
-  const Where& where;
-  const Mask& mask;
-  const Kernel& kernel;
-  BlockRules rules;
-  float scale;
-  std::vector<HeadGroup> groups;
-  Index tiles;  ///< of keys
-
-  Range tile(Index t) const {
-    return {t * kernel.backward_tile, std::min<Index>(k.rows, (t + 1) * kernel.backward_tile)};
-  }
-  int d_qk() const { return static_cast<int>(q.dim); }
-  int d_v() const { return static_cast<int>(v.dim); }
-  Index k_bytes() const { return aligned(kernel.k_backward_size(d_qk())); }
-  Index v_bytes() const { return aligned(kernel.v_backward_size(d_v())); }
-};
-
-/// Groups [groups.begin, groups.end) add to the same gradients of K or V and belong to one thread.
-using Cluster = Range;
-
-std::vector<Cluster> clusters_of(const std::vector<HeadGroup>& groups) {
-  std::vector<Cluster> out;
-  for (std::size_t g = 0; g < groups.size(); ++g) {
-    const auto i = static_cast<Index>(g);
-    if (g > 0 && (groups[g].key_head == groups[g - 1].key_head ||
-                  groups[g].value_head == groups[g - 1].value_head)) {
-      out.back().end = i + 1;
-    } else {
-      out.push_back({i, i + 1});
-    }
-  }
-  return out;
-}
-
-/// One part of the work: a cluster and tiles of keys.
-struct Unit {
-  Cluster groups;
-  Range tiles;
-  Index part;
-  double area;
-};
-
-/// Packed tiles of all key heads and value heads of the block, all threads' to read.
-template <class T>
-class Packs {
- public:
-  Packs(const Block<T>& block, CallWorkspace& workspace)
-      : block_(block),
-        k_(workspace.take<std::byte>(Workspace::Use::k,
-                                     block.k.heads * block.tiles * block.k_bytes())),
-        v_(workspace.take<std::byte>(Workspace::Use::v,
-                                     block.v.heads * block.tiles * block.v_bytes())) {}
-
-  Index jobs() const { return (block_.k.heads + block_.v.heads) * block_.tiles; }
-  void fill(Index job) {
-    const Index head = job / block_.tiles;
-    const Index t = job % block_.tiles;
-    if (head < block_.k.heads) {
-      block_.kernel.pack_k_backward(rows_of(block_.k, head, block_.tile(t)), k(head, t));
-    } else {
-      const Index h = head - block_.k.heads;
-      block_.kernel.pack_v_backward(rows_of(block_.v, h, block_.tile(t)), v(h, t));
-    }
-  }
-  std::byte* k(Index head, Index t) const {
-    return k_ + (head * block_.tiles + t) * block_.k_bytes();
-  }
-  std::byte* v(Index head, Index t) const {
-    return v_ + (head * block_.tiles + t) * block_.v_bytes();
-  }
-
- private:
-  const Block<T>& block_;
-  std::byte* k_;
-  std::byte* v_;
-};
+/// Where the mask leaves tiles out, so many times the tiles: a tile of queries is packed for each
+/// chunk that it sees, and only those that it sees need stay in the cache.
+constexpr Index kSparseChunk = 8;
 
 template <class T>
 class Worker {
  public:
-  explicit Worker(const Block<T>& block)
+  explicit Worker(const BackwardBlock<T>& block)
       : block_(block),
         kernel_(block.kernel),
         lanes_(kernel_.lanes),
@@ -124,33 +38,69 @@ class Worker {
         d_o_(aligned(kernel_.q_backward_size(block.d_v()))),
         scratch_(aligned(kernel_.backward_scratch(block.d_qk(), block.d_v()))),
         dq_(panels_ * lanes_ * block.q.dim),
-        dk_(chunk_ * kernel_.backward_tile * dk_row_),
-        dv_(chunk_ * kernel_.backward_tile * dv_row_),
+        dk_(kSparseChunk * chunk_ * kernel_.backward_tile * dk_row_),
+        dv_(kSparseChunk * chunk_ * kernel_.backward_tile * dv_row_),
         lse_(panels_ * lanes_),
         delta_(panels_ * lanes_),
         row_of_(static_cast<std::size_t>(panels_ * lanes_)),
         head_of_(row_of_.size()),
         pieces_(static_cast<std::size_t>(panels_)),
-        masks_(static_cast<std::size_t>(panels_), LaneMasks(kernel_.lanes, kernel_.backward_tile)),
-        rules_(static_cast<std::size_t>(panels_),
-               PanelRules(block.rules, kernel_.lanes, kernel_.backward_tile)) {}
+        masks_(static_cast<std::size_t>(panels_), LaneMasks(kernel_.lanes, kernel_.backward_tile)) {
+    for (const auto& keys : block.taken) {
+      rules_.emplace_back(static_cast<std::size_t>(panels_),
+                          PanelRules(keys->rules, kernel_.lanes, kernel_.backward_tile));
+    }
+  }
 
   /// Adds what the unit's keys give to dk, dv and, by rows, to `dq` times `factor`. Where `written`
   /// is given, dq is a copy of which only rows with a flag there, [row][head], hold numbers.
-  void run(const Unit& unit, const Packs<T>& packs, View<float> dq, float factor, char* written,
-           Poller& poller) {
-    for (Index from = unit.tiles.begin; from < unit.tiles.end; from += chunk_) {
-      const Range tiles{from, std::min(from + chunk_, unit.tiles.end)};
+  void run(const Unit& unit, const BackwardPacks<T>& packs, View<float> dq, float factor,
+           char* written, Poller& poller) {
+    for (Index from = unit.tiles.begin; from < unit.tiles.end;) {
+      const Range tiles{from, chunk_end(unit, from)};
       for (Index g = unit.groups.begin; g < unit.groups.end; ++g) {
-        chunk(block_.groups[static_cast<std::size_t>(g)], tiles, packs, dq, factor, written,
-              poller);
+        chunk(g, tiles, packs, dq, factor, written, poller);
       }
+      from = tiles.end;
     }
   }
 
  private:
-  void chunk(const HeadGroup& group, Range tiles, const Packs<T>& packs, View<float> dq,
-             float factor, char* written, Poller& poller) {
+  /// Where the chunk that begins at tile `from` ends: some queries here and there see chunk_ tiles
+  /// of it at most.
+  Index chunk_end(const Unit& unit, Index from) const {
+    constexpr Index kRows = 8;
+    const Index most = std::min(unit.tiles.end, from + kSparseChunk * chunk_);
+    if (most - from <= chunk_) return most;
+    Index end = most;
+    for (Index g = unit.groups.begin; g < unit.groups.end; ++g) {
+      for (Index i = 0; i < kRows; ++i) {
+        const Range rows = even_part(block_.q.rows, kRows, i);
+        if (rows.empty()) continue;
+        const Index row = (rows.begin + rows.end) / 2;
+        const LiveRows live(block_.keys_of(g).where, block_.mask, block_.head(g), {row, row + 1},
+                            block_.keys({from, end}));
+        Index tiles = 0;
+        Index next = from;  // the first tile not counted
+        for (const Range span : live.of(row)) {
+          const Range seen{std::max(next, span.begin / kernel_.backward_tile),
+                           (span.end - 1) / kernel_.backward_tile + 1};
+          if (tiles + seen.size() > chunk_) {
+            end = std::min(end, seen.begin + chunk_ - tiles);
+            break;
+          }
+          tiles += std::max<Index>(0, seen.size());
+          next = std::max(next, seen.end);
+        }
+      }
+    }
+    return end;
+  }
+
+  void chunk(Index g, Range tiles, const BackwardPacks<T>& packs, View<float> dq, float factor,
+             char* written, Poller& poller) {
+    const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
+    const TakenKeys& keys = block_.keys_of(g);
     const Index rows_of_tile = kernel_.backward_tile;
     std::fill_n(dk_.get(), tiles.size() * rows_of_tile * dk_row_, 0.0f);
     std::fill_n(dv_.get(), tiles.size() * rows_of_tile * dv_row_, 0.0f);
@@ -159,41 +109,48 @@ class Worker {
     for (Index first = 0; first < lanes; first += panels_ * lanes_) {
       const Range now{first, std::min(first + panels_ * lanes_, lanes)};
       const Range rows{group.row(now.begin), group.row(now.end - 1) + 1};
-      const LiveRows live(block_.where, block_.mask,
-                          block_.where.query_heads.begin + group.heads.begin, rows);
+      const LiveRows live(keys.where, block_.mask, block_.head(g), rows, block_.keys(tiles));
       if (live.none()) continue;
       bool packed = false;
-      const Range seen = live.bounds(rows);
-      for (Index t = tiles.begin; t < tiles.end; ++t) {
-        if (intersect(seen, block_.tile(t)).empty()) continue;
-        if (!find_pieces(live, now, group, block_.tile(t))) continue;
-        if (!packed) start(group, now);
+      const Index last = (live.bounds(rows).end + rows_of_tile - 1) / rows_of_tile;
+      for (Index t = tiles.begin; t < last; ++t) {
+        // Rows of many spans leave whole stretches of tiles out.
+        t = std::max(t, live.next(block_.tile(t).begin) / rows_of_tile);
+        if (t >= last || !find_pieces(live, now, group, block_.tile(t))) continue;
+        if (!packed) start(g, now);
         packed = true;
-        step(group, live, t, packs, (t - tiles.begin) * rows_of_tile);
+        step(g, live, t, packs, (t - tiles.begin) * rows_of_tile);
         poller.after(static_cast<double>(now.size() * block_.tile(t).size()) *
                      static_cast<double>(6 * block_.q.dim + 4 * block_.v.dim));
       }
       if (packed) give_dq(now.size(), dq, factor, written);
       any = any || packed;
     }
-    if (any) give_dkv(group, tiles);
+    if (any) give_dkv(g, tiles);
   }
 
   /// What the panels see of a tile of keys; false: nothing.
   bool find_pieces(const LiveRows& live, Range lanes, const HeadGroup& group, Range tile) {
     bool any = false;
     used_ = (lanes.size() + lanes_ - 1) / lanes_;
+    const Index part = lanes_ / kernel_.parts;
     for (Index p = 0; p < used_; ++p) {
-      const Index first = lanes.begin + p * lanes_;
-      const Index last = std::min(first + lanes_, lanes.end) - 1;
+      std::array<Range, 2> rows;
+      std::size_t count = 0;
+      const Range panel{lanes.begin + p * lanes_,
+                        std::min(lanes.begin + (p + 1) * lanes_, lanes.end)};
+      for (Index first = panel.begin; first < panel.end; first += part) {
+        rows[count++] = {group.row(first), group.row(std::min(first + part, panel.end) - 1) + 1};
+      }
       auto& pieces = pieces_[static_cast<std::size_t>(p)];
-      live.pieces({group.row(first), group.row(last) + 1}, tile, kernel_.granule, pieces);
+      live.pieces({rows.data(), count}, tile, kernel_.granule, pieces);
       any = any || !pieces.empty();
     }
     return any;
   }
 
-  void start(const HeadGroup& group, Range lanes) {
+  void start(Index g, Range lanes) {
+    const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
     std::fill_n(dq_.get(), used_ * lanes_ * block_.q.dim, 0.0f);
     std::vector<const void*> q(row_of_.size());
     std::vector<const void*> d_o(row_of_.size());
@@ -207,18 +164,18 @@ class Worker {
       d_o[at] = used ? block_.d_o.at(row_of_[at], head_of_[at]) : nullptr;
       lse_[i] = kInf;
       delta_[i] = 0;
-      if (!used || block_.rules.normalizer() == Normalizer::sigmoid) continue;
+      if (!used || block_.normalizer == Normalizer::sigmoid) continue;
       const float lse = *block_.lse.at(row_of_[at], head_of_[at]);
       if (lse == -kInf) continue;
       lse_[i] = static_cast<float>(static_cast<double>(lse) / kernel_.nats);
       delta_[i] = *block_.delta.at(row_of_[at], head_of_[at]);
     }
     const auto used = static_cast<int>(used_);
-    kernel_.pack_q_backward(q.data(), used, element_of<T>(), block_.d_qk(), block_.rules.factor(),
-                            q_.get());
+    kernel_.pack_q_backward(q.data(), used, element_of<T>(), block_.d_qk(),
+                            block_.keys_of(g).rules.factor(), q_.get());
     kernel_.pack_q_backward(d_o.data(), used, element_of<T>(), block_.d_v(), 1.0f, d_o_.get());
     for (Index p = 0; p < used_; ++p) {
-      rules_[static_cast<std::size_t>(p)].lanes(panel(row_of_, p), panel(head_of_, p));
+      rules_of(g, p).lanes(panel(row_of_, p), panel(head_of_, p));
     }
   }
 
@@ -226,8 +183,12 @@ class Worker {
     return {of_lane.data() + p * lanes_, static_cast<std::size_t>(lanes_)};
   }
 
-  void step(const HeadGroup& group, const LiveRows& live, Index t, const Packs<T>& packs,
-            Index row) {
+  PanelRules& rules_of(Index g, Index p) {
+    return rules_[block_.taken_by[static_cast<std::size_t>(g)]][static_cast<std::size_t>(p)];
+  }
+
+  void step(Index g, const LiveRows& live, Index t, const BackwardPacks<T>& packs, Index row) {
+    const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
     const Range tile = block_.tile(t);
     std::vector<const Piece*> lists;
     std::vector<int> counts;
@@ -241,8 +202,8 @@ class Worker {
       const bool masked =
           std::any_of(pieces.begin(), pieces.end(), [](const Piece& x) { return x.masked; });
       allowed.push_back(masked ? masks_[at].spell(live, panel(row_of_, p), tile) : Lanes{});
-      rules_[at].keys(tile, group.key_head);
-      rules.push_back(rules_[at].rules());
+      rules_of(g, p).keys(tile, group.key_head);
+      rules.push_back(rules_of(g, p).rules());
     }
     kernel_.backward({.q = q_.get(),
                       .d_o = d_o_.get(),
@@ -255,7 +216,7 @@ class Worker {
                       .piece_counts = counts.data(),
                       .allowed = allowed.data(),
                       .rules = rules.data(),
-                      .normalizer = block_.rules.normalizer(),
+                      .normalizer = block_.normalizer,
                       .scratch = scratch_.get(),
                       .lse = lse_.get(),
                       .delta = delta_.get(),
@@ -280,19 +241,21 @@ class Worker {
     }
   }
 
-  void give_dkv(const HeadGroup& group, Range tiles) const {
-    const Range keys{block_.tile(tiles.begin).begin, block_.tile(tiles.end - 1).end};
+  void give_dkv(Index g, Range tiles) const {
+    const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
+    const TakenKeys& taken = block_.keys_of(g);
+    const Range keys = block_.keys(tiles);
     for (Index key = keys.begin; key < keys.end; ++key) {
       const float* dk = dk_.get() + (key - keys.begin) * dk_row_;
       const float* dv = dv_.get() + (key - keys.begin) * dv_row_;
-      float* to_k = block_.dk.at(key, group.key_head);
-      float* to_v = block_.dv.at(key, group.value_head);
+      float* to_k = block_.dk.at(taken.row(key), group.key_head);
+      float* to_v = block_.dv.at(taken.row(key), group.value_head);
       for (Index i = 0; i < block_.q.dim; ++i) to_k[i] += block_.scale * dk[i];
       for (Index i = 0; i < block_.v.dim; ++i) to_v[i] += dv[i];
     }
   }
 
-  const Block<T>& block_;
+  const BackwardBlock<T>& block_;
   const Kernel& kernel_;
   Index lanes_;
   Index panels_;
@@ -306,89 +269,38 @@ class Worker {
   std::vector<Index> row_of_, head_of_;  ///< of each lane; -1 where there is none
   std::vector<std::vector<Piece>> pieces_;
   std::vector<LaneMasks> masks_;
-  std::vector<PanelRules> rules_;
+  std::vector<std::vector<PanelRules>> rules_;  ///< by TakenKeys and panel
 };
-
-/// Cuts the keys of each cluster into at most `parts` parts of much the same allowed area.
-template <class T>
-std::vector<Unit> units_of(const Block<T>& block, const std::vector<Cluster>& clusters,
-                           Index parts) {
-  std::vector<Unit> units;
-  std::map<Index, std::vector<double>> areas;  // of the tiles, by variant
-  for (const Cluster& cluster : clusters) {
-    std::vector<double> until{0};  // area of the tiles before
-    for (Index t = 0; t < block.tiles; ++t) {
-      double sum = 0;
-      for (Index g = cluster.begin; g < cluster.end; ++g) {
-        const HeadGroup& group = block.groups[static_cast<std::size_t>(g)];
-        const Index head = block.where.query_heads.begin + group.heads.begin;
-        std::vector<double>& known = areas[block.mask.variant(head)];
-        if (static_cast<Index>(known.size()) == t) {
-          known.push_back(static_cast<double>(
-              area(block.mask, head, block.where.queries, part(block.where.keys, block.tile(t)))));
-        }
-        sum += static_cast<double>(group.heads.size()) * known[static_cast<std::size_t>(t)];
-      }
-      until.push_back(until.back() + sum);
-    }
-    if (until.back() == 0) continue;
-    Index begin = 0;
-    for (Index p = 0; p < parts && begin < block.tiles; ++p) {
-      const double goal = until.back() * static_cast<double>(p + 1) / static_cast<double>(parts);
-      Index end = begin + 1;
-      while (end < block.tiles && (p + 1 == parts || until[static_cast<std::size_t>(end)] < goal)) {
-        ++end;
-      }
-      units.push_back(
-          {cluster,
-           {begin, end},
-           p,
-           until[static_cast<std::size_t>(end)] - until[static_cast<std::size_t>(begin)]});
-      begin = end;
-    }
-  }
-  // The longest first, so that no thread starts one when the others are done.
-  std::stable_sort(units.begin(), units.end(),
-                   [](const Unit& a, const Unit& b) { return a.area > b.area; });
-  return units;
-}
-
-/// Into how many parts the keys are cut, each with a copy of dQ of so many numbers: parts add to dQ
-/// of the same rows.
-Index parts_of(Index clusters, Index tiles, Index dq_numbers) {
-  const Index copies = kPartBytes / (dq_numbers * static_cast<Index>(sizeof(float)));
-  return std::clamp<Index>((kUnits + clusters - 1) / clusters, 1,
-                           std::max<Index>(1, std::min(tiles / kTilesOfPart, copies)));
-}
 
 template <class T>
 void backward_block(View<const T> q, View<const T> k, View<const T> v, View<const T> d_o,
                     View<const float> lse, View<const float> delta, View<float> dq, View<float> dk,
                     View<float> dv, const Where& where, const Mask& mask, const Work& work) {
-  check_attend_backward(q, k, v, d_o, lse, delta, dq, dk, dv, where, work);
-  if (q.size() == 0 || k.rows == 0) return;
   const Kernel& kernel = kernel_of<T>(work);
-  const Block<T> block{q,
-                       k,
-                       v,
-                       d_o,
-                       lse,
-                       delta,
-                       dq,
-                       dk,
-                       dv,
-                       where,
-                       mask,
-                       kernel,
-                       BlockRules(work.score, where, kernel),
-                       static_cast<float>(work.score.scale),
-                       head_groups(where, mask),
-                       (k.rows + kernel.backward_tile - 1) / kernel.backward_tile};
+  BackwardBlock<T> block{q,
+                         k,
+                         v,
+                         d_o,
+                         lse,
+                         delta,
+                         dq,
+                         dk,
+                         dv,
+                         where,
+                         mask,
+                         kernel,
+                         work.score.sigmoid ? Normalizer::sigmoid : Normalizer::softmax,
+                         static_cast<float>(work.score.scale),
+                         head_groups(where, mask),
+                         (k.rows + kernel.backward_tile - 1) / kernel.backward_tile,
+                         {},
+                         {}};
   const std::vector<Cluster> clusters = clusters_of(block.groups);
+  take_keys(block, clusters, work.score);
   const auto count = static_cast<Index>(clusters.size());
   // Each part has its own copy, and they are added up in their order.
   const Index dq_size = q.rows * q.heads * q.dim;
-  const Index parts = parts_of(count, block.tiles, dq_size);
+  const Index parts = sparse_parts(block, clusters, parts_of(count, block.tiles, dq_size));
   const std::vector<Unit> units = units_of(block, clusters, parts);
   CallWorkspace workspace(work);
   auto* copies =
@@ -399,15 +311,16 @@ void backward_block(View<const T> q, View<const T> k, View<const T> v, View<cons
   // Which rows of a copy somebody has written; the others are not even zero.
   std::vector<char> written(parts > 1 ? static_cast<std::size_t>(parts * q.rows * q.heads) : 0);
   const auto flags = [&](Index part) { return written.data() + part * q.rows * q.heads; };
-  Packs<T> packs(block, workspace);
+  BackwardPacks<T> packs(block, workspace);
   Caught caught;
 #pragma omp parallel num_threads(work.threads)
   {
     const Entered entered(kernel);
     Poller poller(work.poll, caught, omp_get_thread_num() == 0);
+    std::vector<T> spare;
 #pragma omp for schedule(dynamic, 4)
     for (Index job = 0; job < packs.jobs(); ++job) {
-      packs.fill(job);
+      packs.fill(job, spare);
       poller.after(static_cast<double>(kernel.backward_tile * (k.dim + v.dim)) * 8);
     }
     Worker<T> worker(block);
@@ -440,6 +353,25 @@ void backward_block(View<const T> q, View<const T> k, View<const T> v, View<cons
   caught.rethrow();
 }
 
+/// The residues of a mask that has a step, one by one.
+template <class T>
+void backward_by_residues(View<const T> q, View<const T> k, View<const T> v, View<const T> d_o,
+                          View<const float> lse, View<const float> delta, View<float> dq,
+                          View<float> dk, View<float> dv, const Where& where, const Mask& mask,
+                          const Work& work) {
+  check_attend_backward(q, k, v, d_o, lse, delta, dq, dk, dv, where, work);
+  if (q.size() == 0 || k.rows == 0) return;
+  const std::vector<Residue> residues = residues_of(where, mask);
+  if (residues.empty()) {
+    return backward_block(q, k, v, d_o, lse, delta, dq, dk, dv, where, mask, work);
+  }
+  for (const Residue& r : residues) {
+    backward_block(r.queries.of(q), r.keys.of(k), r.keys.of(v), r.queries.of(d_o),
+                   r.queries.of(lse), r.queries.of(delta), r.queries.of(dq), r.keys.of(dk),
+                   r.keys.of(dv), r.where, mask, work);
+  }
+}
+
 template <class T, class G>
 void delta_rows(View<const T> o, View<const G> d_o, View<T> out) {
   CHECK(o.rows == d_o.rows && o.heads == d_o.heads && o.dim == d_o.dim, o.rows, o.heads, o.dim);
@@ -461,19 +393,18 @@ void attend_backward(View<const float> q, View<const float> k, View<const float>
                      View<const float> d_o, View<const float> lse, View<const float> delta,
                      View<float> dq, View<float> dk, View<float> dv, const Where& where,
                      const Mask& mask, const Work& work) {
-  backward_block(q, k, v, d_o, lse, delta, dq, dk, dv, where, mask, work);
+  backward_by_residues(q, k, v, d_o, lse, delta, dq, dk, dv, where, mask, work);
 }
 
 void attend_backward(View<const BFloat16> q, View<const BFloat16> k, View<const BFloat16> v,
                      View<const BFloat16> d_o, View<const float> lse, View<const float> delta,
                      View<float> dq, View<float> dk, View<float> dv, const Where& where,
                      const Mask& mask, const Work& work) {
-  backward_block(q, k, v, d_o, lse, delta, dq, dk, dv, where, mask, work);
+  backward_by_residues(q, k, v, d_o, lse, delta, dq, dk, dv, where, mask, work);
 }
 
 Index attend_backward_bytes(const Shape& shape, Index queries, Range query_heads, Index keys,
-                            Index key_heads, Index value_heads, int threads,
-                            const Kernel& kernel) {
+                            Index key_heads, Index value_heads, int threads, const Kernel& kernel) {
   const auto d_qk = static_cast<int>(shape.d_qk);
   const auto d_v = static_cast<int>(shape.d_v);
   const Index tiles = (keys + kernel.backward_tile - 1) / kernel.backward_tile;
@@ -494,8 +425,10 @@ Index attend_backward_bytes(const Shape& shape, Index queries, Range query_heads
   const Index worker = aligned(kernel.q_backward_size(d_qk)) +
                        aligned(kernel.q_backward_size(d_v)) +
                        aligned(kernel.backward_scratch(d_qk, d_v)) + lanes * shape.d_qk * 4 +
-                       chunk * sums + lanes * 24;
-  return packs + copies + threads * worker;
+                       kSparseChunk * chunk * sums + lanes * 24;
+  // Orders of the keys, one for each head at most.
+  const Index orders = query_heads.size() * keys * (8 + 4 * key_heads);
+  return packs + copies + orders + threads * worker;
 }
 
 void delta_of(View<const float> o, View<const float> d_o, View<float> out) {

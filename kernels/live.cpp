@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "kernels/check.hpp"
 
@@ -25,53 +26,64 @@ std::vector<HeadGroup> head_groups(const Where& where, const Mask& mask) {
   return groups;
 }
 
-LiveRows::LiveRows(const Where& where, const Mask& mask, Index head, Range rows) : rows_(rows) {
-  first_.reserve(static_cast<std::size_t>(rows.size()) + 1);
-  first_.push_back(0);
+LiveRows::LiveRows(const Where& where, const Mask& mask, Index head, Range rows, Range keys)
+    : rows_(rows) {
   const Runs queries = part(where.queries, rows);
+  // A run of keys of which some row sees something, in `members` of it, `before` key rows in.
+  struct Seen {
+    const Run& run;
+    Range members;
+    Index before;
+    bool all;
+  };
   // What all rows at once see of a run spares most of the questions about single rows.
-  std::vector<Cover> covers;
+  std::vector<Seen> runs;
+  Index before = 0;
   for (const Run& k : where.keys) {
+    const Range members = intersect({keys.begin - before, keys.end - before}, {0, k.count});
+    before += k.count;
+    if (members.empty()) continue;
     bool none = true;
     bool all = true;
     for (const Run& q : queries) {
       if (q.count == 0) continue;
-      const Cover one = mask.cover(head, q.bounds(), k.bounds());
+      const Cover one = mask.cover(head, q.bounds(), k.part(members).bounds());
       none = none && one == Cover::None;
       all = all && one == Cover::All;
     }
-    covers.push_back(none ? Cover::None : all ? Cover::All : Cover::Some);
+    if (!none) runs.push_back({k, members, before - k.count, all});
   }
+  if (runs.empty()) return;  // often: nothing is kept then
+  row_.reserve(static_cast<std::size_t>(rows.size()));
+  one_.reserve(row_.capacity());
   std::vector<Range> spans;
   for (const Run& q : queries) {
-    for (Index i = 0; i < q.count; ++i) {
+    for (Index i = 0; i < q.count;) {
       const std::size_t begin = spans_.size();
-      const auto add = [&](Range members) {
-        if (members.empty()) return;
-        if (spans_.size() > begin && spans_.back().end == members.begin) {
-          spans_.back().end = members.end;
-        } else {
-          spans_.push_back(members);
+      Index same = kAllAlike;
+      for (const Seen& seen : runs) {
+        const auto add = [&](Range members) {
+          append(spans_, begin, {seen.before + members.begin, seen.before + members.end});
+        };
+        if (seen.all) {
+          add(seen.members);
+          continue;
         }
-      };
-      Index before = 0;
-      for (std::size_t n = 0; n < covers.size(); ++n) {
-        const Run& k = where.keys[n];
-        if (covers[n] == Cover::All) {
-          add({before, before + k.count});
-        } else if (covers[n] == Cover::Some) {
-          spans.clear();
-          mask.spans(head, q.at(i), k.bounds(), spans);
-          for (const Range span : spans) {
-            const Range members = k.inside(span);
-            add({before + members.begin, before + members.end});
-          }
+        const Run run = seen.run.part(seen.members);
+        spans.clear();
+        mask.members(head, q.at(i), run, spans);
+        for (const Range span : spans) {
+          add({seen.members.begin + span.begin, seen.members.begin + span.end});
         }
-        before += k.count;
+        same = std::min(same, mask.alike(head, q.at(i), run.bounds()));
       }
-      first_.push_back(spans_.size());
-      single_ = single_ && spans_.size() - begin <= 1;
-      one_.push_back(spans_.size() > begin ? spans_[begin] : Range{0, 0});
+      const std::size_t end = spans_.size();
+      single_ = single_ && end - begin <= 1;
+      const Range one = end > begin ? spans_[begin] : Range{0, 0};
+      const Index first = i++;
+      while (i < q.count && q.at(i) - q.at(first) < same) ++i;
+      row_.insert(row_.end(), static_cast<std::size_t>(i - first), {begin, end, begin});
+      one_.insert(one_.end(), static_cast<std::size_t>(i - first), one);
     }
   }
 }
@@ -93,35 +105,62 @@ Range LiveRows::bounds(Range rows) const {
 }
 
 std::span<const Range> LiveRows::from(Index row, Index key) const {
-  const std::span<const Range> spans = of(row);
-  // Nearly always one span, or none.
-  if (spans.size() <= 1)
-    return spans.empty() || spans[0].end <= key ? std::span<const Range>{} : spans;
-  const auto first = std::upper_bound(spans.begin(), spans.end(), key,
-                                      [](Index at, const Range& span) { return at < span.end; });
-  return {first, spans.end()};
+  if (none()) return {};
+  const Row& own = row_[static_cast<std::size_t>(row - rows_.begin)];
+  // Tiles are asked for in ascending order: nearly always the span is the last one or one of the
+  // next. Where it is not, all are searched.
+  constexpr std::size_t kNear = 4;
+  const Range* spans = spans_.data();
+  std::size_t at = own.at;
+  const bool back = at > own.begin && spans[at - 1].end > key;
+  if (!back) {
+    const std::size_t near = std::min(own.end, at + kNear);
+    while (at < near && spans[at].end <= key) ++at;
+  }
+  if (back || (at < own.end && spans[at].end <= key)) {
+    at = static_cast<std::size_t>(
+        std::upper_bound(spans + own.begin, spans + own.end, key,
+                         [](Index x, const Range& span) { return x < span.end; }) -
+        spans);
+  }
+  own.at = at;
+  return {spans + at, spans + own.end};
 }
 
-void LiveRows::pieces(Range rows, Range tile, int granule, std::vector<Piece>& out) const {
+Index LiveRows::next(Index key) const {
+  Index found = std::numeric_limits<Index>::max();
+  for (Index row = rows_.begin; row < rows_.end; ++row) {
+    const std::span<const Range> spans = from(row, key);
+    if (!spans.empty()) found = std::min(found, std::max(key, spans.front().begin));
+  }
+  return found;
+}
+
+void LiveRows::pieces(std::span<const Range> parts, Range tile, int granule,
+                      std::vector<Piece>& out) const {
   out.clear();
+  if (none()) return;
   const auto count = static_cast<int>(tile.size());
   // Most tiles are seen by all rows or by none.
   bool all = true;
   bool none = true;
-  if (single_) {
-    for (Index row = rows.begin; row < rows.end; ++row) {
-      const Range seen = one_[static_cast<std::size_t>(row - rows_.begin)];
-      all &= (seen.begin <= tile.begin) & (seen.end >= tile.end);
-      none &= (seen.begin >= tile.end) | (seen.end <= tile.begin);
-    }
-  } else {
-    for (Index row = rows.begin; row < rows.end && (all || none); ++row) {
-      const std::span<const Range> spans = from(row, tile.begin);
-      all = all && !spans.empty() && spans.front().contains(tile);
-      none = none && (spans.empty() || spans.front().begin >= tile.end);
+  for (const Range rows : parts) {
+    if (single_) {
+      for (Index row = rows.begin; row < rows.end; ++row) {
+        const Range seen = one_[static_cast<std::size_t>(row - rows_.begin)];
+        all &= (seen.begin <= tile.begin) & (seen.end >= tile.end);
+        none &= (seen.begin >= tile.end) | (seen.end <= tile.begin);
+      }
+    } else {
+      for (Index row = rows.begin; row < rows.end && (all || none); ++row) {
+        const std::span<const Range> spans = from(row, tile.begin);
+        all = all && !spans.empty() && spans.front().contains(tile);
+        none = none && (spans.empty() || spans.front().begin >= tile.end);
+      }
     }
   }
   if (none) return;
+  const unsigned everywhere = (1u << parts.size()) - 1;
   if (all) {
     out.push_back({0, count, false});
     return;
@@ -129,8 +168,14 @@ void LiveRows::pieces(Range rows, Range tile, int granule, std::vector<Piece>& o
   // Pairs seen of each granule, and by how many more rows a granule is seen whole than the one
   // before.
   constexpr int kMost = 64;
-  std::array<int, kMost> seen{};
-  std::array<int, kMost + 1> whole{};
+  struct Counts {
+    std::array<int, kMost> seen{};
+    std::array<int, kMost + 1> whole{};
+    int rows_whole = 0;
+  };
+  constexpr std::size_t kMostParts = 2;
+  std::array<Counts, kMostParts> counts;
+  CHECK(parts.size() <= kMostParts, parts.size());
   const int granules = (count + granule - 1) / granule;
   CHECK(granules <= kMost, granules);
   // A division costs as much as the rest. This is exact: the factor is too large by less than
@@ -139,41 +184,51 @@ void LiveRows::pieces(Range rows, Range tile, int granule, std::vector<Piece>& o
   CHECK(kMost * granule * granule < 1 << kShift, granule);
   const int factor = ((1 << kShift) + granule - 1) / granule;
   const auto granule_of = [&](int key) { return (key * factor) >> kShift; };
-  for (Index row = rows.begin; row < rows.end; ++row) {
-    for (const Range span : from(row, tile.begin)) {
-      if (span.begin >= tile.end) break;
-      const auto begin = static_cast<int>(std::max(span.begin, tile.begin) - tile.begin);
-      const auto end = static_cast<int>(std::min(span.end, tile.end) - tile.begin);
-      const int first = granule_of(begin);
-      const int last = granule_of(end - 1);
-      if (first == last) {
-        seen[static_cast<std::size_t>(first)] += end - begin;
-        continue;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    auto& [seen, whole, rows_whole] = counts[i];
+    for (Index row = parts[i].begin; row < parts[i].end; ++row) {
+      for (const Range span : from(row, tile.begin)) {
+        if (span.begin >= tile.end) break;
+        const auto begin = static_cast<int>(std::max(span.begin, tile.begin) - tile.begin);
+        const auto end = static_cast<int>(std::min(span.end, tile.end) - tile.begin);
+        const int first = granule_of(begin);
+        const int last = granule_of(end - 1);
+        if (first == last) {
+          seen[static_cast<std::size_t>(first)] += end - begin;
+          continue;
+        }
+        seen[static_cast<std::size_t>(first)] += (first + 1) * granule - begin;
+        seen[static_cast<std::size_t>(last)] += end - last * granule;
+        ++whole[static_cast<std::size_t>(first + 1)];
+        --whole[static_cast<std::size_t>(last)];
       }
-      seen[static_cast<std::size_t>(first)] += (first + 1) * granule - begin;
-      seen[static_cast<std::size_t>(last)] += end - last * granule;
-      ++whole[static_cast<std::size_t>(first + 1)];
-      --whole[static_cast<std::size_t>(last)];
     }
   }
-  int rows_whole = 0;
   for (int g = 0; g < granules; ++g) {
     const int size = std::min(granule, count - g * granule);
-    rows_whole += whole[static_cast<std::size_t>(g)];
-    const Index pairs = seen[static_cast<std::size_t>(g)] + rows_whole * size;
-    if (pairs == 0) continue;
-    const bool masked = pairs < rows.size() * size;
-    if (!out.empty() && out.back().masked == masked &&
+    unsigned live = 0;
+    bool masked = false;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      auto& [seen, whole, rows_whole] = counts[i];
+      rows_whole += whole[static_cast<std::size_t>(g)];
+      const Index pairs = seen[static_cast<std::size_t>(g)] + rows_whole * size;
+      if (pairs == 0) continue;
+      live |= 1u << i;
+      masked = masked || pairs < parts[i].size() * size;
+    }
+    if (live == 0) continue;
+    if (live == everywhere) live = Piece::kAll;
+    if (!out.empty() && out.back().masked == masked && out.back().live == live &&
         out.back().first + out.back().count == g * granule) {
       out.back().count += size;
     } else {
-      out.push_back({g * granule, size, masked});
+      out.push_back({g * granule, size, masked, live});
     }
   }
 }
 
 bool LiveRows::interval(Index row, Range tile, Range& out) const {
-  if (single_) {
+  if (single_ && !none()) {
     const Range part = intersect(one_[static_cast<std::size_t>(row - rows_.begin)], tile);
     out = part.empty() ? Range{0, 0} : Range{part.begin - tile.begin, part.end - tile.begin};
     return true;

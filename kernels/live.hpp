@@ -22,26 +22,34 @@ struct HeadGroup {
 std::vector<HeadGroup> head_groups(const Where& where, const Mask& mask);
 
 /// Which keys of a block some rows of queries see, in indices of key rows: per row ascending
-/// intervals that do not touch.
+/// intervals that do not touch. For one thread: it remembers where it was asked last.
 class LiveRows {
  public:
-  /// The query rows `rows` of the block, for one (global) head.
-  LiveRows(const Where& where, const Mask& mask, Index head, Range rows);
+  /// The query rows `rows` of the block, for one (global) head, and the key rows `keys`.
+  LiveRows(const Where& where, const Mask& mask, Index head, Range rows, Range keys);
+  LiveRows(const Where& where, const Mask& mask, Index head, Range rows)
+      : LiveRows(where, mask, head, rows, {0, size(where.keys)}) {}
 
   bool none() const { return spans_.empty(); }
   Range rows() const { return rows_; }
   /// All that one of the rows sees.
   std::span<const Range> of(Index row) const {
-    const auto i = static_cast<std::size_t>(row - rows_.begin);
-    return {spans_.data() + first_[i], first_[i + 1] - first_[i]};
+    if (none()) return {};
+    const Row& own = row_[static_cast<std::size_t>(row - rows_.begin)];
+    return {spans_.data() + own.begin, spans_.data() + own.end};
   }
 
   /// The smallest Range with every key that some of the query rows `rows` sees.
   Range bounds(Range rows) const;
+  /// The first key from `key` on that some row sees; none: the largest Index.
+  Index next(Index key) const;
 
-  /// What the query rows [rows.begin, rows.end), a part of rows(), see of the keys `tile`.
-  /// Pieces are cut at multiples of `granule` from tile.begin.
-  void pieces(Range rows, Range tile, int granule, std::vector<Piece>& out) const;
+  /// What the query rows of `parts`, all of rows(), see of the keys `tile`. Bit i of Piece::live is
+  /// parts[i]. Pieces are cut at multiples of `granule` from tile.begin.
+  void pieces(std::span<const Range> parts, Range tile, int granule, std::vector<Piece>& out) const;
+  void pieces(Range rows, Range tile, int granule, std::vector<Piece>& out) const {
+    pieces({&rows, 1}, tile, granule, out);
+  }
 
   /// The keys of `tile` that `row` sees, counted from tile.begin: as one interval, if they are one
   /// (empty: {0, 0}); else false.
@@ -50,6 +58,10 @@ class LiveRows {
   void mark(Index row, Range tile, unsigned bit, unsigned* words) const;
 
  private:
+  struct Row {
+    std::size_t begin, end;  ///< in spans_; rows that see the same share them
+    mutable std::size_t at;  ///< the span where `from` ended last
+  };
   /// The first span of `row` that ends behind `key`, and those after it.
   std::span<const Range> from(Index row, Index key) const;
 
@@ -57,7 +69,7 @@ class LiveRows {
   bool single_ = true;      ///< no row has two spans, and
   std::vector<Range> one_;  ///< these are they, of each row; empty where it has none
   std::vector<Range> spans_;
-  std::vector<std::size_t> first_;  ///< of each row, in spans_
+  std::vector<Row> row_;
 };
 
 /// Intervals or bits of the lanes of a panel, as a kernel wants them.

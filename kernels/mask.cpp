@@ -32,6 +32,22 @@ void Mask::spans(Index head, Index query, Range keys, std::vector<Range>& out) c
   }
 }
 
+void Mask::members(Index head, Index query, const Run& keys, std::vector<Range>& out) const {
+  const std::size_t first = out.size();
+  spans(head, query, keys.bounds(), out);
+  std::size_t end = first;  // of what is done; never ahead of what is read
+  for (std::size_t i = first; i < out.size(); ++i) {
+    const Range next = keys.inside(out[i]);
+    if (next.empty()) continue;
+    if (end > first && out[end - 1].end == next.begin) {
+      out[end - 1].end = next.end;
+    } else {
+      out[end++] = next;
+    }
+  }
+  out.resize(end);
+}
+
 Cover Mask::cover(Index head, Range queries, Range keys) const {
   if (queries.empty() || keys.empty()) return Cover::None;
   bool any = false;
@@ -54,6 +70,8 @@ Cover Mask::cover(Index head, Range queries, Range keys) const {
 }
 
 Index Mask::alike(Index, Index, Range) const { return 1; }
+
+Index Mask::step(Index) const { return 1; }
 
 Index Mask::variant(Index) const { return 0; }
 

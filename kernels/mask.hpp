@@ -34,12 +34,20 @@ class Mask {
   /// Derived by asking `allows` for each key; masks override it where they can say it at once.
   virtual void spans(Index head, Index query, Range keys, std::vector<Range>& out) const;
 
+  /// The same of the members of a run of keys, counted from its first. Derived from `spans` of its
+  /// bounds; masks override it where a stride makes one span of many.
+  virtual void members(Index head, Index query, const Run& keys, std::vector<Range>& out) const;
+
   /// Exact, for any tile. Derived from `spans`, row by row until the answer is known.
   virtual Cover cover(Index head, Range queries, Range keys) const;
 
   /// Of the queries from this one on, how many see the same of `keys`: 1 at least, and it may say
   /// less than there are. What counts rows asks so once for many.
   virtual Index alike(Index head, Index query, Range keys) const;
+
+  /// Of this head, a number that divides key - query of every allowed pair: what sees each other
+  /// has the same residue, and kernels take residues one by one. 1 where there is none.
+  virtual Index step(Index head) const;
 
   /// Heads with equal variants see the same pairs.
   virtual Index variant(Index head) const;

@@ -1,6 +1,7 @@
 // Masks made of masks, and the words that say them.
 #include <charconv>
 #include <map>
+#include <numeric>
 #include <stdexcept>
 
 #include "kernels/check.hpp"
@@ -61,6 +62,7 @@ class Either final : public Mask {
   Index alike(Index head, Index query, Range keys) const override {
     return std::min(a_->alike(head, query, keys), b_->alike(head, query, keys));
   }
+  Index step(Index head) const override { return std::gcd(a_->step(head), b_->step(head)); }
   Index variant(Index head) const override { return at_head(variants_, head); }
   Index heads() const override { return std::ssize(variants_); }
   std::string spec() const override { return a_->spec() + "/" + b_->spec(); }
@@ -90,6 +92,17 @@ class Both final : public Mask {
     const auto at = [&](std::size_t i) { return out.begin() + static_cast<std::ptrdiff_t>(i); };
     out.erase(at(first), at(end));  // no vector of its own: this is called row by row
   }
+  void members(Index head, Index query, const Run& keys, std::vector<Range>& out) const override {
+    std::vector<Range> seen;
+    a_->members(head, query, keys, seen);
+    for (const Range part : seen) {
+      const std::size_t from = out.size();
+      b_->members(head, query, keys.part(part), out);
+      for (std::size_t i = from; i < out.size(); ++i) {
+        out[i] = {out[i].begin + part.begin, out[i].end + part.begin};
+      }
+    }
+  }
   Cover cover(Index head, Range queries, Range keys) const override {
     const Cover a = a_->cover(head, queries, keys);
     if (a == Cover::None) return a;
@@ -99,6 +112,12 @@ class Both final : public Mask {
   }
   Index alike(Index head, Index query, Range keys) const override {
     return std::min(a_->alike(head, query, keys), b_->alike(head, query, keys));
+  }
+  Index step(Index head) const override {
+    const Index a = a_->step(head);
+    const Index b = b_->step(head);
+    constexpr Index kMost = Index{1} << 31;  // the product of two steps is an Index
+    return a < kMost && b < kMost ? std::lcm(a, b) : std::max(a, b);
   }
   Index variant(Index head) const override { return at_head(variants_, head); }
   Index heads() const override { return std::ssize(variants_); }
@@ -129,12 +148,16 @@ class PerHead final : public Mask {
   void spans(Index head, Index query, Range keys, std::vector<Range>& out) const override {
     of(head).spans(head, query, keys, out);
   }
+  void members(Index head, Index query, const Run& keys, std::vector<Range>& out) const override {
+    of(head).members(head, query, keys, out);
+  }
   Cover cover(Index head, Range queries, Range keys) const override {
     return of(head).cover(head, queries, keys);
   }
   Index alike(Index head, Index query, Range keys) const override {
     return of(head).alike(head, query, keys);
   }
+  Index step(Index head) const override { return of(head).step(head); }
   Index variant(Index head) const override {
     CHECK(head >= 0 && head < heads(), "no mask for head", head);
     return variants_[static_cast<std::size_t>(head)];

@@ -255,6 +255,7 @@ const Kernel& kernel() {
   static constexpr Kernel table{
       .nats = 0.69314718055994531,
       .lanes = kLanes,
+      .parts = 1,
       .granule = kChunk,
       .tile = kTile,
       .backward_tile = kBackwardTile,

@@ -12,12 +12,12 @@ namespace {
 constexpr int kN = 2;
 constexpr int kM = DATTN_KEYS;
 constexpr int kPanel = kN * kW;  // lanes
-constexpr int kGranule = 12;     // a multiple of every kM
+constexpr int kGranule = 6;      // every kM is a multiple
 constexpr int kTile = 192;
 constexpr int kBackwardTile = 96;
 constexpr int kBackwardLanes = 64;  // row length of P^T and dS^T in backward
 constexpr int kBackwardPanels = kBackwardLanes / kPanel;
-static_assert(kGranule % kM == 0 && kTile % kGranule == 0 && kBackwardTile % kGranule == 0);
+static_assert(kM % kGranule == 0 && kTile % kM == 0 && kBackwardTile % kM == 0);
 
 typedef unsigned short Half __attribute__((vector_size(2 * kW)));
 
@@ -59,155 +59,31 @@ inline Vec sigmoid(Vec x) { return sigmoid2(x * kLog2E); }
 constexpr int up(int n, int to) { return (n + to - 1) / to * to; }
 
 #include "kernels/isa/fma_pack.inc"
-
-// --- Products
-// --------------------------------------------------------------------------------------
-
-template <int M>
-inline void clear(Vec (&acc)[M][kN]) {
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 16
-    for (int n = 0; n < kN; ++n) acc[m][n] = Vec{};
-  }
-}
-
-constexpr int kPiece = 48;  // numbers of a row that are summed in registers, at most
-
-/// acc[M][lanes] += A[M][depth] b[depth][lanes]: A(m, i) = a[m * Row + i * Column], rows of b are
-/// `step` apart. Every product of this file.
-template <int M, int Row, int Column>
-inline void multiply(const float* a, const float* b, long step, int depth, Vec (&acc)[M][kN]) {
-  for (int i = 0; i < depth; ++i, a += Column, b += step) {
-    Vec column[kN];
-#pragma GCC unroll 16
-    for (int n = 0; n < kN; ++n) column[n] = load(b + n * kW);
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      const Vec x = all(a[m * Row]);
-#pragma GCC unroll 16
-      for (int n = 0; n < kN; ++n) acc[m][n] += x * column[n];
-    }
-  }
-}
-
-/// c[kM][kPanel] = a[depth][kM]^T b[depth][kPanel], or += if Add; top <- max(top, c) if Top.
-template <bool Top, bool Add>
-inline void by_row_piece(const float* a, const float* b, int depth, float* c, Vec* top) {
-  Vec acc[kM][kN];
-  clear(acc);
-  multiply<kM, 1, kM>(a, b, kPanel, depth, acc);
-#pragma GCC unroll 16
-  for (int m = 0; m < kM; ++m) {
-#pragma GCC unroll 16
-    for (int n = 0; n < kN; ++n) {
-      float* to = c + (m * kN + n) * kW;
-      if constexpr (Add) acc[m][n] += load(to);
-      store(to, acc[m][n]);
-      if constexpr (Top) top[n] = max(acc[m][n], top[n]);
-    }
-  }
-}
-
-/// The same over any depth, piece by piece: rounding grows with the square root of the pieces then,
-/// not of the depth, and a score is held to 1e-6.
-template <bool Top>
-inline void by_row(const float* a, const float* b, int depth, float* c, Vec* top) {
-  const int pieces = (depth + kPiece - 1) / kPiece;
-  if (pieces <= 1) return by_row_piece<Top, false>(a, b, depth, c, top);
-  const int even = (depth + pieces - 1) / pieces;
-  by_row_piece<false, false>(a, b, even, c, nullptr);
-  int from = even;
-  for (; depth - from > even; from += even) {
-    by_row_piece<false, true>(a + from * kM, b + from * kPanel, even, c, nullptr);
-  }
-  by_row_piece<Top, true>(a + from * kM, b + from * kPanel, depth - from, c, top);
-}
-
-/// Rows [first, first + count) of a pack by row against a panel, into c[count][kPanel] and a few
-/// rows behind. Maxima over all rows go to `top` where it is given.
-inline void scores(const float* pack, int d, const float* panel, const Piece& piece, float* c,
-                   Vec* top) {
-  const float* a = pack + static_cast<long>(piece.first) * d;
-  int j = 0;
-  for (; j + kM <= piece.count; j += kM, a += static_cast<long>(kM) * d) {
-    if (top != nullptr) {
-      by_row<true>(a, panel, d, c + j * kPanel, top);
-    } else {
-      by_row<false>(a, panel, d, c + j * kPanel, top);
-    }
-  }
-  if (j == piece.count) return;
-  by_row<false>(a, panel, d, c + j * kPanel, nullptr);
-  if (top == nullptr) return;
-  for (; j < piece.count; ++j) {
-    for (int n = 0; n < kN; ++n) top[n] = max(load(c + (j * kN + n) * kW), top[n]);
-  }
-}
-
-/// o[M][kPanel] = o * decay + sum over the keys of the pieces of slab[key][M] p[key][kPanel]; where
-/// `first`, o had nothing. Rows of p are `Stride` apart; Packed: they follow on from piece to
-/// piece, else they stand at their key.
-template <int M, int Stride, bool Packed>
-void by_slab(const Piece* pieces, int count, const float* slab, const float* p, const Vec* decay,
-             bool first, float* o) {
-  Vec acc[M][kN];
-  clear(acc);
-  const float* b = p;
-  for (int t = 0; t < count; ++t) {
-    const float* a = slab + static_cast<long>(pieces[t].first) * M;
-    if constexpr (!Packed) b = p + pieces[t].first * Stride;
-    multiply<M, 1, M>(a, b, Stride, pieces[t].count, acc);
-    if constexpr (Packed) b += static_cast<long>(pieces[t].count) * Stride;
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 16
-    for (int n = 0; n < kN; ++n) {
-      float* to = o + (m * kN + n) * kW;
-      if (!first) acc[m][n] += decay != nullptr ? load(to) * decay[n] : load(to);
-      store(to, acc[m][n]);
-    }
-  }
-}
-
-/// o[d][kPanel] = o * decay + (pack by slab)^T p: see by_slab.
-template <int Stride, bool Packed>
-void values(const Piece* pieces, int count, const float* pack, int d, int tile, const float* p,
-            const Vec* decay, bool first, float* o) {
-  const Slabs slabs(d);
-  for (int s = 0; s < slabs.count; ++s) {
-    const int begin = slabs.begin(s);
-    const float* slab = pack + static_cast<long>(tile) * begin;
-    float* to = o + begin * kPanel;
-    switch (slabs.begin(s + 1) - begin) {
-#define DATTN_CASE(M)                                                     \
-  case M:                                                                 \
-    by_slab<M, Stride, Packed>(pieces, count, slab, p, decay, first, to); \
-    break;
-      DATTN_CASE(1)
-      DATTN_CASE(2)
-      DATTN_CASE(3)
-      DATTN_CASE(4)
-      DATTN_CASE(5)
-      DATTN_CASE(6)
-#if DATTN_KEYS > 6
-      DATTN_CASE(7)
-      DATTN_CASE(8)
-      DATTN_CASE(9)
-      DATTN_CASE(10)
-      DATTN_CASE(11)
-      DATTN_CASE(12)
-#endif
-#undef DATTN_CASE
-      default:
-        __builtin_unreachable();
-    }
-  }
-}
+#include "kernels/isa/fma_products.inc"
 
 // --- Forward
 // ---------------------------------------------------------------------------------------
+
+/// Whether vector n of the panel sees some of the piece.
+inline bool lives(const Piece& piece, int n) { return (piece.live >> n & 1u) != 0; }
+
+/// Scores become weights, in place, rows kPanel apart; they add up in `part`.
+template <class Weight>
+inline void weigh(const Weight& weight, int rows, float* at, Vec (&part)[4]) {
+  int j = 0;
+  for (; j + 4 <= rows; j += 4, at += 4 * kPanel) {
+    for (int i = 0; i < 4; ++i) {
+      const Vec x = weight(load(at + i * kPanel));
+      store(at + i * kPanel, x);
+      part[i] += x;
+    }
+  }
+  for (; j < rows; ++j, at += kPanel) {
+    const Vec x = weight(load(at));
+    store(at, x);
+    part[0] += x;
+  }
+}
 
 void forward(const ForwardStep& s) {
   auto* p = static_cast<float*>(s.scratch);
@@ -225,8 +101,9 @@ void forward(const ForwardStep& s) {
     if (!as_is) {
       if (!plain) apply_rules<kN>(s.rules, piece, at, nullptr);
       if (piece.masked) forbid<kN>(s.allowed, piece, at);
-      for (int j = 0; j < piece.count; ++j) {
-        for (int n = 0; n < kN; ++n) top[n] = max(load(at + (j * kN + n) * kW), top[n]);
+      for (int n = 0; n < kN; ++n) {
+        if (!lives(piece, n)) continue;
+        for (int j = 0; j < piece.count; ++j) top[n] = max(load(at + (j * kN + n) * kW), top[n]);
       }
     }
     rows += piece.count;
@@ -236,35 +113,33 @@ void forward(const ForwardStep& s) {
   for (int n = 0; n < kN; ++n) {
     // Short sums in float, long ones in double: LSE is held to 1e-6 absolute.
     Vec part[4] = {};
-    float* at = p + n * kW;
-    if (s.normalizer == Normalizer::softmax) {
+    const bool softmax = s.normalizer == Normalizer::softmax;
+    Vec base{};
+    if (softmax) {
       const Vec before = load(s.m + n * kW);
       const Vec now = max(top[n], before);
       store(s.m + n * kW, now);
       // A row that has met no key yet keeps -inf; subtracting 0 there keeps NaN away.
-      const Vec base = now == all(-kInf) ? Vec{} : now;
+      base = now == all(-kInf) ? Vec{} : now;
       decay[n] = exp(before - base);
-      int j = 0;
-      for (; j + 4 <= rows; j += 4, at += 4 * kPanel) {
-        for (int i = 0; i < 4; ++i) {
-          const Vec weight = exp(load(at + i * kPanel) - base);
-          store(at + i * kPanel, weight);
-          part[i] += weight;
-        }
-      }
-      for (; j < rows; ++j, at += kPanel) {
-        const Vec weight = exp(load(at) - base);
-        store(at, weight);
-        part[0] += weight;
-      }
     } else {
       store(s.m + n * kW, Vec{});
       decay[n] = all(1.0f);
-      for (int j = 0; j < rows; ++j, at += kPanel) {
-        const Vec weight = sigmoid(load(at) + s.rules.shift);
-        store(at, weight);
-        part[j & 3] += weight;
+    }
+    float* at = p + n * kW;
+    for (int t = 0; t < s.piece_count;) {
+      if (!lives(s.pieces[t], n)) {
+        at += static_cast<long>(s.pieces[t++].count) * kPanel;
+        continue;
       }
+      int count = 0;
+      while (t < s.piece_count && lives(s.pieces[t], n)) count += s.pieces[t++].count;
+      if (softmax) {
+        weigh([&](Vec x) { return exp(x - base); }, count, at, part);
+      } else {
+        weigh([&](Vec x) { return sigmoid(x + s.rules.shift); }, count, at, part);
+      }
+      at += static_cast<long>(count) * kPanel;
     }
     const Vec sum = (part[0] + part[1]) + (part[2] + part[3]);
     for (int i = 0; i < kW; ++i) {
@@ -318,14 +193,15 @@ void pack_k_backward(const Rows& k, void* to) {
 }
 void pack_v_backward(const Rows& v, void* to) { pack_by_row(v, static_cast<float*>(to)); }
 
-/// c[kM][width] += a[kM][depth] b[depth][width]; rows of a are kBackwardLanes apart.
+/// c[M][width] += a[M][depth] b[depth][width]; rows of a are kBackwardLanes apart.
+template <int M>
 void by_lane(const float* a, const float* b, int depth, int width, float* c) {
   for (int col = 0; col < width; col += kPanel) {
-    Vec acc[kM][kN];
+    Vec acc[M][kN];
     clear(acc);
-    multiply<kM, kBackwardLanes, 1>(a, b + col, width, depth, acc);
+    multiply<M, kBackwardLanes, 1, 0, kN>(a, b + col, width, depth, acc);
 #pragma GCC unroll 16
-    for (int m = 0; m < kM; ++m) {
+    for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 16
       for (int n = 0; n < kN; ++n) {
         float* to = c + static_cast<long>(m) * width + col + n * kW;
@@ -341,6 +217,7 @@ void differentiate(const BackwardStep& s, const Piece& piece, const float* score
                    const float* derivative, float shift, const float* lse, const float* delta,
                    float* pt, float* dst) {
   for (int n = 0; n < kN; ++n) {
+    if (!lives(piece, n)) continue;
     const bool softmax = s.normalizer == Normalizer::softmax;
     const Vec base = softmax ? load(lse + n * kW) : Vec{};
     const Vec mean = softmax ? load(delta + n * kW) : Vec{};
@@ -380,31 +257,26 @@ void backward(const BackwardStep& s) {
   const auto* k = static_cast<const float*>(s.k);
   const auto* v = static_cast<const float*>(s.v);
 
-  // Rows of P^T and dS^T that some panel fills are zero in the panels that do not.
-  bool live[kBackwardTile / kGranule] = {};
+  // Of each granule of keys the vectors of the tile of queries that see some of it.
+  unsigned live[kBackwardTile / kGranule] = {};
   for (int p = 0; p < s.panels; ++p) {
     for (int t = 0; t < s.piece_counts[p]; ++t) {
       const Piece& piece = s.pieces[p][t];
+      const unsigned vectors = (piece.live & ((1u << kN) - 1)) << (p * kN);
       const int end = (piece.first + piece.count + kGranule - 1) / kGranule;
-      for (int g = piece.first / kGranule; g < end; ++g) live[g] = true;
+      for (int g = piece.first / kGranule; g < end; ++g) live[g] |= vectors;
     }
   }
-  const auto clear = [&](int p, int begin, int end) {
-    for (int j = begin; j < end; ++j) {
-      if (!live[j / kGranule]) continue;
-      for (int n = 0; n < kN; ++n) {
-        store(pt + j * kBackwardLanes + p * kPanel + n * kW, Vec{});
-        store(dst + j * kBackwardLanes + p * kPanel + n * kW, Vec{});
-      }
+  const auto clear = [&](int j, int end, int vector) {
+    for (; j < end; ++j) {
+      store(pt + j * kBackwardLanes + vector * kW, Vec{});
+      store(dst + j * kBackwardLanes + vector * kW, Vec{});
     }
   };
 
   for (int p = 0; p < s.panels; ++p) {
-    int filled = 0;
     for (int t = 0; t < s.piece_counts[p]; ++t) {
       const Piece& piece = s.pieces[p][t];
-      clear(p, filled, piece.first);
-      filled = piece.first + piece.count;
       scores(k, s.d_qk, q + static_cast<long>(p) * kPanel * s.d_qk, piece, score, nullptr);
       scores(v, s.d_v, d_o + static_cast<long>(p) * kPanel * s.d_v, piece, dp, nullptr);
       apply_rules<kN>(s.rules[p], piece, score, derivative);
@@ -413,8 +285,9 @@ void backward(const BackwardStep& s) {
       run(s, piece, score, dp, s.rules[p].cap != 0 ? derivative : nullptr, s.rules[p].shift,
           s.lse + p * kPanel, s.delta + p * kPanel, pt + piece.first * kBackwardLanes + p * kPanel,
           dst + piece.first * kBackwardLanes + p * kPanel);
+      const int end = piece.first + piece.count;
+      for (int n = 0; n < kN; ++n) clear(end, up(end, kGranule), p * kN + n);
     }
-    clear(p, filled, kBackwardTile);
     values<kBackwardLanes, false>(s.pieces[p], s.piece_counts[p],
                                   k + static_cast<long>(kBackwardTile) * s.d_qk, s.d_qk,
                                   kBackwardTile, dst + p * kPanel, nullptr, false,
@@ -423,13 +296,35 @@ void backward(const BackwardStep& s) {
 
   const int width_q = up(s.d_qk, kPanel);
   const int width_v = up(s.d_v, kPanel);
-  const int depth = s.panels * kPanel;
-  for (int j = 0; j < kBackwardTile; j += kM) {
-    if (!live[j / kGranule]) continue;
-    by_lane(pt + j * kBackwardLanes, d_o + panels_floats(s.d_v), depth, width_v,
-            s.dv + static_cast<long>(j) * width_v);
-    by_lane(dst + j * kBackwardLanes, q + panels_floats(s.d_qk), depth, width_q,
-            s.dk + static_cast<long>(j) * width_q);
+  constexpr int kGranules = kM / kGranule;  // that a product takes together
+  for (int first = 0; first < kBackwardTile / kGranule; first += kGranules) {
+    unsigned vectors = 0;
+    int granules = 0;
+    int g = first;  // the last one alive
+    for (int i = 0; i < kGranules; ++i) {
+      vectors |= live[first + i];
+      if (live[first + i] == 0) continue;
+      ++granules;
+      g = first + i;
+    }
+    if (granules == 0) continue;
+    if (granules == kGranules) g = first;
+    // Between the first vector alive and the last one rows are zero where they are not filled.
+    const int begin = __builtin_ctz(vectors);
+    const int end = 32 - __builtin_clz(vectors);
+    for (int i = g; i < g + granules; ++i) {
+      for (int n = begin; n < end; ++n) {
+        if ((live[i] >> n & 1u) == 0) clear(i * kGranule, (i + 1) * kGranule, n);
+      }
+    }
+    const int j = g * kGranule;
+    const long at = static_cast<long>(j) * kBackwardLanes + begin * kW;
+    const int depth = (end - begin) * kW;
+    const auto product = granules == kGranules ? by_lane<kM> : by_lane<kGranule>;
+    product(pt + at, d_o + panels_floats(s.d_v) + static_cast<long>(begin) * kW * width_v, depth,
+            width_v, s.dv + static_cast<long>(j) * width_v);
+    product(dst + at, q + panels_floats(s.d_qk) + static_cast<long>(begin) * kW * width_q, depth,
+            width_q, s.dk + static_cast<long>(j) * width_q);
   }
 }
 
@@ -463,6 +358,7 @@ void leave(long) {}
 constexpr Kernel kKernel{
     .nats = 1,
     .lanes = kPanel,
+    .parts = kN,
     .granule = kGranule,
     .tile = kTile,
     .backward_tile = kBackwardTile,

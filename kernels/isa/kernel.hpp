@@ -29,6 +29,10 @@ struct Piece {
   int first;
   int count;
   bool masked;  ///< not all of its pairs are allowed: see Lanes
+  /// Bit i: some lane of part i of the panel (Kernel::parts) sees some of the keys. What a kernel
+  /// leaves out.
+  static constexpr unsigned kAll = ~0u;
+  unsigned live = kAll;
 };
 
 /// What a score is besides scale * q.k, for the lanes of a panel; absent parts are null or 0. In
@@ -138,6 +142,7 @@ struct NarrowProduct {
 struct Kernel {
   double nats;          ///< of a score of 1 in here: 1, or ln 2 where powers of 2 are what is cheap
   int lanes;            ///< queries of a panel
+  int parts;            ///< of a panel, of as many lanes each, that pieces tell apart: 1 or 2
   int granule;          ///< live pieces begin at multiples of it
   int tile;             ///< keys of a tile in forward, at most; a multiple of granule
   int backward_tile;    ///< the same in backward

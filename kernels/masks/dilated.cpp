@@ -28,6 +28,12 @@ class Dilated final : public Mask {
       out.push_back({k, k + 1});
     }
   }
+  void members(Index head, Index query, const Run& keys, std::vector<Range>& out) const override {
+    if (keys.step % step_ != 0) return Mask::members(head, query, keys, out);
+    if ((keys.first - query) % step_ != 0) return;
+    const Range seen = keys.inside({query - left_ * step_, query + right_ * step_ + 1});
+    if (!seen.empty()) out.push_back(seen);
+  }
   Cover cover(Index head, Range queries, Range keys) const override {
     if (queries.empty() || keys.empty()) return Cover::None;
     // How far key and query are apart takes every value between these two.
@@ -38,6 +44,7 @@ class Dilated final : public Mask {
     const bool all = seen == apart && (step_ == 1 || apart.size() == 1);
     return all && allows(head, queries.begin, keys.begin) ? Cover::All : Cover::Some;
   }
+  Index step(Index) const override { return step_; }
   std::string spec() const override {
     return "dilated:" + std::to_string(left_) + "," + std::to_string(right_) + "," +
            std::to_string(step_);

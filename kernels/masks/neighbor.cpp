@@ -1,6 +1,7 @@
 #include "kernels/masks/neighbor.hpp"
 
 #include <array>
+#include <numeric>
 #include <stdexcept>
 
 #include "kernels/settings.hpp"
@@ -55,6 +56,10 @@ class Neighbor final : public Mask {
     std::copy(axes.begin(), axes.end(), axes_.begin() + static_cast<std::ptrdiff_t>(first_));
     for (std::size_t d = 0; d < kMostDims; ++d) {
       for (Index x = 0; x < axes_[d].length; ++x) seen_[d].push_back(axes_[d].seen(x));
+      same_[d].assign(seen_[d].size(), 1);
+      for (std::size_t x = seen_[d].size() - 1; x-- > 0;) {
+        if (seen_[d][x] == seen_[d][x + 1]) same_[d][x] = same_[d][x + 1] + 1;
+      }
     }
   }
 
@@ -110,6 +115,34 @@ class Neighbor final : public Mask {
     }
     return whole ? Cover::All : Mask::cover(head, queries, keys);
   }
+  /// Within a tile, row by row as far as whole rows see the same.
+  Index alike(Index, Index query, Range) const override {
+    if (query < 0) return -query;
+    if (query >= grid_.size()) return kAllAlike;
+    const Point q = grid_.point(query);
+    Index count = 1;
+    Index layer = 1;  // tokens of the tile along the axes done
+    for (std::size_t d = kMostDims; d-- > 0;) {
+      const Range own = grid_.tile_of(d, q[d]);
+      const Index same = std::min(same_[d][static_cast<std::size_t>(q[d])], own.end - q[d]);
+      count += (same - 1) * layer;
+      const bool whole = same_[d][static_cast<std::size_t>(own.begin)] >= own.size();
+      if (q[d] + same < own.end || !whole) break;
+      layer *= own.size();
+    }
+    return count;
+  }
+  /// Where tokens are numbered row by row.
+  Index step(Index) const override {
+    Index step = 0;
+    Index behind = 1;  // tokens of one coordinate
+    for (std::size_t d = kMostDims; d-- > 0;) {
+      if (grid_.tile(d) < grid_.length(d)) return 1;
+      if (axes_[d].window > 1) step = std::gcd(step, axes_[d].dilation * behind);
+      behind *= axes_[d].length;
+    }
+    return std::max<Index>(step, 1);
+  }
   std::string spec() const override {
     const auto each = [&](auto member) {
       std::vector<Index> values;
@@ -149,6 +182,7 @@ class Neighbor final : public Mask {
   std::array<Axis, kMostDims> axes_;  ///< those that there are not, in front, have length 1
   std::size_t first_;                 ///< the first of the others
   std::array<std::vector<Range>, kMostDims> seen_;
+  std::array<std::vector<Index>, kMostDims> same_;  ///< coordinates from each on that see the same
 };
 
 [[noreturn]] void fail(const std::string& why) {

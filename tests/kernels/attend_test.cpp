@@ -41,6 +41,10 @@ const std::vector<ShapeMask>& cases() {
       // Keys are taken in orders of the heads' own.
       {{200, 300, 4, 2, 1, 24, 40}, "s2:block=4,local=2,stride=4,step=1"},
       {{260, 260, 3, 3, 3, 17, 33}, "s2:block=8,local=1,stride=5,step=1,dense=1/sink:3"},
+      // Residues are taken one by one.
+      {{170, 200, 4, 2, 1, 24, 40}, "causal+dilated:30,9,3"},
+      {{1, 300, 4, 2, 2, 16, 16}, "dilated:40,0,7"},
+      {{260, 260, 2, 1, 1, 17, 33}, "neighbor:dims=13x20,window=5x4,dilation=2x2"},
       kBatch,
       {{150, 150, 2, 2, 2, 8, 8}, "s2:block=2,local=3,stride=6,step=1@0;causal@1"},
   };

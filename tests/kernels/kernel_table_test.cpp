@@ -299,13 +299,22 @@ struct View {
       const int size = std::min(granule, count - j);
       const auto of = bits.begin() + j;
       if (std::all_of(of, of + size, [](unsigned b) { return b == 0; })) continue;
-      const bool masked = !std::all_of(of, of + size, [&](unsigned b) { return b == full; });
+      unsigned live = 0;
+      bool masked = false;
+      for (int part = 0; part < p.kernel.parts; ++part) {
+        const int width = lanes / p.kernel.parts;
+        const unsigned own = full >> (lanes - width) << (part * width);
+        if (std::all_of(of, of + size, [&](unsigned b) { return (b & own) == 0; })) continue;
+        live |= 1u << part;
+        masked |= !std::all_of(of, of + size, [&](unsigned b) { return (b & own) == own; });
+      }
       // Neighbours become one piece now and then.
-      if (!pieces.empty() && pieces.back().first + pieces.back().count == j && j % 3 != 0) {
+      if (!pieces.empty() && pieces.back().first + pieces.back().count == j && j % 5 != 0) {
         pieces.back().count += size;
-        pieces.back().masked |= masked;
+        pieces.back().masked |= masked || pieces.back().live != live;
+        pieces.back().live |= live;
       } else {
-        pieces.push_back({j, size, masked});
+        pieces.push_back({j, size, masked, live});
       }
     }
   }
@@ -1053,8 +1062,7 @@ TEST_P(KernelTable, DecodeKeepsNanInTheColumnThatHasIt) {
   for (const int lanes : {3, kernel().decode_lanes}) {
     for (const double wild : {std::numeric_limits<double>::quiet_NaN(), kInf, -kInf}) {
       SCOPED_TRACE(std::to_string(lanes) + " lanes, " + std::to_string(wild));
-      DecodeProblem p(GetParam().element,
-                      {.d_qk = 64, .d_v = 64, .keys = kKeys, .lanes = lanes});
+      DecodeProblem p(GetParam().element, {.d_qk = 64, .d_v = 64, .keys = kKeys, .lanes = lanes});
       const auto run = [&](Decoded& found) {
         for (const int begin : {0, 96}) run_decode(kernel(), p, {begin, begin + 96}, found);
       };

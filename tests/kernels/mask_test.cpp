@@ -429,6 +429,55 @@ TEST_P(EveryMask, AlikeQueriesSeeTheSame) {
   });
 }
 
+TEST_P(EveryMask, StepDividesHowFarAllowedPairsAreApart) {
+  for_each_shape([&](const Shape& shape, const Mask& mask) {
+    for (Index h = 0; h < kHeads; ++h) {
+      ASSERT_GE(mask.step(h), 1);
+      for (Index q = shape.first_query(); q < shape.keys; ++q) {
+        for (Index k = 0; k < shape.keys; ++k) {
+          if (!mask.allows(h, q, k)) continue;
+          ASSERT_EQ((k - q) % mask.step(h), 0) << h << ' ' << q << ' ' << k;
+        }
+      }
+    }
+  });
+}
+
+TEST_P(EveryMask, MembersAreTheAllowedKeysOfARun) {
+  for_each_shape([&](const Shape& shape, const Mask& mask) {
+    for (Index h = 0; h < kHeads; ++h) {
+      for (Index q = shape.first_query() - 2; q < shape.keys + 2; ++q) {
+        for (const Index step : {1, 2, 3, 6}) {
+          for (Index first = 0; first < std::min(step + 2, shape.keys); ++first) {
+            const dattn::Run run{first, (shape.keys - first + step - 1) / step, step};
+            std::vector<Range> found{{5, 6}};  // somebody else's
+            mask.members(h, q, run, found);
+            std::vector<Range> right{{5, 6}};
+            for (Index i = 0; i < run.count; ++i) {
+              if (mask.allows(h, q, run.at(i))) append(right, 1, {i, i + 1});
+            }
+            ASSERT_EQ(found, right) << h << ' ' << q << ' ' << first << ' ' << step;
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(Step, IsWhatTheMaskIsDilatedBy) {
+  const auto step = [](const std::string& words, Index keys = 120) {
+    return parse_mask(words, {.queries = keys, .keys = keys})->step(0);
+  };
+  EXPECT_EQ(step("causal"), 1);
+  EXPECT_EQ(step("dilated:4,0,6"), 6);
+  EXPECT_EQ(step("causal+dilated:4,0,6"), 6);
+  EXPECT_EQ(step("dilated:9,9,4+dilated:9,9,6"), 12);
+  EXPECT_EQ(step("dilated:9,9,4/dilated:9,9,6"), 2);
+  EXPECT_EQ(step("neighbor:dims=10x12,window=3x2,dilation=2x4"), 4);
+  EXPECT_EQ(step("neighbor:dims=10x12,window=3x1,dilation=2x1"), 24);
+  EXPECT_EQ(step("neighbor:dims=10x12,window=3x2,dilation=2x4,tile=5x6"), 1);
+}
+
 TEST_P(EveryMask, WordsMakeTheSameMaskAgain) {
   for_each_shape([&](const Shape& shape, const Mask& mask) {
     const MaskPtr again = parse_mask(mask.spec(), shape, open_blocks);

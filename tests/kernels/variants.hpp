@@ -82,6 +82,7 @@ inline const std::vector<ShapeMask>& shapes_and_masks() {
       {{130, 130, 4, 2, 4, 12, 9}, "causal@0;full@1;window:9,0/sink:2@2;documents:65,65@3"},
       {{70, 1200, 2, 1, 1, 32, 32}, "causal"},
       {{200, 300, 4, 2, 1, 24, 40}, "s2:block=4,local=2,stride=4,step=1"},
+      {{100, 110, 4, 2, 1, 17, 33}, "dilated:9,2,3"},
       {{160, 160, 3, 3, 3, 17, 33}, "s2:block=8,local=1,stride=3,step=1,dense=1/sink:3"},
   };
   return table;

@@ -1,0 +1,185 @@
+#pragma once
+
+// One call of attend_backward and its packed keys and values: the folder's own, not for others to
+// include.
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "kernels/key_order.hpp"
+#include "kernels/panel.hpp"
+
+namespace dattn {
+
+/// Keys of a block in the order in which head groups take them.
+struct TakenKeys {
+  /// `order` is empty where keys are taken as they lie.
+  TakenKeys(const Where& block, const std::vector<Range>& order, const Score& score,
+            const Kernel& kernel)
+      : where(block), rules(score, where, kernel) {
+    if (order.empty()) return;
+    where.keys.clear();
+    for (const Range range : order) {
+      const Runs runs = part(block.keys, range);
+      where.keys.insert(where.keys.end(), runs.begin(), runs.end());
+      for (Index row = range.begin; row < range.end; ++row) rows.push_back(row);
+    }
+    const View<const float>& from = block.key_weights;
+    if (from.data == nullptr) return;
+    for (const Index row : rows) {
+      for (Index h = 0; h < from.heads; ++h) weights.push_back(*from.at(row, h));
+    }
+    where.key_weights = {weights.data(), from.rows, from.heads, 1};
+  }
+  TakenKeys(const TakenKeys&) = delete;
+
+  Index row(Index key) const { return rows.empty() ? key : rows[static_cast<std::size_t>(key)]; }
+
+  Where where;  ///< the block with its keys in this order
+  BlockRules rules;
+  std::vector<Index> rows;  ///< of the block, of each key in this order; empty: the same
+  std::vector<float> weights;
+};
+
+template <class T>
+struct BackwardBlock {
+  View<const T> q, k, v, d_o;
+  View<const float> lse, delta;
+  View<float> dq, dk, dv;
+  const Where& where;
+  const Mask& mask;
+  const Kernel& kernel;
+  Normalizer normalizer;
+  float scale;
+  std::vector<HeadGroup> groups;
+  Index tiles;                                    ///< of keys
+  std::vector<std::unique_ptr<TakenKeys>> taken;  ///< different ones
+  std::vector<std::size_t> taken_by;              ///< of each group, in `taken`
+
+  Index head(Index group) const {
+    return where.query_heads.begin + groups[static_cast<std::size_t>(group)].heads.begin;
+  }
+  const TakenKeys& keys_of(Index group) const {
+    return *taken[taken_by[static_cast<std::size_t>(group)]];
+  }
+  Range tile(Index t) const {
+    return {t * kernel.backward_tile, std::min<Index>(k.rows, (t + 1) * kernel.backward_tile)};
+  }
+  Range keys(Range of_tiles) const {
+    return {tile(of_tiles.begin).begin, tile(of_tiles.end - 1).end};
+  }
+  int d_qk() const { return static_cast<int>(q.dim); }
+  int d_v() const { return static_cast<int>(v.dim); }
+  Index k_bytes() const { return aligned(kernel.k_backward_size(d_qk())); }
+  Index v_bytes() const { return aligned(kernel.v_backward_size(d_v())); }
+};
+
+/// Groups [groups.begin, groups.end) add to the same gradients of K or V and belong to one thread.
+using Cluster = Range;
+
+inline std::vector<Cluster> clusters_of(const std::vector<HeadGroup>& groups) {
+  std::vector<Cluster> out;
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    const auto i = static_cast<Index>(g);
+    if (g > 0 && (groups[g].key_head == groups[g - 1].key_head ||
+                  groups[g].value_head == groups[g - 1].value_head)) {
+      out.back().end = i + 1;
+    } else {
+      out.push_back({i, i + 1});
+    }
+  }
+  return out;
+}
+
+/// Fills `taken`: an order of its own for each variant that gains by one. Groups of a cluster take
+/// their keys in one order, or parts of the keys would share gradients.
+template <class T>
+void take_keys(BackwardBlock<T>& block, const std::vector<Cluster>& clusters, const Score& score) {
+  const auto add = [&](const std::vector<Range>& order) {
+    block.taken.push_back(std::make_unique<TakenKeys>(block.where, order, score, block.kernel));
+    return block.taken.size() - 1;
+  };
+  add({});
+  block.taken_by.assign(block.groups.size(), 0);
+  const auto orders = key_orders(block.where, block.mask, block.groups);
+  if (orders.empty()) return;
+  std::map<Index, std::size_t> known;  // by variant
+  for (const Cluster& cluster : clusters) {
+    const Index variant = block.mask.variant(block.head(cluster.begin));
+    bool one = true;
+    for (Index g = cluster.begin; g < cluster.end; ++g) {
+      one = one && block.mask.variant(block.head(g)) == variant;
+    }
+    const std::vector<Range>& order = orders.at(variant);
+    if (!one || order.empty()) continue;
+    const auto [at, is_new] = known.try_emplace(variant);
+    if (is_new) at->second = add(order);
+    for (Index g = cluster.begin; g < cluster.end; ++g) {
+      block.taken_by[static_cast<std::size_t>(g)] = at->second;
+    }
+  }
+}
+
+/// Packed tiles of all key heads and value heads that groups read, all threads' to read.
+template <class T>
+class BackwardPacks {
+ public:
+  BackwardPacks(const BackwardBlock<T>& block, CallWorkspace& workspace)
+      : block_(block), keys_of_k_(block.k.heads), keys_of_v_(block.v.heads) {
+    for (std::size_t g = 0; g < block.groups.size(); ++g) {
+      const TakenKeys* keys = block.taken[block.taken_by[g]].get();
+      keys_of_k_[static_cast<std::size_t>(block.groups[g].key_head)] = keys;
+      keys_of_v_[static_cast<std::size_t>(block.groups[g].value_head)] = keys;
+    }
+    k_ =
+        workspace.take<std::byte>(Workspace::Use::k, block.k.heads * block.tiles * block.k_bytes());
+    v_ =
+        workspace.take<std::byte>(Workspace::Use::v, block.v.heads * block.tiles * block.v_bytes());
+  }
+
+  Index jobs() const { return (block_.k.heads + block_.v.heads) * block_.tiles; }
+  /// `spare` is the calling thread's.
+  void fill(Index job, std::vector<T>& spare) {
+    const Index head = job / block_.tiles;
+    const Index t = job % block_.tiles;
+    if (head < block_.k.heads) {
+      const TakenKeys* keys = keys_of_k_[static_cast<std::size_t>(head)];
+      if (keys == nullptr) return;  // no query head of the block reads it
+      block_.kernel.pack_k_backward(rows(block_.k, head, t, *keys, spare), k(head, t));
+    } else {
+      const Index h = head - block_.k.heads;
+      const TakenKeys* keys = keys_of_v_[static_cast<std::size_t>(h)];
+      if (keys == nullptr) return;
+      block_.kernel.pack_v_backward(rows(block_.v, h, t, *keys, spare), v(h, t));
+    }
+  }
+  std::byte* k(Index head, Index t) const {
+    return k_ + (head * block_.tiles + t) * block_.k_bytes();
+  }
+  std::byte* v(Index head, Index t) const {
+    return v_ + (head * block_.tiles + t) * block_.v_bytes();
+  }
+
+ private:
+  /// The rows of a tile: where they lie, or gathered.
+  Rows rows(View<const T> view, Index head, Index t, const TakenKeys& keys,
+            std::vector<T>& spare) const {
+    const Range tile = block_.tile(t);
+    if (keys.rows.empty()) return rows_of(view, head, tile);
+    spare.resize(static_cast<std::size_t>(tile.size() * view.dim));
+    for (Index i = 0; i < tile.size(); ++i) {
+      std::copy_n(view.at(keys.row(tile.begin + i), head), view.dim, spare.data() + i * view.dim);
+    }
+    return {spare.data(), view.dim, static_cast<int>(tile.size()), static_cast<int>(view.dim),
+            element_of<T>()};
+  }
+
+  const BackwardBlock<T>& block_;
+  std::byte* k_;
+  std::byte* v_;
+  std::vector<const TakenKeys*> keys_of_k_, keys_of_v_;  ///< by head
+};
+
+}  // namespace dattn

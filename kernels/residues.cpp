@@ -1,0 +1,70 @@
+#include "kernels/residues.hpp"
+
+#include <numeric>
+
+namespace dattn {
+namespace {
+
+constexpr Index kRowsOfCall = 16;  // query rows of a part, in the mean
+
+/// Part of a run: the members of one residue.
+struct Class {
+  EveryRow rows;
+  Run run;
+};
+
+/// After how many members of the run their residues come again.
+Index period(const Run& run, Index step) { return step / std::gcd(step, run.step); }
+
+/// The members `first`, first + period, ... of a run that begins `before` rows into the block.
+Class class_of(const Run& run, Index before, Index first, Index period) {
+  const Index count = (run.count - first + period - 1) / period;
+  return {{before + first, period, count}, {run.at(first), count, run.step * period}};
+}
+
+Index residue(Index position, Index step) { return (position % step + step) % step; }
+
+}  // namespace
+
+std::vector<Residue> residues_of(const Where& where, const Mask& mask) {
+  Index step = 0;
+  for (Index h = where.query_heads.begin; h < where.query_heads.end; ++h) {
+    step = std::gcd(step, mask.step(h));
+  }
+  if (step <= 1) return {};
+  Index calls = 0;
+  for (const Run& q : where.queries) calls += std::min(period(q, step), q.count);
+  calls *= std::ssize(where.keys);
+  if (calls > 1 + size(where.queries) / kRowsOfCall) return {};
+
+  std::vector<Residue> found;
+  Index q_before = 0;
+  for (const Run& q : where.queries) {
+    const Index q_period = period(q, step);
+    for (Index i = 0; i < std::min(q_period, q.count); ++i) {
+      Index k_before = 0;
+      for (const Run& k : where.keys) {
+        const Index k_period = period(k, step);
+        Index j = 0;
+        while (j < std::min(k_period, k.count) &&
+               residue(k.at(j), step) != residue(q.at(i), step)) {
+          ++j;
+        }
+        if (j < std::min(k_period, k.count)) {
+          const Class queries = class_of(q, q_before, i, q_period);
+          const Class keys = class_of(k, k_before, j, k_period);
+          Where part = where;
+          part.queries = {queries.run};
+          part.keys = {keys.run};
+          part.key_weights = keys.rows.of(where.key_weights);
+          found.push_back({queries.rows, keys.rows, part});
+        }
+        k_before += k.count;
+      }
+    }
+    q_before += q.count;
+  }
+  return found;
+}
+
+}  // namespace dattn
