@@ -26,6 +26,9 @@ constexpr Index kTilesOfPart = 4;
 /// Bytes of packed keys and values that exist at a time, beside those of a single head.
 constexpr Index kPackBytes = Index{256} << 20;
 
+/// Bytes of live rows that a thread keeps.
+constexpr Index kLiveBytes = Index{4} << 20;
+
 /// One part of the work: a tile of queries of one group of heads, and a part of the keys.
 struct Unit {
   Index group;
@@ -66,8 +69,7 @@ class Worker {
     const HeadGroup& group = block_.groups[static_cast<std::size_t>(unit.group)];
     const Range rows{group.row(unit.lanes.begin), group.row(unit.lanes.end - 1) + 1};
     for (Index h = group.heads.begin; h < group.heads.end; ++h) prefetch(block_.q, h, rows);
-    const LiveRows live(block_.where, block_.mask,
-                        block_.where.query_heads.begin + group.heads.begin, rows);
+    const LiveRows& live = live_rows(block_.where.query_heads.begin + group.heads.begin, rows);
     if (live.none()) return;
     start(group, unit.lanes, out);
     for (Index p = 0; p < panels_; ++p) {
@@ -109,6 +111,17 @@ class Worker {
   }
 
  private:
+  /// Groups under the same mask, and parts of the keys, ask for the same rows again.
+  const LiveRows& live_rows(Index head, Range rows) {
+    const std::array<Index, 3> which{block_.mask.variant(head), rows.begin, rows.end};
+    if (const auto known = known_.find(which); known != known_.end()) return known->second;
+    LiveRows live(block_.where, block_.mask, head, rows);
+    const Index more = live.bytes();
+    if (known_bytes_ + more > kLiveBytes) return fresh_.emplace(std::move(live));
+    known_bytes_ += more;
+    return known_.emplace(which, std::move(live)).first->second;
+  }
+
   std::span<const Index> rows_of_panel(Index p) const {
     return {row_of_.data() + p * lanes_, static_cast<std::size_t>(lanes_)};
   }
@@ -282,6 +295,9 @@ class Worker {
   LaneMasks masks_;
   std::vector<PanelRules> rules_;
   std::vector<Piece> pieces_;
+  std::map<std::array<Index, 3>, LiveRows> known_;  ///< by variant and rows
+  Index known_bytes_ = 0;
+  std::optional<LiveRows> fresh_;  ///< what there was no room for
 };
 
 /// The units of the groups [groups.begin, groups.end), and how many parts the keys are cut into.
@@ -440,7 +456,7 @@ Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index k
       kUnits * records, std::max(2 * kUnits * kLanes, kUnits * kDecodeLanes * query_heads));
   const Index lanes = kLanes + kernel.lanes;
   const Index worker = lanes * (shape.d_qk + shape.d_v) * 4 + tile_bytes +
-                       aligned(kernel.forward_scratch(d_qk, d_v));
+                       aligned(kernel.forward_scratch(d_qk, d_v)) + kLiveBytes;
   // What few queries see, each thread for itself.
   const Index key_heads = std::max(shape.key_heads, shape.value_heads);
   const Index few =

@@ -32,6 +32,11 @@ class LiveRows {
 
   bool none() const { return spans_.empty(); }
   Range rows() const { return rows_; }
+  /// Memory that it holds.
+  Index bytes() const {
+    return static_cast<Index>(sizeof *this + row_.capacity() * sizeof(Row) +
+                              (one_.capacity() + spans_.capacity()) * sizeof(Range));
+  }
   /// All that one of the rows sees.
   std::span<const Range> of(Index row) const {
     if (none()) return {};
