@@ -219,9 +219,21 @@ double ratio(const std::vector<double>& a, const std::vector<double>& b) {
   return median(ratios);
 }
 
+/// What bfloat16 products in registers reach.
+struct Registers {
+  const char* name = nullptr;  ///< AMX, or pairs (AVX-512 BF16); null: neither is there
+  double (*gflops)(int threads) = nullptr;
+};
+
+Registers best_registers() {
+  if (amx_registers::present()) return {"AMX", amx_registers::gflops};
+  if (pair_registers::present()) return {"pairs", pair_registers::gflops};
+  return {};
+}
+
 /// All forms on these ranks: rows, the same on each.
 nlohmann::ordered_json measure(const Options& o, Communicator& ranks,
-                               const std::optional<Sgemm>& sgemm, bool amx) {
+                               const std::optional<Sgemm>& sgemm, const Registers& registers) {
   std::vector<Index> lengths = o.context;  // what every step sees: none appends for the next
   for (Index& length : lengths) length += o.queries;
   const Decoding decoding = latent_decoding(o.sizes, lengths, o.queries, o.type);
@@ -237,19 +249,19 @@ nlohmann::ordered_json measure(const Options& o, Communicator& ranks,
   std::optional<MemoryRead> read;
   together(ranks,
            [&] { read.emplace(o.threads, o.read / static_cast<std::size_t>(ranks.size())); });
-  std::vector<double> sgemm_rates, amx_rates, read_rates;
+  std::vector<double> sgemm_rates, register_rates, read_rates;
   for (int repeat = -1; repeat < o.repeats; ++repeat) {
     std::array<double, 3> rates{};  // of all ranks at once
     ranks.barrier();
     rates[0] = sgemm->gflops(o.threads);
     ranks.barrier();
-    if (amx) rates[1] = amx_registers::gflops(o.threads);
+    if (registers.name != nullptr) rates[1] = registers.gflops(o.threads);
     ranks.barrier();
     rates[2] = read->gbps();
     ranks.all_reduce_sum(rates);
     for (double& rate : rates) rate /= ranks.size();
-    const double tiles = amx && o.type == Type::bf16 ? rates[1] : rates[0];
-    const LatentRates of_rank{tiles * 1e9, rates[0] * 1e9, rates[2] * 1e9};
+    const bool narrow = registers.name != nullptr && o.type == Type::bf16;
+    const LatentRates of_rank{rates[narrow ? 1 : 0] * 1e9, rates[0] * 1e9, rates[2] * 1e9};
     for (Subject& subject : subjects) {
       if (!subject.step) continue;
       run(subject, o, ranks, lengths, {numbers.data(), rows, 1, o.sizes.model}, y);
@@ -267,7 +279,7 @@ nlohmann::ordered_json measure(const Options& o, Communicator& ranks,
       continue;
     }
     sgemm_rates.push_back(rates[0]);
-    amx_rates.push_back(rates[1]);
+    register_rates.push_back(rates[1]);
     read_rates.push_back(rates[2]);
   }
   nlohmann::ordered_json out = nlohmann::ordered_json::array();
@@ -286,10 +298,14 @@ nlohmann::ordered_json measure(const Options& o, Communicator& ranks,
                                {"new_tokens", o.queries},
                                {"isa", chosen_isa().name},
                                {"sgemm_gflops_rank", median(sgemm_rates)},
-                               {"amx_gflops_rank", nullptr},
+                               {"bf16_gflops_rank", nullptr},
+                               {"bf16_by", nullptr},
                                {"read_gbps_rank", median(read_rates)},
                                {"refused", nullptr}};
-    if (amx) row["amx_gflops_rank"] = median(amx_rates);
+    if (registers.name != nullptr) {
+      row["bf16_gflops_rank"] = median(register_rates);
+      row["bf16_by"] = registers.name;
+    }
     if (!s.step) {
       row["refused"] = s.refused;
       out.push_back(row);
@@ -333,9 +349,10 @@ std::string table(const nlohmann::ordered_json& rows) {
       "{:<16} {:>9} {:>9} {:>6}  {:>10} {:>8} {:>6}   {}\n",
       first["ranks"].get<int>(), first["threads"].get<int>(),
       first["sgemm_gflops_rank"].get<double>(),
-      first["amx_gflops_rank"].is_null()
+      first["bf16_by"].is_null()
           ? ""
-          : fmt::format("AMX {:.0f} GFLOP/s, ", first["amx_gflops_rank"].get<double>()),
+          : fmt::format("bfloat16 by {} {:.0f}, ", first["bf16_by"].get<std::string>(),
+                        first["bf16_gflops_rank"].get<double>()),
       first["read_gbps_rank"].get<double>(), "form", "ms", "allowed", "of it", "heads:form",
       "allowed", "of it", "projections, attention, waiting, all-reduce of y, ms");
   for (const auto& row : rows) {
@@ -364,12 +381,12 @@ void bench(Communicator& world, const std::vector<std::string>& arguments,
            const po::options_description& described) {
   Options o;
   std::optional<Sgemm> sgemm;
-  bool amx = false;
+  Registers registers;
   together(world, [&] {
     o = read_options(parse(kName, described, arguments), world.size());
     sgemm = Sgemm::load();
     if (!sgemm) throw Failure(Exit::input, "libopenblas.so.0 cannot be loaded; install OpenBLAS");
-    amx = amx_registers::present();
+    registers = best_registers();
   });
   const bool leads = world.rank() == 0;
   const bool says = leads && o.json != "-";
@@ -384,7 +401,7 @@ void bench(Communicator& world, const std::vector<std::string>& arguments,
   for (const int p : o.ranks) {
     Communicator some = world.split(world.rank() < p ? 0 : 1, world.rank());
     if (world.rank() < p) {
-      const nlohmann::ordered_json measured = measure(o, some, sgemm, amx);
+      const nlohmann::ordered_json measured = measure(o, some, sgemm, registers);
       if (says) write_text_file("-", table(measured));
       rows.insert(rows.end(), measured.begin(), measured.end());
     }

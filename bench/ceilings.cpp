@@ -215,6 +215,59 @@ double gflops(int) { return 0; }
 
 }  // namespace amx_registers
 
+namespace pair_registers {
+
+#if DATTN_X86
+
+namespace {
+
+constexpr int kSums = 12;  // more than the latency of a product
+
+/// kSums * rounds products of 32 pairs' numbers.
+__attribute__((target("avx512f,avx512bf16"))) float products(long rounds) {
+  const auto one = reinterpret_cast<__m512bh>(_mm512_set1_epi32(0x3f803f80));
+  __m512 sums[kSums];  // NOLINT: an array class drops the alignment
+  for (__m512& sum : sums) sum = _mm512_setzero_ps();
+  asm volatile("");  // or calls of the same arguments become one
+  for (long i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (__m512& sum : sums) sum = _mm512_dpbf16_ps(sum, one, one);
+  }
+  for (const __m512& sum : sums) sums[0] = _mm512_add_ps(sums[0], sum);
+  alignas(64) std::array<float, 16> all;
+  _mm512_store_ps(all.data(), sums[0]);
+  return all[0];
+}
+
+}  // namespace
+
+bool present() { return __builtin_cpu_supports("avx512bf16"); }
+
+double gflops(int threads) {
+  constexpr long rounds = 20000;
+  constexpr double least_seconds = 0.01;
+  constexpr double flops_per_product = 2.0 * 32;
+  return summed(threads, [&](int) {
+    volatile float sink = 0;
+    const double start = now();
+    double end = start;
+    double count = 0;
+    for (; end - start < least_seconds; count += kSums * rounds, end = now()) {
+      sink = sink + products(rounds);
+    }
+    return flops_per_product * count / (end - start) / 1e9;
+  });
+}
+
+#else
+
+bool present() { return false; }
+double gflops(int) { return 0; }
+
+#endif
+
+}  // namespace pair_registers
+
 namespace {
 
 // Sums `streams` neighbouring parts of `bytes` bytes each, 256 bytes of each in turn. Integer sums:

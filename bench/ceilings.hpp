@@ -58,6 +58,13 @@ bool present();
 double gflops(int threads);
 }  // namespace amx_registers
 
+/// bfloat16 products in pairs (AVX-512 BF16) with all operands in registers.
+namespace pair_registers {
+bool present();
+/// @pre present()
+double gflops(int threads);
+}  // namespace pair_registers
+
 /// Bytes that certainly do not fit into the caches.
 std::size_t beyond_caches();
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/check.hpp"
+#include "kernels/isa/pairs.hpp"
 
 #if defined(DATTN_HAS_X86) && defined(__linux__)
 #include <cpuid.h>
@@ -17,15 +18,20 @@ namespace dattn {
 namespace {
 
 #if defined(DATTN_HAS_X86)
+/// What the kernels for AVX-512 take. Asks the processor, and whether the system saves the wide
+/// registers.
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
 /// Whether the processor has AVX-512 with bfloat16 and bfloat16 tiles, the system saves their
 /// registers, and it lets this process use them.
 bool has_amx() {
 #if defined(__linux__)
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl") ||
-      !__builtin_cpu_supports("avx512bf16")) {
-    return false;
-  }
+  if (!has_avx512_bf16()) return false;
   unsigned a = 0;
   unsigned b = 0;
   unsigned c = 0;
@@ -53,14 +59,12 @@ std::vector<const Isa*> probe() {
   std::vector<const Isa*> found;
 #if defined(DATTN_HAS_X86)
   static const Isa amx_isa{"amx", &avx512::kernel(), &amx::kernel()};
+  static const Isa avx512_bf16_isa{"avx512_bf16", &avx512::kernel(), &avx512_bf16::kernel()};
   static const Isa avx512_isa{"avx512", &avx512::kernel(), &avx512::kernel()};
   static const Isa avx2_isa{"avx2", &avx2::kernel(), &avx2::kernel()};
-  // These ask the processor and, for the wide registers, whether the system saves them.
   if (has_amx()) found.push_back(&amx_isa);
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    found.push_back(&avx512_isa);
-  }
+  if (has_avx512_bf16()) found.push_back(&avx512_bf16_isa);
+  if (has_avx512()) found.push_back(&avx512_isa);
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     found.push_back(&avx2_isa);
   }

@@ -59,7 +59,7 @@ def check(row, heads, dtype):
     names = ("attention_flops", "attention_bytes", "weights_flops", "weights_bytes")
     assert tuple(row[name] for name in names) == want, (row, want)
     if row["repeats"] == 1:  # else these are medians, which need not fit together
-        tiles = row["amx_gflops_rank"] if dtype == "bf16" and row["amx_gflops_rank"] else row["sgemm_gflops_rank"]
+        tiles = row["bf16_gflops_rank"] if dtype == "bf16" and row["bf16_by"] else row["sgemm_gflops_rank"]
         bytes_per_second = row["read_gbps_rank"] * 1e9
         allowed = max(want[0] / tiles / 1e9, want[1] / bytes_per_second)
         allowed += max(want[2] / row["sgemm_gflops_rank"] / 1e9, want[3] / bytes_per_second)

@@ -36,7 +36,10 @@ std::vector<Subject> subjects() {
   std::vector<Subject> all;
   for (const Isa* isa : available_isas()) {
     const std::string name = isa->name;
-    if (isa->f4 != nullptr) all.push_back({name + "_f4", isa->f4, Element::f4});
+    const bool again = std::any_of(all.begin(), all.end(), [&](const Subject& other) {
+      return other.kernel == isa->f4 && other.element == Element::f4;
+    });
+    if (isa->f4 != nullptr && !again) all.push_back({name + "_f4", isa->f4, Element::f4});
     if (isa->bf16 != nullptr) all.push_back({name + "_bf16", isa->bf16, Element::bf16});
   }
   all.push_back({"amx_emulated_bf16", &amx_emulated::kernel(), Element::bf16});
