@@ -80,7 +80,7 @@ SlotId merged(Writer& me, const Share& share, SlotId all) {
   return out;
 }
 
-template <bool gathers>
+template <bool gathers, bool merges = true>
 Program program(const Problem& problem, int rank) {
   Writer me(problem, rank);
   const Share share(problem, rank);
@@ -100,6 +100,7 @@ Program program(const Problem& problem, int rank) {
   }
   const SlotId all = me.slot({Kind::O, share.heads, rows});
   me.attend(all_q, k, v, all);
+  if (!merges) return std::move(me).finish(q, k, v, all, {Kind::O, share.heads, rows});
   const SlotId out = merged(me, share, all);
   return std::move(me).finish(q, k, v, out, {Kind::O, share.parts[here], rows});
 }
@@ -166,6 +167,10 @@ std::span<const Strategy> decode_forms() {
                "a mesh of two axes, tokens x heads (default: tokens only)", "tokens,heads", tree,
                nullptr, refuses, by_tokens}};
   return table;
+}
+
+Program partials_program(const Problem& problem, int rank) {
+  return program<true, false>(problem, rank);
 }
 
 const Strategy* find_decode_form(std::string_view name) {

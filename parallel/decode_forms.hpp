@@ -12,6 +12,11 @@ namespace dattn {
 /// what comes next (W_UV, W_O) is split by heads; some ranks have none where ranks outnumber heads.
 std::span<const Strategy> decode_forms();
 
+/// The Program of `sequence` up to where Partials would be merged: it delivers those of all heads,
+/// over the rank's own keys. What a plan of `sequence` proves of these Steps holds here as well.
+/// @pre the mesh has a column for all heads
+Program partials_program(const Problem& problem, int rank);
+
 /// The form of this name, or null.
 const Strategy* find_decode_form(std::string_view name);
 

@@ -165,13 +165,16 @@ Index KvCache::bytes(std::span<const Index> lengths, const Decoding& decoding) c
 
 namespace {
 
-Plan proved(const Strategy& form, const Problem& problem, Rehearsal& rehearsal) {
+Plan proved(const Strategy& form, const Problem& problem, bool merges, Rehearsal& rehearsal) {
   if (const auto why = form.refuses(problem)) {
     throw std::invalid_argument(std::string(form.name) + " " + *why);
   }
   Plan plan = make_plan(form, problem);
   rehearsal = rehearse(problem, plan);
   if (rehearsal.fault) throw std::logic_error(rehearsal.fault->text());
+  if (merges) return plan;
+  CHECK(form.name == "sequence", form.name);
+  for (Program& program : plan) program = partials_program(problem, program.rank);
   return plan;
 }
 
@@ -179,13 +182,13 @@ Plan proved(const Strategy& form, const Problem& problem, Rehearsal& rehearsal) 
 
 template <comm::Transport T>
 Decoder<T>::Decoder(const Decoding& decoding, const Strategy& form, std::optional<Mesh> mesh,
-                    T& transport, EngineOptions options, const Hosts& hosts)
+                    T& transport, EngineOptions options, const Hosts& hosts, bool merges)
     : decoding_(decoding),
       rank_(transport.rank()),
       problem_(
           decoding_problem(decoding, mesh ? *mesh : form.mesh(transport.size(), shape_of(decoding)))
               .across(hosts)),
-      plan_(proved(form, problem_, rehearsal_)),
+      plan_(proved(form, problem_, merges, rehearsal_)),
       cache_(problem_, program(), decoding.values_in_keys),
       engine_(std::make_unique<Engine<T>>(problem_, program(), transport, [&] {
         // What sequences share is read once for all of them: the kernel finds who reads what.

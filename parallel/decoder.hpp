@@ -82,10 +82,11 @@ template <comm::Transport T>
 class Decoder {
  public:
   /// Throws std::invalid_argument where the form refuses, std::logic_error with the Fault where the
-  /// plan does not stand. `hosts` are where the ranks are. @pre complaint(decoding) is empty;
-  /// `transport` outlives this
+  /// plan does not stand. `hosts` are where the ranks are. Without `merges` ranks are left with
+  /// Partials (partials_program), for the caller to merge. @pre complaint(decoding) is empty;
+  /// `transport` outlives this; what is not merged is of form sequence
   Decoder(const Decoding& decoding, const Strategy& form, std::optional<Mesh> mesh, T& transport,
-          EngineOptions options, const Hosts& hosts = {});
+          EngineOptions options, const Hosts& hosts = {}, bool merges = true);
 
   const Decoding& decoding() const { return decoding_; }
   const Problem& problem() const { return problem_; }

@@ -8,6 +8,7 @@
 #include "kernels/latent/operators.hpp"
 #include "parallel/latent_parts.hpp"
 #include "parallel/latent_prefill.hpp"
+#include "parallel/partial_values.hpp"
 
 namespace dattn {
 namespace {
@@ -50,7 +51,7 @@ template <comm::Transport T>
 LatentDecoder<T>::LatentDecoder(const LatentSizes& sizes, const MakeWeights& weights,
                                 const Decoding& decoding, const Strategy& form,
                                 std::optional<Mesh> mesh, T& transport, EngineOptions options,
-                                Type weight_type, const Hosts& hosts)
+                                Type weight_type, const Hosts& hosts, Values values)
     : transport_(transport),
       all_reduce_(transport, all_ranks(transport.size()), hosts),
       work_(scaled({.threads = options.threads, .isa = options.isa}, sizes)),
@@ -60,10 +61,22 @@ LatentDecoder<T>::LatentDecoder(const LatentSizes& sizes, const MakeWeights& wei
             options.score = work_.score;
             return options;
           }(),
-          hosts),
+          hosts, values == Values::after),
       sizes_(sizes),
-      weights_(stored(weights(hull(decoder_.asks(), decoder_.gets())), weight_type)),
+      values_([&] {
+        if (values == Values::after) return std::unique_ptr<const PartialValues>();
+        std::vector<Range> parts;  // a rank gets the heads whose queries it makes
+        for (int r = 0; r < transport.size(); ++r) {
+          const Program theirs = form.program(decoder_.problem(), r);
+          parts.push_back(as_range(theirs.result(Kind::O).block.heads));
+        }
+        return std::make_unique<const PartialValues>(sizes, weights, std::move(parts), weight_type);
+      }()),
+      weights_(stored(weights(hull(decoder_.asks(), gets())), weight_type)),
       down_(weights_, all_reduce_) {}
+
+template <comm::Transport T>
+LatentDecoder<T>::~LatentDecoder() = default;
 
 template <comm::Transport T>
 void LatentDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden) {
@@ -202,6 +215,34 @@ void LatentDecoder<T>::make_queries(std::span<const Index> lengths) {
       weights_);
 }
 
+/// O of the heads of gets(), of latents or, where W_UV comes before the merge, of values.
+template <comm::Transport T>
+std::vector<float> LatentDecoder<T>::attend(std::span<const Index> lengths, LatentTimes& times) {
+  times.attention = decoder_.step(lengths);
+  times.bytes_sent += times.attention.bytes_sent;
+  times.between_hosts += times.attention.between_hosts;
+  times.messages += times.attention.messages;
+  const Index rows = decoder_.decoding().queries * static_cast<Index>(lengths.size());
+  const Index heads = size(decoder_.gets());
+  std::vector<float> o(static_cast<std::size_t>(rows * heads * sizes_.kv_rank));
+  lse_.resize(static_cast<std::size_t>(rows * heads));
+  decoder_.result(o, lse_);
+  if (!values_) return o;
+  const double start = seconds_now();
+  std::vector<float> values;
+  std::vector<float> lse;
+  const HandOver done =
+      values_->merge(transport_, decoder_.problem().hosts(),
+                     {o.data(), rows, heads, sizes_.kv_rank}, lse_, values, lse, work_);
+  times.attention.wait += done.seconds;
+  times.project += seconds_now() - start - done.seconds;
+  times.bytes_sent += done.bytes_sent;
+  times.between_hosts += done.between_hosts;
+  times.messages += done.messages;
+  lse_ = std::move(lse);
+  return values;
+}
+
 template <comm::Transport T>
 LatentTimes LatentDecoder<T>::step(std::span<const Index> lengths, View<const float> x,
                                    std::span<float> y) {
@@ -217,26 +258,21 @@ LatentTimes LatentDecoder<T>::step(std::span<const Index> lengths, View<const fl
   narrow ? append<BFloat16>(lengths) : append<float>(lengths);
   narrow ? make_queries<BFloat16>(lengths) : make_queries<float>(lengths);
   times.project += seconds_now() - down;
-  times.attention = decoder_.step(lengths);
+  const std::vector<float> o = attend(lengths, times);
   const double attended = seconds_now();
-  const Range heads = as_range(decoder_.gets());
-  std::vector<float> o(static_cast<std::size_t>(x.rows * heads.size() * sizes.kv_rank));
-  std::vector<float> lse(static_cast<std::size_t>(x.rows * heads.size()));
-  decoder_.result(o, lse);
+  const Range heads = as_range(gets());
   std::fill(y.begin(), y.end(), 0.0F);
   if (!heads.empty()) {
-    const View<const float> got{o.data(), x.rows, heads.size(), sizes.kv_rank};
+    const View<float> to{y.data(), x.rows, 1, sizes.model};
+    const View<const float> got{o.data(), x.rows, heads.size(),
+                                values_ ? sizes.d_v : sizes.kv_rank};
     std::visit(
         [&](const auto& w) {
-          values_out(w, heads, got, {y.data(), x.rows, 1, sizes.model}, work_);
+          values_ ? project_out(w, heads, got, to, work_) : values_out(w, heads, got, to, work_);
         },
         weights_);
   }
-  const double made = seconds_now();
-  times.project += made - attended;
-  times.bytes_sent += times.attention.bytes_sent;
-  times.between_hosts += times.attention.between_hosts;
-  times.messages += times.attention.messages;
+  times.project += seconds_now() - attended;
   times.reduce = add_up(all_reduce_, y, times);
   times.seconds = seconds_now() - start;
   return times;

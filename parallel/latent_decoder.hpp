@@ -9,6 +9,15 @@
 
 namespace dattn {
 
+class PartialValues;
+
+/// Where W_UV is applied if tokens are split: to what all ranks' Partials have merged to, by each
+/// rank for the heads that it gets; or to Partials, by each rank for all heads, so that d_v numbers
+/// of a head travel in place of kv_rank (partial_values.hpp).
+enum class Values { after, before };
+
+inline const char* name_of(Values where) { return where == Values::before ? "before" : "after"; }
+
 /// Where the time of a step went, in seconds, and what was sent.
 struct LatentTimes {
   double seconds = 0;  ///< whole step
@@ -25,6 +34,7 @@ struct LatentTimes {
 struct HandOver {
   double seconds = 0;
   Index bytes_sent = 0;
+  Index between_hosts = 0;  ///< of these, where it is asked for
   Index messages = 0;
 };
 
@@ -47,10 +57,13 @@ class LatentDecoder {
  public:
   /// `type` of the decoding is that of cache and queries, f4 or bf16, as `weight_type` is. Throws
   /// as Decoder; `hosts` are where the ranks are.
-  /// @pre complaint(sizes) is empty, and complaint(decoding) of latent_decoding()
+  /// @pre complaint(sizes) is empty, and complaint(decoding) of latent_decoding(); `values` are
+  /// `before` the merge in form sequence only
   LatentDecoder(const LatentSizes& sizes, const MakeWeights& weights, const Decoding& decoding,
                 const Strategy& form, std::optional<Mesh> mesh, T& transport, EngineOptions options,
-                Type weight_type = Type::f4, const Hosts& hosts = {});
+                Type weight_type = Type::f4, const Hosts& hosts = {},
+                Values values = Values::after);
+  ~LatentDecoder();
 
   Decoder<T>& decoder() { return decoder_; }
 
@@ -71,6 +84,10 @@ class LatentDecoder {
   /// every rank.
   LatentTimes step(std::span<const Index> lengths, View<const float> x, std::span<float> y);
 
+  /// Heads of which this rank has the LSE, and that of the last step: [sequences * queries, heads].
+  const Ranges& gets() const { return values_ ? decoder_.asks() : decoder_.gets(); }
+  std::span<const float> lse() const { return lse_; }
+
   /// Bytes of the rows that hold so many tokens of each sequence.
   Index cache_bytes(std::span<const Index> lengths) {
     return decoder_.cache().bytes(lengths, decoder_.decoding());
@@ -84,6 +101,7 @@ class LatentDecoder {
   template <class E>
   void append(std::span<const Index> lengths);
   std::vector<int> owners();
+  std::vector<float> attend(std::span<const Index> lengths, LatentTimes& times);
   template <class E>
   void make_queries(std::span<const Index> lengths);
 
@@ -92,8 +110,10 @@ class LatentDecoder {
   Work work_;
   Decoder<T> decoder_;
   LatentSizes sizes_;
-  StoredWeights weights_;  ///< without W_DQ
+  std::unique_ptr<const PartialValues> values_;  ///< where W_UV comes before the merge
+  StoredWeights weights_;                        ///< without W_DQ
   DownProjections<T> down_;
+  std::vector<float> lse_;  ///< of the last step
 };
 
 /// Decoding in the absorbed form: one key head of kv_rank + d_rope numbers, whose first kv_rank are

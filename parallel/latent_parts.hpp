@@ -44,7 +44,7 @@ inline void add_floats(const std::byte* in, std::byte* inout, std::int64_t recor
 /// r go; both ends of an empty one leave it out. What a rank has for itself is copied. Collective.
 template <comm::Transport T>
 HandOver exchange(T& transport, const std::vector<comm::ConstStrips>& to,
-                  const std::vector<comm::Strips>& from) {
+                  const std::vector<comm::Strips>& from, const Hosts& hosts = {}) {
   HandOver done;
   const double start = seconds_now();
   const int ranks = transport.size();
@@ -61,6 +61,7 @@ HandOver exchange(T& transport, const std::vector<comm::ConstStrips>& to,
     if (bytes == 0) continue;
     requests.push_back(transport.send(to[peer], static_cast<int>(peer)));
     done.bytes_sent += bytes;
+    if (!hosts.together(rank, static_cast<int>(peer))) done.between_hosts += bytes;
     ++done.messages;
   }
   const auto own = static_cast<std::size_t>(rank);

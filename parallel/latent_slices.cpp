@@ -169,6 +169,12 @@ Index SlicedDecoder<T>::cache_bytes(std::span<const Index> lengths) const {
 }
 
 template <comm::Transport T>
+Ranges SlicedDecoder<T>::gets() const {
+  if (part_.latent.begin > 0 || part_.heads.empty()) return {};
+  return {part_.heads};
+}
+
+template <comm::Transport T>
 void SlicedDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden) {
   const Index model = sizes_.model;
   std::vector<float> x(static_cast<std::size_t>(kRows * model));
@@ -353,9 +359,12 @@ void SlicedDecoder<T>::attend(std::span<const Index> lengths, View<const float> 
     return view;
   };
   if (slicing_.exact) {
+    std::vector<float> lse(static_cast<std::size_t>(x.rows * heads.size()));
     for (std::size_t s = 0; s < lengths.size(); ++s) {
-      attend_exactly<E>(s, lengths[s], part(q, s), part(o, s), times);
+      attend_exactly<E>(s, lengths[s], part(q, s), part(o, s),
+                        lse.data() + static_cast<Index>(s) * each * heads.size(), times);
     }
+    lse_ = gets().empty() ? std::vector<float>{} : std::move(lse);
     return;
   }
   if (heads.empty()) return;
@@ -391,7 +400,7 @@ void SlicedDecoder<T>::attend(std::span<const Index> lengths, View<const float> 
 template <comm::Transport T>
 template <class E>
 void SlicedDecoder<T>::attend_exactly(std::size_t sequence, Index length, View<const float> q,
-                                      View<float> o, LatentTimes& times) {
+                                      View<float> o, float* lse, LatentTimes& times) {
   const Index latent = part_.latent.size();
   const Index rope = sizes_.d_rope;
   const Index heads = q.heads;
@@ -468,6 +477,8 @@ void SlicedDecoder<T>::attend_exactly(std::size_t sequence, Index length, View<c
     float* sum = o.at(lane / heads, lane % heads);
     const auto total = static_cast<float>(sums[static_cast<std::size_t>(lane)]);
     for (Index d = 0; d < latent; ++d) sum[d] /= total;
+    lse[lane] = static_cast<float>(static_cast<double>(most[static_cast<std::size_t>(lane)]) +
+                                   std::log(sums[static_cast<std::size_t>(lane)]));
   }
 }
 

@@ -57,6 +57,9 @@ class SlicedDecoder {
   HandOver take(std::span<const std::byte> rows, std::span<const Index> lengths);
   LatentTimes step(std::span<const Index> lengths, View<const float> x, std::span<float> y);
 
+  /// As in LatentDecoder; of exact slices, the first of which has it.
+  Ranges gets() const;
+  std::span<const float> lse() const { return lse_; }
   /// What this rank has of the weights.
   const LatentPart& part() const { return part_; }
   /// What the scores of this slice are multiplied by.
@@ -79,7 +82,7 @@ class SlicedDecoder {
   void attend(std::span<const Index> lengths, View<const float> q, View<float> o, LatentTimes& t);
   template <class E>
   void attend_exactly(std::size_t sequence, Index length, View<const float> q, View<float> o,
-                      LatentTimes& t);
+                      float* lse, LatentTimes& t);
   Index row() const { return part_.latent.size() + sizes_.d_rope; }
   std::byte* rows_of(std::size_t sequence);
 
@@ -99,6 +102,7 @@ class SlicedDecoder {
   double factor_ = 1;
   double rms_factor_ = 1;  ///< RMS of the latent over that of the slice
   Reserved cache_;
+  std::vector<float> lse_;  ///< of the last step
 };
 
 }  // namespace dattn

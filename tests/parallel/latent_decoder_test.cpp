@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/latent/reference.hpp"
+#include "parallel/partial_values.hpp"
 #include "tests/parallel/on_all_ranks.hpp"
 #include "tests/parallel/sanitized.hpp"
 
@@ -33,7 +34,11 @@ TEST(LatentDecoder, AgreesWithTheLayerInDoubleInEveryForm) {
   for (const int ranks : {1, 2, 3, 4, 5, 7, 8}) {
     if (kSanitized && ranks > 4) continue;
     for (const Strategy& form : decode_forms()) {
-      for (const Type type : {Type::f4, Type::bf16}) {
+      for (const auto& [type, values] : {std::pair{Type::f4, Values::after},
+                                         {Type::bf16, Values::after},
+                                         {Type::f4, Values::before},
+                                         {Type::bf16, Values::before}}) {
+        if (values == Values::before && form.name != "sequence") continue;
         const Index each = ranks % 2 == 0 ? 1 : 5;  // 15 rows
         const Type weight_type = ranks % 3 == 0 || ranks % 4 == 0 ? Type::bf16 : Type::f4;
         const Decoding d = latent_decoding(sizes, {20, 11, 42}, each, type);
@@ -47,7 +52,7 @@ TEST(LatentDecoder, AgreesWithTheLayerInDoubleInEveryForm) {
         };
         on_all_ranks(ranks, {"delayed", false, 2}, 3, [&](comm::Loopback::Endpoint& end) {
           LatentDecoder<comm::Loopback::Endpoint> layer(sizes, make, d, form, std::nullopt, end, {},
-                                                        weight_type);
+                                                        weight_type, {}, values);
           const Hidden hidden = [&](std::size_t s, const Runs& tokens, float* x) {
             hidden_of(sizes, s, tokens, x);
           };
@@ -76,13 +81,33 @@ TEST(LatentDecoder, AgreesWithTheLayerInDoubleInEveryForm) {
                 norm += want[i] * want[i];
               }
               EXPECT_LE(std::sqrt(error / norm), type == Type::bf16 ? 8e-3 : 1e-5)
-                  << form.name << ", " << ranks << " ranks, sequence " << s;
+                  << form.name << ", W_UV " << name_of(values) << ", " << ranks
+                  << " ranks, sequence " << s;
             }
           }
         });
       }
     }
   }
+}
+
+// DeepSeek-V3: a Partial of a head has 514 numbers behind the merge and 130 before it, where each
+// rank reads W_UV of 128 heads of 512 x 128.
+TEST(LatentDecoder, AppliesWUvWhereItIsFewerBytes) {
+  const LatentSizes sizes{.model = 7168, .heads = 128, .kv_rank = 512, .d_rope = 64, .d_v = 128};
+  const ValuesBytes after = values_bytes(sizes, 10, 4, Type::bf16, Values::after);
+  EXPECT_EQ(after.sent, 3 * 10 * 128 * 514 * 4);
+  EXPECT_EQ(after.read, 128 * 512 * 128 * 2);
+  const ValuesBytes before = values_bytes(sizes, 10, 4, Type::bf16, Values::before);
+  EXPECT_EQ(before.sent, 3 * 10 * 128 * 130 * 4);
+  EXPECT_EQ(before.read, 4 * 128 * 512 * 128 * 2);
+  for (const int ranks : {2, 3, 8}) {
+    EXPECT_EQ(fewer_bytes(sizes, 85, ranks, Type::bf16), Values::after);
+    EXPECT_EQ(fewer_bytes(sizes, 86, ranks, Type::bf16), Values::before);
+    EXPECT_EQ(fewer_bytes(sizes, 170, ranks, Type::f4), Values::after);
+    EXPECT_EQ(fewer_bytes(sizes, 171, ranks, Type::f4), Values::before);
+  }
+  EXPECT_EQ(fewer_bytes(sizes, 1000, 1, Type::f4), Values::after);
 }
 
 // 1152 bytes a token and layer where the latent is on every rank, 1152 / P where tokens are split.
