@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -12,15 +13,16 @@
 #include "kernels/latent/basis.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/decode_check.hpp"
+#include "launcher/decode_memory.hpp"
 #include "launcher/decode_options.hpp"
 #include "launcher/decode_prefill.hpp"
 #include "launcher/file_sum.hpp"
-#include "launcher/host.hpp"
 #include "launcher/links.hpp"
-#include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
+#include "launcher/report.hpp"
 #include "launcher/together.hpp"
 #include "launcher/values.hpp"
+#include "parallel/partial_values.hpp"
 
 namespace dattn {
 namespace {
@@ -38,7 +40,11 @@ class DecodeJob {
   DecodeJob(Communicator& world, const DecodeOptions& options) : world_(world), o_(options) {}
 
   Exit run() {
-    settle();
+    const Hosts found = hosts_of(world_);
+    together(world_, [&] { hosts_ = hosts_from(o_.hosts, world_.size(), found); });
+    const DecodePlace place = settle_decoding(world_, o_, hosts_);
+    mesh_ = place.mesh;
+    memory_ = place.needs.sum();
     const EngineOptions engine{
         .score = {.scale = 1 / std::sqrt(static_cast<double>(o_.decoding.d_qk))},
         .threads = o_.threads,
@@ -77,7 +83,7 @@ class DecodeJob {
       std::optional<LatentDecoder<Communicator>> layer;
       together(world_, [&] {
         layer.emplace(*o_.latent, weights(), o_.decoding, *o_.form, mesh_, world_, engine,
-                      o_.weight_type, hosts_);
+                      o_.weight_type, hosts_, o_.values);
       });
       return decode_latent(*layer);
     }
@@ -116,139 +122,6 @@ class DecodeJob {
     return o_.spectrum != 0 ? decaying(std::move(made), o_.spectrum) : made;
   }
 
-  /// Mesh and memory, refused before anything is allocated.
-  void settle() {
-    const Hosts found = hosts_of(world_);
-    together(world_, [&] { hosts_ = hosts_from(o_.hosts, world_.size(), found); });
-    RankReport own;
-    together(world_, [&] { own.host = this_host(); });
-    std::vector<RankReport> ranks;
-    for (const std::string& text : world_.all_gather(encoded(own))) ranks.push_back(decoded(text));
-    // Some rank has its share of the cache at least: told at once, where to settle for far more
-    // tokens than anybody has memory for would take minutes.
-    const Decoding& d = o_.decoding;
-    const Index numbers = d.key_heads * d.d_qk + (d.values_in_keys ? 0 : d.value_heads * d.d_v);
-    needs_[Use::inputs] = d.keys() / world_.size() * numbers * bytes_of(d.type);
-    if (!o_.slicing) refuse_beyond(ranks);
-    together(world_, [&] {
-      needs_ = {};
-      o_.slicing ? settle_slices() : settle_form();
-      if (o_.prefills) settle_prefill();
-      needs_[Use::transport] = transport_bytes(world_.size());
-      const Index each = sizeof(float);
-      needs_[Use::results] =
-          rows() * (o_.latent ? 2 * o_.latent->model : d.query_heads * (d.d_v + 1)) * each;
-      if (o_.latent) {  // to add y up
-        const Reduction of_y(all_ranks(world_.size()), hosts_, rows() * o_.latent->model);
-        needs_[Use::transport] += of_y.scratch(world_.rank()) * each;
-      }
-    });
-    refuse_beyond(ranks);
-  }
-
-  /// Collective: refuses what is more than --memory or the hosts have.
-  void refuse_beyond(const std::vector<RankReport>& ranks) {
-    const auto all = world_.all_gather(nlohmann::json(needs_.bytes).dump());
-    together(world_, [&] {
-      if (!leads()) return;
-      std::vector<Needs> needs;
-      for (const std::string& text : all) {
-        needs.push_back({nlohmann::json::parse(text).get<decltype(Needs::bytes)>()});
-      }
-      const std::vector<Room> rooms = rooms_of(ranks);
-      if (fits(needs, rooms, o_.memory)) return;
-      std::fputs(memory_table(needs, rooms, o_.memory).c_str(), stderr);
-      Index most = 0;
-      for (const Needs& one : needs) most = std::max(most, one.sum());
-      Index may = bytes_a_rank(ranks);
-      if (o_.memory > 0 && (may == 0 || o_.memory < may)) may = o_.memory;
-      throw Failure(Exit::memory,
-                    fmt::format("{} needs {} on a rank, which has {}; use more hosts, fewer "
-                                "ranks on this one, a larger --memory, a smaller --context or "
-                                "--batch, or another --form",
-                                o_.form_name, in_bytes(most), in_bytes(may)));
-    });
-  }
-
-  /// The prefill has all heads, and is over, but for its rows and y, when the layer is made.
-  void settle_prefill() {
-    const LatentSizes& s = *o_.latent;
-    const int ranks = world_.size();
-    Index tokens = 0;
-    for (const Index length : o_.context) tokens += (length + ranks - 1) / ranks;
-    const Index all = weight_bytes(s.heads);
-    const Index held = o_.weight_type == Type::bf16 ? all / 2 : all;
-    const Index made = o_.slicing || o_.weight_type == Type::bf16 ? 2 * all : all;
-    needs_[Use::inputs] +=
-        tokens * (s.row() * bytes_of(o_.decoding.type) + s.model * bytes_of(Type::f4));
-    // Prefill is over before decoding begins: what it needs beyond that counts.
-    const Index at_most =
-        std::max(made, held + prefill_bytes(s, o_.decoding, o_.context, ranks, o_.threads));
-    needs_[Use::kernels] += std::max<Index>(0, at_most - needs_.sum());
-  }
-
-  void settle_form() {
-    const Shape shape{1, 1, o_.decoding.query_heads, o_.decoding.key_heads, o_.decoding.value_heads,
-                      1, 1};
-    mesh_ = o_.mesh ? *o_.mesh : o_.form->mesh(world_.size(), shape);
-    if (mesh_.ranks() != world_.size()) {
-      throw Failure(Exit::usage, fmt::format("--mesh: a mesh of {} has {} ranks, but there are {}",
-                                             mesh_.text(), mesh_.ranks(), world_.size()));
-    }
-    const Problem problem = decoding_problem(o_.decoding, mesh_).across(hosts_);
-    if (const auto why = o_.form->refuses(problem)) {
-      throw Failure(Exit::usage, fmt::format("--form: {} {}", o_.form->name, *why));
-    }
-    const Program program = o_.form->program(problem, world_.rank());
-    needs_ =
-        needs_of(problem, program, nullptr,
-                 {.kernels = [this](const Problem& p,
-                                    const Program& of) { return kernel_bytes(p, of, o_.threads); },
-                  .check = {}});
-    needs_[Use::inputs] +=
-        o_.decoding.keys() * static_cast<Index>(sizeof(Index));  // rows of tokens
-    if (!o_.latent) return;
-    const auto block = [&](SlotId slot) -> const Block& {
-      return program.slots[static_cast<std::size_t>(slot)].block;
-    };
-    needs_[Use::inputs] -=
-        bytes_of(block(program.input(Kind::V)), problem.shape(), problem.type());  // is in K
-    const Index heads = std::max(block(program.input(Kind::Q)).head_count(),
-                                 program.result(Kind::O).block.head_count());
-    if (o_.weight_type == Type::f4) {
-      needs_[Use::weights] = weight_bytes(heads);
-    } else {  // made in float, then rounded matrix by matrix, before there is anything in the cache
-      const LatentSizes& s = *o_.latent;
-      const Index largest = heads * std::max(s.q_width() * s.d_qk(), s.d_v * s.model);
-      needs_[Use::weights] =
-          std::max(weight_bytes(heads) / 2,
-                   weight_bytes(heads) + largest * bytes_of(Type::bf16) - needs_.sum());
-    }
-  }
-
-  void settle_slices() {
-    if (const auto why = complaint(*o_.slicing, *o_.latent, world_.size())) {
-      throw Failure(Exit::usage, "--slices, --basis: " + *why);
-    }
-    const int parts = world_.size() / o_.slicing->slices;
-    mesh_ = {{{"heads", parts}, {"latent", o_.slicing->slices}}};
-    const Index heads = (o_.latent->heads + parts - 1) / parts;
-    const Index latent = (o_.latent->kv_rank + o_.slicing->slices - 1) / o_.slicing->slices;
-    // The weights are cut from those of the whole latent.
-    needs_[Use::weights] = 2 * weight_bytes(heads);
-    needs_[Use::inputs] =
-        o_.decoding.keys() * (latent + o_.latent->d_rope) * bytes_of(o_.decoding.type);
-  }
-
-  Index weight_bytes(Index heads) const {
-    const LatentSizes& s = *o_.latent;
-    const Index down = s.model * (s.q_rank + s.row());  // once more: the columns of a rank
-    const Index numbers =
-        down + down / world_.size() +
-        heads * (s.q_width() * s.d_qk() + s.kv_rank * (s.d_nope + s.d_v) + s.d_v * s.model);
-    return numbers * static_cast<Index>(sizeof(float));
-  }
-
   template <class Layer>
   Exit decode_latent(Layer& layer) {
     const Hidden hidden = this->hidden();
@@ -282,7 +155,8 @@ class DecodeJob {
     if (verdict_ && o_.slicing && o_.weight_type == Type::bf16) verdict_->bound = 8e-3;
     if (verdict_ && approximate()) verdict_->bound = std::numeric_limits<double>::infinity();
     // All ranks have y.
-    write_out({rows(), model}, leads() ? Ranges{{0, 1}} : Ranges{}, y);
+    write_out(o_.out, {rows(), 1, model}, leads() ? Ranges{{0, 1}} : Ranges{}, y);
+    write_out(o_.lse, {rows(), o_.decoding.query_heads, 1}, layer.gets(), layer.lse());
     return report(layer.cache_bytes(lengths), lengths);
   }
 
@@ -290,6 +164,7 @@ class DecodeJob {
     const DecodeTensors tensors(o_.decoding, *o_.source);
     std::vector<Index> lengths = o_.context;
     world_.phase("cache");
+    tensors.append_prefixes(decoder);
     for (std::size_t s = 0; s < lengths.size(); ++s) tensors.append(decoder, s, {0, lengths[s]});
     note_program(world_, decoder.program());
     world_.phase("decoding");
@@ -310,35 +185,44 @@ class DecodeJob {
     std::vector<float> lse(numbers);
     std::vector<float> o(numbers * static_cast<std::size_t>(o_.decoding.d_v));
     decoder.result(o, lse);
-    write_out({rows(), o_.decoding.query_heads, o_.decoding.d_v}, decoder.gets(), o);
+    const Index heads = o_.decoding.query_heads;
+    write_out(o_.out, {rows(), heads, o_.decoding.d_v}, decoder.gets(), o);
+    write_out(o_.lse, {rows(), heads, 1}, decoder.gets(), lse);
     return report(decoder.cache().bytes(lengths, o_.decoding), lengths);
   }
 
-  /// Writes this rank's heads of the last step, `values` [rows, heads, shape.back()], into the file
-  /// that all ranks write together; report() gives it its name.
-  void write_out(const std::vector<std::int64_t>& shape, const Ranges& heads,
+  /// Writes this rank's heads of the last step, `values` [rows, `heads`, numbers], into a file
+  /// [rows, heads, numbers] that all ranks write together, without the extents behind the rows that
+  /// are 1; report() gives it its name.
+  void write_out(const std::string& path, const std::array<Index, 3>& shape, const Ranges& heads,
                  std::span<const float> values) {
-    const std::string job = agree_on_outputs(world_, {o_.out, o_.json});
-    if (o_.out.empty()) return;
-    const std::string header = npy_header(NpyHeader::Type::f4, shape);
-    const Index each = shape.back() * static_cast<Index>(sizeof(float));
-    const Index row = shape.size() == 3 ? shape[1] * each : each;
+    if (job_.empty()) job_ = agree_on_outputs(world_, {o_.out, o_.lse, o_.json});
+    if (path.empty()) return;
+    std::vector<std::int64_t> extents{shape[0]};
+    for (const Index n : {shape[1], shape[2]}) {
+      if (n != 1) extents.push_back(n);
+    }
+    const std::string header = npy_header(NpyHeader::Type::f4, extents);
+    const Index each = shape[2] * static_cast<Index>(sizeof(float));
+    const Index row = shape[1] * each;
     const auto front = static_cast<Index>(header.size());
+    std::optional<OutputFile> file;
     together(world_, [&] {
-      if (leads()) file_ = OutputFile::create(o_.out, front + row * shape[0], job, header);
+      if (leads()) file = OutputFile::create(path, front + row * shape[0], job_, header);
     });
     together(world_, [&] {
-      if (!file_) file_ = OutputFile::join(o_.out, job);
+      if (!file) file = OutputFile::join(path, job_);
       auto bytes = std::as_bytes(values);
       for (Index r = 0; r < shape[0]; ++r) {
         for (const Range some : heads) {
           const auto part = static_cast<std::size_t>(some.size() * each);
-          file_->write_at(front + r * row + some.begin * each, bytes.first(part));
+          file->write_at(front + r * row + some.begin * each, bytes.first(part));
           bytes = bytes.subspan(part);
         }
       }
-      file_->sync();
+      file->sync();
     });
+    files_.push_back(std::move(*file));
   }
 
   void note(int turn, const Step& step, Index bytes, Index between_hosts, Index messages) {
@@ -350,6 +234,14 @@ class DecodeJob {
 
   /// Whether the form computes something else than the model.
   bool approximate() const { return o_.slicing && !o_.slicing->exact && o_.slicing->slices > 1; }
+
+  /// Whether W_UV may be applied on either side of a merge.
+  bool has_values_choice() const {
+    return o_.latent && o_.form != nullptr && o_.form->name == "sequence" && world_.size() > 1;
+  }
+  ValuesBytes values_bytes(Values where) const {
+    return dattn::values_bytes(*o_.latent, rows(), world_.size(), o_.weight_type, where);
+  }
 
   Exit report(Index cached, const std::vector<Index>& lengths) {
     // A step is as long as its slowest rank's.
@@ -371,13 +263,14 @@ class DecodeJob {
     world_.all_reduce_max(phases);
     std::array<std::int64_t, 4> sums{cached, bytes_, messages_, between_hosts_};
     world_.all_reduce_sum(std::span<std::int64_t>(sums));
-    std::array<std::int64_t, 3> most{cached, bytes_, needs_.sum()};
+    std::array<std::int64_t, 3> most{cached, bytes_, memory_};
     world_.all_reduce_max(std::span<std::int64_t>(most));
     together(world_, [&] {
       if (!leads()) return;
       const double rate = static_cast<double>(rows()) / median;
       const std::string& name = o_.form_name;
-      const Index tokens = std::accumulate(lengths.begin(), lengths.end(), Index{0});
+      const Index shared = o_.decoding.shared();
+      const Index tokens = std::accumulate(lengths.begin(), lengths.end(), shared);
       nlohmann::json j{
           {"version", 1},
           {"command", "decode"},
@@ -392,6 +285,8 @@ class DecodeJob {
           {"batch", o_.context.size()},
           {"new_tokens", o_.decoding.queries},
           {"context", o_.context},
+          {"prefix_tree", o_.prefix_tree.empty() ? "none" : o_.prefix_tree},
+          {"prefix_tokens", shared},
           {"steps", o_.steps},
           {"heads", o_.decoding.query_heads},
           {"kv_heads", o_.decoding.key_heads},
@@ -412,6 +307,13 @@ class DecodeJob {
           {"hosts", hosts_.text()},
           {"bytes_between_hosts_step", sums[3]},
           {"messages_step", sums[2]}};
+      j["values"] = o_.latent ? name_of(o_.values) : "none";
+      if (has_values_choice()) {
+        for (const Values where : {Values::after, Values::before}) {
+          const ValuesBytes bytes = values_bytes(where);
+          j["values_bytes"][name_of(where)] = {{"sent", bytes.sent}, {"read", bytes.read}};
+        }
+      }
       if (o_.latent) j["cache"] = o_.prefills ? "prefill" : o_.drawn ? "drawn" : "made";
       if (prefill_) j["prefill"] = prefill_->json();
       if (verdict_)
@@ -419,10 +321,10 @@ class DecodeJob {
             {"error", verdict_->error}, {"bound", verdict_->bound}, {"passed", verdict_->passed()}};
       std::string text = fmt::format(
           "decode: {} over {} ranks (mesh {}), {} sequences, {} new tokens a step, {} tokens "
-          "cached, {}, {}"
+          "cached{}, {}, {}"
           "kernels for {}{}\n",
           name, world_.size(), mesh_.text(), o_.context.size(), o_.decoding.queries, tokens,
-          name_of(o_.decoding.type),
+          shared > 0 ? fmt::format(" ({} of them shared)", shared) : "", name_of(o_.decoding.type),
           o_.latent ? fmt::format("weights {}, ", name_of(o_.weight_type)) : "", chosen_isa().name,
           approximate() ? "; APPROXIMATE: each slice has a softmax of its own"
           : o_.slicing  ? ""
@@ -442,6 +344,17 @@ class DecodeJob {
       if (hosts_.count() > 1) {
         text += fmt::format("hosts: {}; {} of a step go between them\n", hosts_.text(),
                             in_bytes(sums[3]));
+      if (has_values_choice()) {
+        const bool is_before = o_.values == Values::before;
+        const Values other = is_before ? Values::after : Values::before;
+        const auto in_words = [&](Values where) {
+          const ValuesBytes bytes = values_bytes(where);
+          return fmt::format("{} sent and {} of it read", in_bytes(bytes.sent),
+                             in_bytes(bytes.read));
+        };
+        text +=
+            fmt::format("W_UV {} the merge, a step of all ranks: {}; {}: {}\n", name_of(o_.values),
+                        in_words(o_.values), name_of(other), in_words(other));
       }
       if (verdict_ && approximate()) {
         text +=
@@ -456,7 +369,7 @@ class DecodeJob {
       if (!o_.json.empty()) write_text_file(o_.json, j.dump(1) + "\n");
       if (o_.json != "-") write_text_file("-", text);
       // Last: a report that cannot be written leaves no file behind.
-      if (file_) file_->commit();
+      for (OutputFile& file : files_) file.commit();
     });
     const bool prefilled = !prefill_ || !prefill_->verdict() || prefill_->verdict()->passed();
     return prefilled && (!verdict_ || verdict_->passed()) ? Exit::ok : Exit::check_failed;
@@ -466,14 +379,15 @@ class DecodeJob {
   const DecodeOptions& o_;
   Hosts hosts_;
   Mesh mesh_;
-  Needs needs_;  ///< of this rank
+  Index memory_ = 0;  ///< that this rank needs
   std::vector<Step> steps_;
   Index bytes_ = 0;
   Index between_hosts_ = 0;
   Index messages_ = 0;
   std::optional<DecodePrefill> prefill_;
   std::optional<DecodeVerdict> verdict_;
-  std::optional<OutputFile> file_;  ///< of --out
+  std::string job_;                ///< of agree_on_outputs()
+  std::vector<OutputFile> files_;  ///< of --out and --lse
 };
 
 }  // namespace

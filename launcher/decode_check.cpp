@@ -58,16 +58,14 @@ Hidden hidden_states(std::shared_ptr<const NpyReader> file, const Decoding& deco
 }
 
 template <class E>
-void DecodeTensors::append_as(Decoder<comm::Communicator>& decoder, std::size_t sequence,
-                              Range tokens) const {
+void DecodeTensors::append_as(Decoder<comm::Communicator>& decoder, Range positions) const {
   KvCache& cache = decoder.cache();
-  const Index first = decoding_.first(sequence);
   std::vector<E> row(static_cast<std::size_t>(
       std::max(decoding_.key_heads * decoding_.d_qk, decoding_.value_heads * decoding_.d_v)));
-  for (Index t = tokens.begin; t < tokens.end; ++t) {
-    const auto at = cache.row_of(first + t);
+  for (Index p = positions.begin; p < positions.end; ++p) {
+    const auto at = cache.row_of(p);
     if (!at) continue;
-    const Runs position{{first + t, 1, 1}};
+    const Runs position{{p, 1, 1}};
     source_.read(Kind::K, position, row.data());
     copy_heads(row.data(), cache.heads(Kind::K), decoding_.d_qk,
                reinterpret_cast<E*>(cache.keys(*at)));
@@ -77,10 +75,19 @@ void DecodeTensors::append_as(Decoder<comm::Communicator>& decoder, std::size_t 
   }
 }
 
+void DecodeTensors::append_at(Decoder<comm::Communicator>& decoder, Range positions) const {
+  decoding_.type == Type::bf16 ? append_as<BFloat16>(decoder, positions)
+                               : append_as<float>(decoder, positions);
+}
+
+void DecodeTensors::append_prefixes(Decoder<comm::Communicator>& decoder) const {
+  append_at(decoder, {0, decoding_.shared()});
+}
+
 void DecodeTensors::append(Decoder<comm::Communicator>& decoder, std::size_t sequence,
                            Range tokens) const {
-  decoding_.type == Type::bf16 ? append_as<BFloat16>(decoder, sequence, tokens)
-                               : append_as<float>(decoder, sequence, tokens);
+  const Index first = decoding_.first(sequence);
+  append_at(decoder, {first + tokens.begin, first + tokens.end});
 }
 
 template <class E>
@@ -113,60 +120,83 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
   std::vector<float> o(static_cast<std::size_t>(rows * heads) * d_v);
   std::vector<float> lse(static_cast<std::size_t>(rows * heads));
   decoder.result(o, lse);
+  // What a new token's heads have met so far.
+  struct Sum {
+    double most = -std::numeric_limits<double>::infinity();
+    double weights = 0;
+    std::vector<double> values;
+  };
+  struct Row {
+    std::vector<Range> seen;
+    std::vector<double> q;
+    std::vector<Sum> sums;  ///< of the heads of gets()
+  };
+  std::vector<Row> all;
+  for (std::size_t s = 0; s < lengths.size() && heads > 0; ++s) {
+    for (Index t = lengths[s] - d.queries; t < lengths[s]; ++t) {
+      std::vector<double> q(static_cast<std::size_t>(d.query_heads * d.d_qk));
+      source.read(Kind::Q, {{d.first(s) + t, 1, 1}}, q.data());
+      all.push_back({d.seen(s, t), std::move(q),
+                     std::vector<Sum>(static_cast<std::size_t>(heads),
+                                      Sum{.values = std::vector<double>(d_v)})});
+    }
+  }
+  std::vector<double> k(static_cast<std::size_t>(kRows * d.key_heads * d.d_qk));
+  std::vector<double> v(static_cast<std::size_t>(kRows * d.value_heads * d.d_v));
+  const auto meet = [&](Row& row, Index first, Range keys) {
+    auto sum = row.sums.begin();
+    for (const Range range : decoder.gets()) {
+      for (Index h = range.begin; h < range.end; ++h, ++sum) {
+        const Index kh = h / (d.query_heads / d.key_heads);
+        const Index vh = h / (d.query_heads / d.value_heads);
+        for (Index i = keys.begin - first; i < keys.end - first; ++i) {
+          const double* key = &k[static_cast<std::size_t>((i * d.key_heads + kh) * d.d_qk)];
+          double score = 0;
+          for (Index n = 0; n < d.d_qk; ++n) {
+            score += row.q[static_cast<std::size_t>(h * d.d_qk + n)] * key[n];
+          }
+          score *= scale;
+          if (score > sum->most) {
+            const double down = std::exp(sum->most - score);
+            sum->weights *= down;
+            for (double& x : sum->values) x *= down;
+            sum->most = score;
+          }
+          const double weight = std::exp(score - sum->most);
+          sum->weights += weight;
+          const double* value = &v[static_cast<std::size_t>((i * d.value_heads + vh) * d.d_v)];
+          for (std::size_t n = 0; n < d_v; ++n) sum->values[n] += weight * value[n];
+        }
+      }
+    }
+  };
+  // Keys that many rows see are read once for all of them.
+  for (Range keys{0, 0}; keys.end < d.keys();) {
+    keys = {keys.end, std::min(d.keys(), keys.end + kRows)};
+    bool is_read = false;
+    for (Row& row : all) {
+      for (const Range span : row.seen) {
+        const Range some = intersect(span, keys);
+        if (some.empty()) continue;
+        if (!is_read) {
+          source.read(Kind::K, {{keys.begin, keys.size(), 1}}, k.data());
+          source.read(Kind::V, {{keys.begin, keys.size(), 1}}, v.data());
+          is_read = true;
+        }
+        meet(row, keys.begin, some);
+      }
+    }
+  }
   double error = 0;
   double norm = 0;
   const float* got = o.data();
-  std::vector<double> q(static_cast<std::size_t>(d.query_heads * d.d_qk));
-  std::vector<double> k(static_cast<std::size_t>(kRows * d.key_heads * d.d_qk));
-  std::vector<double> v(static_cast<std::size_t>(kRows * d.value_heads * d.d_v));
-  for (std::size_t s = 0; s < lengths.size() && heads > 0; ++s) {
-    for (Index t = lengths[s] - d.queries; t < lengths[s]; ++t) {
-      const Index first = d.first(s);
-      source.read(Kind::Q, {{first + t, 1, 1}}, q.data());
-      struct Sum {
-        double most = -std::numeric_limits<double>::infinity();
-        double weights = 0;
-        std::vector<double> values;
-      };
-      std::vector<Sum> sums(static_cast<std::size_t>(heads),
-                            Sum{.values = std::vector<double>(d_v)});
-      for (Range keys{0, 0}; keys.end <= t;) {
-        keys = {keys.end, std::min(t + 1, keys.end + kRows)};
-        source.read(Kind::K, {{first + keys.begin, keys.size(), 1}}, k.data());
-        source.read(Kind::V, {{first + keys.begin, keys.size(), 1}}, v.data());
-        auto sum = sums.begin();
-        for (const Range range : decoder.gets()) {
-          for (Index h = range.begin; h < range.end; ++h, ++sum) {
-            const Index kh = h / (d.query_heads / d.key_heads);
-            const Index vh = h / (d.query_heads / d.value_heads);
-            for (Index i = 0; i < keys.size(); ++i) {
-              const double* key = &k[static_cast<std::size_t>((i * d.key_heads + kh) * d.d_qk)];
-              double score = 0;
-              for (Index n = 0; n < d.d_qk; ++n) {
-                score += q[static_cast<std::size_t>(h * d.d_qk + n)] * key[n];
-              }
-              score *= scale;
-              if (score > sum->most) {
-                const double down = std::exp(sum->most - score);
-                sum->weights *= down;
-                for (double& x : sum->values) x *= down;
-                sum->most = score;
-              }
-              const double weight = std::exp(score - sum->most);
-              sum->weights += weight;
-              const double* value = &v[static_cast<std::size_t>((i * d.value_heads + vh) * d.d_v)];
-              for (std::size_t n = 0; n < d_v; ++n) sum->values[n] += weight * value[n];
-            }
-          }
-        }
-      }
-      for (const Sum& sum : sums) {
-        for (const double x : sum.values) {
-          const double want = x / sum.weights;
-          const double off = static_cast<double>(*got++) - want;
-          error += off * off;
-          norm += want * want;
-        }
+  for (const Row& row : all) {
+    for (const Sum& sum : row.sums) {
+      for (const double x : sum.values) {
+        const double want = x / sum.weights;
+        const double off = static_cast<double>(*got++) - want;
+        error += off * off;
+        norm += want * want;
       }
     }
   }

@@ -27,6 +27,8 @@ class DecodeTensors {
   DecodeTensors(const Decoding& decoding, Source source)
       : decoding_(decoding), source_(std::move(source)) {}
 
+  /// Writes what this rank caches of all prefixes.
+  void append_prefixes(Decoder<comm::Communicator>& decoder) const;
   /// Writes what this rank caches of some tokens of a sequence.
   void append(Decoder<comm::Communicator>& decoder, std::size_t sequence, Range tokens) const;
   /// Writes the queries that this rank makes, of the last tokens of each sequence.
@@ -34,8 +36,9 @@ class DecodeTensors {
   const Source& source() const { return source_; }
 
  private:
+  void append_at(Decoder<comm::Communicator>& decoder, Range positions) const;
   template <class E>
-  void append_as(Decoder<comm::Communicator>& decoder, std::size_t sequence, Range tokens) const;
+  void append_as(Decoder<comm::Communicator>& decoder, Range positions) const;
   template <class E>
   void ask_as(Decoder<comm::Communicator>& decoder, std::span<const Index> lengths) const;
 

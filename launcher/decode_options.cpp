@@ -10,6 +10,7 @@
 #include "launcher/output_file.hpp"
 #include "launcher/values.hpp"
 #include "launcher/watch.hpp"
+#include "parallel/partial_values.hpp"
 
 namespace dattn {
 
@@ -89,8 +90,17 @@ std::optional<LatentSizes> latent_of(const po::variables_map& values) {
   return sizes;
 }
 
+/// The fewest slices, two or more, into which so many ranks can cut a latent: the more there are,
+/// the further TPLA is off. One rank cuts nothing.
+int fewest_slices(int ranks) {
+  int slices = std::min(ranks, 2);
+  while (slices < ranks && ranks % slices != 0) ++slices;
+  return slices;
+}
+
 Slicing slicing_of(const po::variables_map& values, bool exact, int ranks) {
-  Slicing slicing{.slices = at_most("slices", positive(values, "slices", exact ? ranks : 2), 65536),
+  const int otherwise = exact ? ranks : fewest_slices(ranks);
+  Slicing slicing{.slices = at_most("slices", positive(values, "slices", otherwise), 65536),
                   .exact = exact};
   const std::string& basis = values["basis"].as<std::string>();
   slicing.basis = basis == "pca"        ? Slicing::Basis::pca
@@ -130,20 +140,48 @@ std::vector<Index> context_of(const po::variables_map& values) {
   return context;
 }
 
+/// The tree of --prefix-tree, if it is given. Without --context it says `context`, too: what
+/// sequences have of their own.
+PrefixTree tree_of(const po::variables_map& values, bool latent, std::vector<Index>& context) {
+  if (values.count("prefix-tree") == 0) return {};
+  const std::string& words = values["prefix-tree"].as<std::string>();
+  if (latent) {
+    throw Failure(Exit::usage,
+                  "--prefix-tree: latent attention shares no prefixes here; leave it out, or leave "
+                  "--model, --kv-rank and --weights out");
+  }
+  const bool says_context = words.find("suffix=") != std::string::npos;
+  if (says_context && !values["context"].defaulted()) {
+    throw Failure(Exit::usage,
+                  "--prefix-tree: suffix and --context say the same; leave one of them out");
+  }
+  try {
+    Settings settings(words, "levels=GxL:GxL,sizes=AxB:CxDxE,suffix=S,longest=S,seed=1",
+                      "the tree");
+    PrefixTree tree = read_prefix_tree(settings, static_cast<Index>(context.size()), 0, 0);
+    settings.done();
+    if (tree.levels.empty()) settings.fail("levels is not set");
+    if (values["context"].defaulted()) context = tree.suffixes;
+    return tree;
+  } catch (const std::invalid_argument& e) {
+    throw Failure(Exit::usage, std::string("--prefix-tree: ") + e.what());
+  }
+}
+
 /// The heads of generated inputs or of files, where `capacity` is what the sequences may reach.
 Decoding decoding_of(const po::variables_map& values, const std::optional<Source>& files,
-                     std::vector<Index> capacity, Index each, Type type) {
+                     std::vector<Index> capacity, const PrefixTree& tree, Index each, Type type) {
   if (files) {
     const Shape& shape = files->shape();
-    const Index tokens = std::accumulate(capacity.begin(), capacity.end(), Index{0});
+    const Index tokens = std::accumulate(capacity.begin(), capacity.end(), tree.shared());
     if (shape.queries != tokens || shape.keys != tokens) {
       throw Failure(
           Exit::input,
           fmt::format(
-              "--q, --k, --v: {} tokens of Q and {} of K and V, where the {} of --context "
+              "--q, --k, --v: {} tokens of Q and {} of K and V, where {}the {} of --context "
               "and the new ones of --steps and --warmup are {}; the files have them all, "
               "sequence after sequence",
-              shape.queries, shape.keys,
+              shape.queries, shape.keys, tree.levels.empty() ? "" : "those of --prefix-tree, ",
               capacity.size() == 1 ? "sequence" : std::to_string(capacity.size()) + " sequences",
               tokens));
     }
@@ -154,7 +192,8 @@ Decoding decoding_of(const po::variables_map& values, const std::optional<Source
             .value_heads = shape.value_heads,
             .d_qk = shape.d_qk,
             .d_v = shape.d_v,
-            .type = type};
+            .type = type,
+            .prefixes = tree.levels};
   }
   const Index kv_heads = positive(values, "kv-heads", 8);
   const Index dim = positive(values, "head-dim", 128);
@@ -165,7 +204,8 @@ Decoding decoding_of(const po::variables_map& values, const std::optional<Source
           .value_heads = kv_heads,
           .d_qk = dim,
           .d_v = positive(values, "value-dim", dim),
-          .type = type};
+          .type = type,
+          .prefixes = tree.levels};
 }
 
 /// Hidden states, if a file has them: of all tokens that come to be in the cache.
@@ -199,6 +239,18 @@ std::shared_ptr<const NpyReader> hidden_of(const po::variables_map& values,
         tokens));
   }
   return file;
+}
+
+/// Where W_UV is applied by a layer whose steps have so many rows.
+Values values_of(const po::variables_map& values, const DecodeOptions& o, Index rows, int ranks) {
+  const std::string& asked = values["values"].as<std::string>();
+  const bool has_choice = o.latent && o.form != nullptr && o.form->name == "sequence";
+  if (asked != "auto" && !has_choice) {
+    throw Failure(Exit::usage, "--values: is of --form latent-sequence; leave it out");
+  }
+  if (!has_choice) return Values::after;
+  if (asked == "auto") return fewer_bytes(*o.latent, rows, ranks, o.weight_type);
+  return asked == "before" ? Values::before : Values::after;
 }
 
 /// Q, K and V, if files have them.
@@ -267,7 +319,7 @@ po::options_description decode_options() {
   cut.add_options()  //
       ("slices", po::value<Positive>(),
        "pieces of the latent; the ranks are a multiple of it and split the heads [latent-exact: as "
-       "many as ranks; latent-tpla: 2]")  //
+       "many as ranks; latent-tpla: the least divisor of the ranks that is 2 or more]")  //
       ("basis", word({"none", "hadamard", "pca"})->default_value("none"),
        "in which the latent is cut")  //
       ("norm", word({"exact", "slice"})->default_value("exact"),
@@ -282,8 +334,13 @@ po::options_description decode_options() {
        "how ranks share it (see dattn list); latent-NAME is NAME for latent attention")           //
       ("mesh", po::value<MeshSize>(), "extents of the mesh, tokens x heads, e.g. 4x2 for helix")  //
       ("context", po::value<std::string>()->default_value("4K"),
-       "tokens in the cache before the first step: of all sequences, or n1,n2,... of each")     //
-      ("batch", po::value<Positive>(), "sequences [1, or as many as --context has]")            //
+       "tokens in the cache before the first step: of all sequences, or n1,n2,... of each")  //
+      ("batch", po::value<Positive>(), "sequences [1, or as many as --context has]")         //
+      ("prefix-tree", po::value<std::string>(),
+       "prefixes that sequences share, each cached once, in the words of the mask batch: "
+       "levels=GxL:GxL, G groups of sequences with L tokens each, level by level; --context is "
+       "then "
+       "what a sequence has of its own [none]; files have the prefixes before the sequences")   //
       ("new", po::value<Positive>()->default_value({1}), "new tokens of a sequence in a step")  //
       ("steps", po::value<Positive>()->default_value({8}), "timed steps")                       //
       ("warmup", po::value<Count>()->default_value({1}), "steps before those")                  //
@@ -293,14 +350,21 @@ po::options_description decode_options() {
        "latent attention: rows of the context are made from hidden states where they are needed; "
        "or "
        "the context is prefilled by all ranks, and what it leaves handed over to --form; or rows "
-       "are drawn, which is quick and cannot be checked")                               //
-      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")   //
+       "are drawn, which is quick and cannot be checked")                              //
+      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")  //
+      ("values", word({"auto", "after", "before"})->default_value("auto"),
+       "latent-sequence: W_UV is applied after the ranks' results are merged, or before, where "
+       "v-dim "
+       "numbers of a head travel in place of kv-rank but each rank reads W_UV of all heads; auto: "
+       "whichever is fewer bytes, sent and read")                                       //
       ("check", "compare the last step with attention, or the whole layer, in double")  //
       ("memory", po::value<Positive>(),
        "bytes that a rank may use, e.g. 8G [what its host has, in equal shares]")  //
       ("out", po::value<std::string>(),
        "write what the last step gave as a NumPy file: O [sequences * new, heads, value dim]; of "
-       "latent attention y [sequences * new, hidden]")                                        //
+       "latent attention y [sequences * new, hidden]")  //
+      ("lse", po::value<std::string>(),
+       "write the LSE of its attention as a NumPy file, [sequences * new, heads]")            //
       ("json", po::value<std::string>(), "write the report as JSON [- for standard output]")  //
       ("help", "this text");
   options.add(heads).add(latent).add(cut).add(work).add(hosts_option()).add(verify_wire_option()).add(watch_options());
@@ -342,6 +406,8 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
                   "--weights-dtype: is of latent attention; give --model, --kv-rank or --weights");
   }
   o.context = context_of(values);
+  if (values.count("prefix-tree") != 0) o.prefix_tree = values["prefix-tree"].as<std::string>();
+  const PrefixTree tree = tree_of(values, o.latent.has_value(), o.context);
   o.steps = at_most("steps", values["steps"].as<Positive>().value, 1000000);
   o.warmup = at_most("warmup", values["warmup"].as<Count>().value, 1000000);
   o.threads = at_most("threads", values["threads"].as<Positive>().value, 1024);
@@ -370,10 +436,18 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   if (o.out == "-") {
     throw Failure(Exit::usage, "--out: a NumPy file cannot go to standard output; give a file");
   }
+  o.lse = file_name(values, "lse");
+  if (o.lse == "-") {
+    throw Failure(Exit::usage, "--lse: a NumPy file cannot go to standard output; give a file");
+  }
+  if (!o.lse.empty() && o.slicing && !o.slicing->exact) {
+    throw Failure(Exit::usage,
+                  "--lse: each slice of latent-tpla has one of its own; take another --form");
+  }
   o.json = file_name(values, "json");
   std::vector<std::string> inputs = o.weights ? o.weights->paths() : std::vector<std::string>{};
   for (const char* name : {"q", "k", "v", "x"}) inputs.push_back(file_name(values, name));
-  const std::string outputs[] = {o.out, o.json};
+  const std::string outputs[] = {o.out, o.lse, o.json};
   refuse_same_file(inputs, outputs);
   for (const std::string& file : outputs) {
     if (!file.empty() && file != "-") refuse_unwritable(file);
@@ -384,10 +458,11 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   for (Index& tokens : capacity) tokens += each * (o.steps + o.warmup);
   o.x = hidden_of(values, o.latent, capacity);
   if (o.x) o.calibration = std::min(o.calibration, o.x->rows());
+  o.values = values_of(values, o, static_cast<Index>(capacity.size()) * each, ranks);
   if (o.latent) {
     o.decoding = latent_decoding(*o.latent, std::move(capacity), each, type);
   } else {
-    o.decoding = decoding_of(values, o.source, std::move(capacity), each, type);
+    o.decoding = decoding_of(values, o.source, std::move(capacity), tree, each, type);
   }
   if (const auto why = complaint(o.decoding))
     throw Failure(Exit::usage, "--heads, --kv-heads, --context, --new: " + *why);

@@ -13,18 +13,20 @@ namespace dattn {
 struct DecodeOptions {
   std::optional<LatentSizes> latent;
   Decoding decoding;
-  std::optional<Source> source;    ///< of Q, K and V; none for latent attention
-  std::vector<Index> context;      ///< tokens of each sequence before the first step
-  const Strategy* form = nullptr;  ///< null where `slicing` says how
-  std::optional<Slicing> slicing;  ///< of the latent
-  std::string form_name;           ///< as reports have it
-  double spectrum = 0;             ///< of generated weights, see decaying()
+  std::optional<Source> source;                ///< of Q, K and V; none for latent attention
+  std::vector<Index> context;                  ///< tokens of each sequence before the first step
+  std::string prefix_tree;                     ///< its words; empty: no prefixes
+  const Strategy* form = nullptr;              ///< null where `slicing` says how
+  std::optional<Slicing> slicing;              ///< of the latent
+  std::string form_name;                       ///< as reports have it
+  double spectrum = 0;                         ///< of generated weights, see decaying()
   std::shared_ptr<const LatentFiles> weights;  ///< null: generated
   Type weight_type = Type::f4;                 ///< as ranks keep them
   std::shared_ptr<const NpyReader> x;          ///< hidden states; null: generated
+  Values values = Values::after;               ///< where W_UV is applied
   bool drawn = false;                          ///< the cache is drawn, not made from hidden states
-  bool prefills = false;           ///< the cache is what a prefill over the ranks leaves behind
-  Index calibration = 0;           ///< tokens
+  bool prefills = false;  ///< the cache is what a prefill over the ranks leaves behind
+  Index calibration = 0;  ///< tokens
   std::optional<Mesh> mesh;
   /// --hosts; empty: where the ranks are.
   std::string hosts;
@@ -36,6 +38,7 @@ struct DecodeOptions {
   bool verify_wire = false;
   Index memory = 0;
   std::string out;
+  std::string lse;
   std::string json;
   std::string model = "none";  ///< whose sizes these are, or the prefix of the weights' files
 };

@@ -50,6 +50,17 @@ def decode_cases(add):
     add("decode mesh and slices", latent + "--form latent-exact --mesh 1x1", USAGE, "--mesh.*--slices")
     add("decode mesh of one axis", small + "--mesh 1", USAGE, "--mesh: two extents")
     add("decode mesh of three axes", small + "--mesh 1x1x1", USAGE, "--mesh: two extents")
+    for start in (small, latent + "--form latent-helix "):
+        add(f"decode values {start}", f"{start}--values before", USAGE, "--values: is of --form latent-sequence")
+
+    # Prefixes.
+    for words, why in (("''", "levels is not set"), ("levels=2x3", "level 2x3 has more groups than the 1 seq"), ("suffix=3", "levels is not set"),
+                       ("levels=1x3,size=2", "nothing is called 'size'; the tree is written levels=GxL"), ("levels=1x0", "levels has '0'"),
+                       ("levels=1x3,suffix=3", "suffix and --context say the same"), ("levels=1x512T", "levels has '512T'")):
+        add(f"decode tree {words}", f"{small}--prefix-tree {words}", USAGE, f"--prefix-tree: .*{why}")
+    add("decode tree of latents", latent + "--prefix-tree levels=1x3", USAGE, "--prefix-tree: latent attention")
+    add("decode tree beyond memory", "decode --prefix-tree levels=1x1099511627776", MEMORY, "sequence needs .*iB.*has .*iB.*--prefix-tree")
+    add("decode tree of files too short", files + "--prefix-tree levels=1x5 --steps 2 --warmup 1", INPUT, "7 tokens of Q.*where those of --prefix-tree.*are 8")
     add("decode DATTN_ISA", small, USAGE, "DATTN_ISA.*nonsense", environment={"DATTN_ISA": "nonsense"})
     add("decode Slurm tasks", small, USAGE, "srun.*--mpi=pmix", environment={"SLURM_NTASKS": "4"})
 
@@ -59,8 +70,8 @@ def decode_cases(add):
     add("decode heads by tokens", small + "--form heads --mesh 2x1", USAGE, "--form: heads splits no tokens", ranks=2)
     add("decode sequence by heads", small + "--form sequence --mesh 1x2", USAGE, "--form: sequence splits no heads", ranks=2)
     add("decode latents by heads", latent + "--form latent-sequence --mesh 1x2", USAGE, "--form: sequence splits no heads", ranks=2)
-    add("decode tpla on 1 rank", latent + "--form latent-tpla", USAGE, "--slices.*2 slices do not divide 1 ranks")
-    add("decode tpla on 3 ranks", latent + "--form latent-tpla", USAGE, "--slices.*2 slices do not divide 3 ranks", ranks=3)
+    add("decode tpla of 2 slices on 1 rank", latent + "--form latent-tpla --slices 2", USAGE, "--slices.*2 slices do not divide 1 ranks")
+    add("decode tpla of 2 slices on 3 ranks", latent + "--form latent-tpla --slices 2", USAGE, "--slices.*2 slices do not divide 3 ranks; take a divisor", ranks=3)
     add("decode slices beyond the latent", latent + "--form latent-exact --slices 17", USAGE, "--slices.*1 to kv_rank = 16")
     add("decode hadamard of 12", latent.replace("kv-rank 16", "kv-rank 12") + "--form latent-exact --basis hadamard", USAGE, "--basis.*power of two, not 12")
     add("decode exact on 3 ranks", latent + "--form latent-exact --check", 0, "PASSED", ranks=3)
@@ -90,12 +101,14 @@ def decode_cases(add):
     add("decode missing file on rank 1", files + "--context 3 --steps 3", INPUT, "rank 1.*missing.npy", ranks=2, other="decode --q missing.npy --k k.npy --v v.npy --threads 1 --context 3 --steps 3")
 
     # Outputs.
-    for option in ("out", "json"):
+    for option in ("out", "lse", "json"):
         add(f"decode {option} into nowhere", f"{small}--{option} nowhere/x", OUTPUT, "nowhere/x.*mkdir")
         add(f"decode {option} empty", f"{small}--{option} ''", USAGE, f"--{option}")
     add("decode out into nowhere on 2 ranks", small + "--out nowhere/x", OUTPUT, "rank 0.*nowhere/x", ranks=2)
     add("decode out in /proc on 2 ranks", small + "--out /proc/x.npy", OUTPUT, "rank 0.*/proc/x.npy", ranks=2)
     add("decode out to stdout", small + "--out -", USAGE, "--out")
+    add("decode lse over out", small + "--lse X --out ./X", USAGE, "X.*output")
+    add("decode lse of tpla", latent + "--form latent-tpla --lse X", USAGE, "--lse: each slice of latent-tpla", ranks=2)
     add("decode out over v", files + "--context 3 --steps 3 --out ./v.npy", USAGE, "v.npy.*input")
     add("decode json over out", small + "--out X --json ./X", USAGE, "X.*output")
     add("decode json over k", files + "--context 3 --steps 3 --json k.npy", USAGE, "k.npy.*input")

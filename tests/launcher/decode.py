@@ -2,9 +2,9 @@
 
     decode.py [--only TEXT] DATTN MPIRUN...
 
-GQA: O of the last step against attention in NumPy. Latent attention: y against the layer in double
-(--check), whose own judge is tests/kernels/latent_oracle.py, and the same y from all exact forms. Both: bytes,
-messages and the cache against formulas. --only runs the cases whose line holds TEXT.
+GQA: O and LSE of the last step against attention in NumPy, of sequences that share prefixes too. Latent
+attention: y against the layer in double (--check), whose own judge is tests/kernels/latent_oracle.py, and the
+same y and LSE from all exact forms. Both: bytes, messages and the cache against formulas. --only runs the cases whose line holds TEXT.
 """
 
 import dataclasses
@@ -24,6 +24,8 @@ import oracle
 from end_to_end import BOUND, Trouble, require
 
 RANKS = (1, 2, 3, 4, 5, 7, 8)
+NEW = (1, 2, 5, 16)
+LSE_BOUND = 2e-6  # absolute
 FORMS = ("heads", "sequence", "helix", "tree")
 STEPS, WARMUP = 2, 1
 
@@ -43,6 +45,7 @@ class Case:
     d_v: int = 12
     latent: tuple = ()  # hidden, q-rank, kv-rank, nope-dim, rope-dim, v-dim
     slices: int = 0
+    tree: str = ""  # of prefixes
     more: tuple = ()  # further words
     twice: bool = False
 
@@ -50,11 +53,22 @@ class Case:
         mesh = f" {self.mesh[0]}x{self.mesh[1]}" if self.mesh else ""
         slices = f" {self.slices} slices" if self.slices else ""
         heads = f"{self.heads} heads" + ("" if self.latent else f" over {self.key_heads}/{self.value_heads}")
-        words = " ".join(("", *self.more))
+        words = " ".join(("", *((f"tree {self.tree}",) if self.tree else ()), *self.more))
         return f"{self.form}{mesh}{slices} P={self.ranks} {self.dtype} {heads} new={self.new} context={self.context}{words}"
 
     def capacity(self):
         return [tokens + self.new * (STEPS + WARMUP) for tokens in self.context]
+
+    def mask(self):
+        """The last step as a mask of all tokens."""
+        suffix = ":".join(map(str, self.capacity()))
+        return f"batch:sequences={len(self.context)},new={self.new},{self.tree + ',' if self.tree else ''}suffix={suffix}"
+
+    def shared(self):
+        return oracle.batch_lengths(self.mask())[1] - sum(self.capacity())
+
+    def tokens(self):
+        return self.shared() + sum(self.capacity())
 
     def rows(self):
         return self.new * len(self.context)
@@ -78,7 +92,7 @@ def cases():
                         form,
                         ranks,
                         dtype,
-                        new=(1, 3)[turn % 2],
+                        new=NEW[turn % 4],
                         context=((37, 0, 64), (101,), (8, 9), (0, 0, 0, 513))[(turn + n) % 4],
                         key_heads=(2, 2, 6, 1)[turn % 4],
                         value_heads=(2, 1, 6, 1)[turn % 4],
@@ -91,20 +105,35 @@ def cases():
     table.append(Case("heads", 7, heads=4, key_heads=4, value_heads=4))  # ranks without heads
     table.append(Case("sequence", 8, heads=3, key_heads=1, value_heads=1))
     table.append(Case("sequence", 8, context=(0,)))  # ranks without tokens
+    some = (9, 0, 17, 3, 4, 5)  # what sequences have of their own
+    for form, ranks, new, tree, context in (
+        ("sequence", 1, 1, "levels=1x50", some),
+        ("heads", 2, 2, "levels=1x21:2x30:6x3", some),
+        ("sequence", 3, 1, "levels=1x3:2x40x5,sizes=6:1x5", some),
+        ("helix", 4, 16, "levels=2x33", some),
+        ("tree", 5, 1, "levels=1x50:3x20", (0,) * 6),
+        ("sequence", 8, 5, "levels=1x5", some),
+    ):
+        table.append(Case(form, ranks, ("f4", "bf16")[ranks % 2], new, context, tree=tree, twice=ranks == 3))
+    table.append(Case("tree", 7, context=(2,) * 40, tree="levels=1x700:4x90", heads=8))  # keys that many read
 
     def latent(form, ranks, dtype, **more):
         table.append(Case("latent-" + form, ranks, dtype, **{"latent": SMALL, "heads": 4, "context": (37, 0, 50), **more}))
 
     for f, form in enumerate(FORMS):
         for p, ranks in enumerate(RANKS):
-            latent(form, ranks, ("f4", "bf16")[(f + p) % 2], new=(1, 3)[p % 2])
+            latent(form, ranks, ("f4", "bf16")[(f + p) % 2], new=NEW[p % 4])
+    for where, ranks, new in (("after", 2, 16), ("before", 3, 1), ("before", 5, 2)):  # of the merge of Partials
+        latent("sequence", ranks, ("f4", "bf16")[ranks % 2], new=new, more=("--values", where))
     for ranks in RANKS:
-        latent("exact", ranks, "f4", new=3 if ranks == 4 else 1)
+        latent("exact", ranks, "f4", new={4: 16, 5: 2, 7: 5}.get(ranks, 1))
         latent("exact", ranks, "bf16")
     for ranks, slices in ((4, 2), (8, 4), (6, 3), (4, 1)):
         latent("exact", ranks, "f4", slices=slices, context=(1100, 7))  # more than a tile of keys
     for ranks, slices in ((2, 0), (4, 0), (3, 3), (8, 4), (1, 1), (5, 1)):
-        latent("tpla", ranks, ("f4", "bf16")[ranks % 2], slices=slices, twice=ranks == 4)
+        latent("tpla", ranks, ("f4", "bf16")[ranks % 2], slices=slices, twice=ranks == 4, new={4: 16, 5: 5}.get(ranks, 1))
+    for ranks in (1, 3, 5):  # as many slices as the ranks allow
+        latent("tpla", ranks, "f4", new=2)
     latent("tpla", 2, "f4", slices=2, more=("--basis", "hadamard", "--norm", "slice", "--factor", "energy"))
     latent("tpla", 2, "f4", slices=2, more=("--basis", "pca", "--factor", "one", "--spectrum", "1"))
     for form, ranks in (("sequence", 4), ("helix", 8), ("tree", 2)):
@@ -137,7 +166,18 @@ def mesh_of(case):
 
 
 def slices_of(case):
-    return case.slices or (case.ranks if case.form == "latent-exact" else 2)
+    fewest = next((g for g in range(2, case.ranks + 1) if case.ranks % g == 0), 1)
+    return case.slices or (case.ranks if case.form == "latent-exact" else fewest)
+
+
+def values_of(case):
+    """Where W_UV is applied: before Partials meet where that is fewer bytes, sent and read of W_UV."""
+    if case.form != "latent-sequence":
+        return "after"
+    if "--values" in case.more:
+        return case.more[case.more.index("--values") + 1]
+    saved = (case.ranks - 1) * case.rows() * case.heads * (case.latent[2] - case.latent[5]) * 4
+    return "before" if saved > (case.ranks - 1) * case.heads * case.latent[2] * case.latent[5] * 4 else "after"
 
 
 def traffic(case):
@@ -167,7 +207,7 @@ def traffic(case):
             messages += slices * sum(math.ceil(tokens / tile) for tokens in case.capacity()) * (heads > 0)
         return sent, messages
     d_qk, d_v = (case.latent[2] + case.latent[4], case.latent[2]) if case.latent else (case.d_qk, case.d_v)
-    record = (d_v + 2) * 4
+    record = ((case.latent[5] if values_of(case) == "before" else d_v) + 2) * 4
     tokens, columns = mesh_of(case)
     for column in range(columns):
         heads = len(even_part(case.heads, columns, column))
@@ -205,13 +245,13 @@ def cached(case):
     """Bytes of the cache after the last step, of each rank."""
     if mesh_of(case) is None:
         width = lambda r: len(even_part(case.latent[2], slices_of(case), r % slices_of(case))) + case.latent[4]
-        return [sum(case.capacity()) * width(r) * case.element() for r in range(case.ranks)]
+        return [case.tokens() * width(r) * case.element() for r in range(case.ranks)]
     tokens, columns = mesh_of(case)
     bytes_ = []
     for rank in range(case.ranks):
         mine = even_part(case.heads, columns, rank % columns)
         # Tokens are dealt to ranks in turn; a row of ranks has those of all of its ranks.
-        held = sum(p % case.ranks // columns == rank // columns for p in range(sum(case.capacity())))
+        held = sum(p % case.ranks // columns == rank // columns for p in range(case.tokens()))
         if case.latent:
             numbers = (case.latent[2] + case.latent[4]) * (len(mine) > 0)
         else:
@@ -229,7 +269,7 @@ class Bench:
         self.scratch = scratch
         self.lock = threading.Lock()
         self.count = 0
-        self.y = {}  # of exact latent forms: by what they were given
+        self.y = {}  # y and LSE of exact latent forms: by what they were given
 
     def folder(self):
         with self.lock:
@@ -243,6 +283,8 @@ class Bench:
         words += ["--context", ",".join(map(str, case.context)), "--steps", str(STEPS), "--warmup", str(WARMUP)]
         words += ["--threads", "1", "--check", "--out", str(folder / "o.npy"), "--json", str(folder / "r.json")]
         words += [*(("--mesh", "x".join(map(str, case.mesh))) if case.mesh else ()), *case.more]
+        words += ["--prefix-tree", case.tree] if case.tree else []
+        words += ["--lse", str(folder / "l.npy")] if case.form != "latent-tpla" else []
         if not case.latent:
             for name in "qkv":
                 words += [f"--{name}", str(folder / f"{name}.npy")]
@@ -254,13 +296,13 @@ class Bench:
         return words + (["--slices", str(case.slices)] if case.slices else [])
 
     def arrays(self, case):
-        tokens = sum(case.capacity())
+        tokens = case.tokens()
         random = numpy.random.default_rng([tokens, case.ranks])
         shapes = ((case.heads, case.d_qk), (case.key_heads, case.d_qk), (case.value_heads, case.d_v))
         return [random.standard_normal((tokens, *s)).astype("<f4") for s in shapes]
 
     def run(self, case):
-        """The array of --out and the report, of a run in a folder of its own."""
+        """The arrays of --out and --lse and the report, of a run in a folder of its own."""
         folder = self.folder()
         if not case.latent:
             for name, array in zip("qkv", self.arrays(case)):
@@ -268,28 +310,28 @@ class Bench:
         done = self.start.run(self.words(case, folder), case.ranks)
         require(done.returncode == 0, f"exit code {done.returncode}: {done.stdout}{done.stderr}")
         left = {path.name for path in folder.iterdir()} - {"q.npy", "k.npy", "v.npy"}
-        require(left == {"o.npy", "r.json"}, f"files {left}")
+        has_lse = case.form != "latent-tpla"
+        require(left == {"o.npy", "r.json", *(("l.npy",) if has_lse else ())}, f"files {left}")
         out = numpy.load(folder / "o.npy")
-        require(out.dtype == numpy.dtype("<f4") and out.flags.c_contiguous, f"out is {out.dtype}")
-        return out, json.loads((folder / "r.json").read_text())
+        lse = numpy.load(folder / "l.npy") if has_lse else None
+        for array in (out, lse) if has_lse else (out,):
+            require(array.dtype == numpy.dtype("<f4") and array.flags.c_contiguous, f"out is {array.dtype}")
+        require(not has_lse or lse.shape == (case.rows(), case.heads), "LSE is of another shape")
+        return out, lse, json.loads((folder / "r.json").read_text())
 
-    def judge_heads(self, case, o):
+    def judge_heads(self, case, o, lse):
         rounds = oracle.bfloat16 if case.dtype == "bf16" else lambda x: x
         q, k, v = (rounds(x) for x in self.arrays(case))
-        first = 0
-        want = []
-        for tokens in case.capacity():
-            here = slice(first, first + tokens)
-            queries = slice(first + tokens - case.new, first + tokens)
-            mask = oracle.allowed("causal", case.new, tokens, case.heads)
-            want.append(oracle.attention(q[queries], k[here], v[here], mask, 1 / math.sqrt(case.d_qk))[0])
-            first += tokens
-        want = numpy.concatenate(want)
+        ends = case.shared() + numpy.cumsum(case.capacity())
+        queries = numpy.concatenate([q[end - case.new : end] for end in ends])
+        mask = oracle.allowed(case.mask(), case.rows(), case.tokens(), case.heads)
+        want, want_lse = oracle.attention(queries, k, v, mask, 1 / math.sqrt(case.d_qk))
         require(o.shape == want.shape, f"O is {o.shape}, not {want.shape}")
-        error = numpy.linalg.norm(o - want) / numpy.linalg.norm(want)
+        error, lse_error = oracle.errors(o, lse, want, want_lse)
         require(error <= BOUND[case.dtype], f"O is {error:.3g} off")
+        require(lse_error <= LSE_BOUND, f"LSE is {lse_error:.3g} off")
 
-    def judge_latent(self, case, y, report):
+    def judge_latent(self, case, y, lse, report):
         require(y.shape == (case.rows(), case.latent[0]), f"y is {y.shape}")
         require(numpy.isfinite(y).all() and y.any(), "y is not finite, or zero")
         if case.form == "latent-tpla" and slices_of(case) > 1:
@@ -299,9 +341,12 @@ class Bench:
             return
         key = (case.dtype, case.new, case.context, case.latent)
         with self.lock:
-            other = self.y.setdefault(key, y)
+            other, other_lse = self.y.setdefault(key, (y, lse))
+        bound = 3e-2 if case.dtype == "bf16" else 2e-5
         error = numpy.linalg.norm(y - other) / numpy.linalg.norm(other)
-        require(error <= (3e-2 if case.dtype == "bf16" else 2e-5), f"y is {error:.3g} off another form's")
+        require(error <= bound, f"y is {error:.3g} off another form's")
+        if lse is not None and other_lse is not None:
+            require(abs(lse - other_lse).max() <= bound, "LSE is off another form's")
 
     def judge_report(self, case, report):
         sent, messages = traffic(case)
@@ -313,7 +358,7 @@ class Bench:
         require(report["kv_bytes"] == sum(ranks), f"a cache of {report['kv_bytes']} bytes, not {sum(ranks)}")
         require(report["kv_bytes_rank"] == max(ranks), f"{report['kv_bytes_rank']} on a rank, not {max(ranks)}")
         a_token = report["kv_bytes_token_rank"]
-        require(math.isclose(a_token, max(ranks) / sum(case.capacity())), f"{a_token} bytes a token")
+        require(math.isclose(a_token, max(ranks) / case.tokens()), f"{a_token} bytes a token")
         if case.latent == WIDE:
             want = 640 if case.form == "latent-tpla" else 1152 / case.ranks
             require(math.isclose(a_token, want), f"{a_token} bytes a token on a rank, not {want}")
@@ -331,6 +376,8 @@ class Bench:
             "context": list(case.context),
             "steps": STEPS,
             "heads": case.heads,
+            "prefix_tokens": case.shared(),
+            "values": values_of(case) if case.latent else "none",
             "kv_heads": 1 if case.latent else case.key_heads,
         }.items():
             require(report[key] == value, f"{key} is {report[key]}, not {value}")
@@ -343,14 +390,16 @@ class Bench:
     def judge(self, case):
         """None, or what is wrong with this case."""
         try:
-            out, report = self.run(case)
+            out, lse, report = self.run(case)
             self.judge_report(case, report)
             if case.latent:
-                self.judge_latent(case, out, report)
+                self.judge_latent(case, out, lse, report)
             else:
-                self.judge_heads(case, out)
+                self.judge_heads(case, out, lse)
             if case.twice:
-                require(self.run(case)[0].tobytes() == out.tobytes(), "a second run gave other bits")
+                again, again_lse, _ = self.run(case)
+                require(again.tobytes() == out.tobytes(), "a second run gave other bits")
+                require(lse is None or again_lse.tobytes() == lse.tobytes(), "a second run gave another LSE")
         except Trouble as trouble:
             return str(trouble)
         except (OSError, ValueError, KeyError) as error:  # unreadable outputs
