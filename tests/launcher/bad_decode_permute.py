@@ -54,7 +54,7 @@ def decode_cases(add):
         add(f"decode values {start}", f"{start}--values before", USAGE, "--values: is of --form latent-sequence")
 
     # Prefixes.
-    for words, why in (("''", "levels is not set"), ("levels=2x3", "level 2x3 has more groups than the 1 seq"), ("suffix=3", "levels is not set"),
+    for words, why in (("''", "levels is not set"), ("levels=2x3", "level 2x3 has more groups than the 1 seq"),
                        ("levels=1x3,size=2", "nothing is called 'size'; the tree is written levels=GxL"), ("levels=1x0", "levels has '0'"),
                        ("levels=1x3,suffix=3", "suffix and --context say the same"), ("levels=1x512T", "levels has '512T'")):
         add(f"decode tree {words}", f"{small}--prefix-tree {words}", USAGE, f"--prefix-tree: .*{why}")

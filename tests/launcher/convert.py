@@ -89,8 +89,8 @@ def latent_rope(s):
     return numpy.tile(frequencies, s["rope_copies"]), grown[0] / grown[1], scale * grown[1] ** 2
 
 
-def latent_layer(folder, prefix, x, stored=lambda name, array: array):
-    """y by the files of a layer alone, each matrix as `stored(name, array)` holds it, and the sizes they give."""
+def latent_parts(folder, prefix, x, stored):
+    """q, k and v of all heads, the scale and W_O by the files of a layer, each matrix as `stored(name, array)` holds it, and the sizes they give."""
     s = json.loads((folder / f"{prefix}.json").read_text())
     w = {name: numpy.load(folder / f"{prefix}.{name}.npy") for name in latent_shapes(s)}
     for name, shape in latent_shapes(s).items():
@@ -110,7 +110,21 @@ def latent_layer(folder, prefix, x, stored=lambda name, array: array):
     key = magnitude * numpy.repeat(rope(key[:, None], frequencies, False), s["heads"], axis=1)
     k = numpy.concatenate([numpy.einsum("nr,hrd->nhd", latent, w["up_k"]), key], axis=-1)
     v = numpy.einsum("nr,hrd->nhd", latent, w["up_v"])
-    return numpy.einsum("nhd,hdm->nm", attend(q, k, v, scale), w["out"]), s
+    return q, k, v, scale, w["out"], s
+
+
+def latent_layer(folder, prefix, x, stored=lambda name, array: array):
+    """y by the files of a layer alone, and the sizes they give."""
+    q, k, v, scale, out, s = latent_parts(folder, prefix, x, stored)
+    return numpy.einsum("nhd,hdm->nm", attend(q, k, v, scale), out), s
+
+
+def latent_lse(folder, prefix, x, stored=lambda name, array: array):
+    """The LSE of its attention [tokens, heads]."""
+    q, k, _, scale, *_ = latent_parts(folder, prefix, x, stored)
+    scores = scale * numpy.einsum("qhd,nhd->qhn", q, k)
+    scores = numpy.where(numpy.tri(len(q), dtype=bool)[:, None], scores, -numpy.inf)
+    return numpy.logaddexp.reduce(scores, axis=-1)
 
 
 def check(start, folder, case):

@@ -1,4 +1,4 @@
-"""Decodes layers of latent attention whose weights and hidden states are in files, and has NumPy recompute y.
+"""Decodes layers of latent attention whose weights and hidden states are in files, and has NumPy recompute y and LSE.
 
     weights.py [--only TEXT] DATTN MPIRUN...
 
@@ -37,7 +37,7 @@ OWN = [
     (SIZES, "f4", "latent-exact", 4, "f4", 1, (30, 5), ("--basis", "pca", "--calibration", "9")),
     (COPIES, "f2", "helix", 7, "bf16", 2, (33, 8), ()),
     (COPIES, "f4", "tree", 1, "f4", 1, (12,), ()),
-    (SIZES, "f4", "sequence", 3, "f4", 1, (37, 5), ("--weights-dtype", "bf16")),
+    (SIZES, "f4", "sequence", 3, "f4", 1, (37, 5), ("--weights-dtype", "bf16", "--values", "before")),
     (SIZES, "f8", "heads", 2, "bf16", 12, (30, 9), ("--weights-dtype", "bf16")),  # 24 rows
     (COPIES, "f4", "latent-exact", 4, "f4", 4, (30,), ("--weights-dtype", "bf16", "--basis", "hadamard")),
 ]
@@ -72,15 +72,19 @@ def decoded(start, folder, ranks, *arguments):
     return numpy.load(folder / "y.npy")
 
 
-def judge_y(y, layer, x, new, context, bound):
-    """y of the last `new` tokens of each sequence against `layer`, of all rows of a sequence."""
+def of_last_step(layer, x, new, context):
+    """What `layer` makes of the last `new` tokens of each sequence, from all rows of the sequence."""
     first = 0
     want = []
     for tokens in context:
         tokens += new * (STEPS + WARMUP)
         want.append(layer(x[first:first + tokens])[-new:])
         first += tokens
-    want = numpy.concatenate(want)
+    return numpy.concatenate(want)
+
+
+def judge_y(y, layer, x, new, context, bound):
+    want = of_last_step(layer, x, new, context)
     require(y.shape == want.shape, f"y is {y.shape}, not {want.shape}")
     error = numpy.linalg.norm(y - want) / numpy.linalg.norm(want)
     require(error <= bound, f"y is {error:.3g} off")
@@ -90,11 +94,16 @@ def own(start, folder, case):
     sizes, element, form, ranks, dtype, new, context, more = case
     save_layer(folder, "mla", sizes, element)
     x = save_x(folder, sum(context) + len(context) * new * (STEPS + WARMUP), sizes["model"])
-    y = decoded(start, folder, ranks, form, dtype, new, context, more)
+    y = decoded(start, folder, ranks, form, dtype, new, context, (*more, "--lse", "lse.npy"))
     narrow = "--weights-dtype" in more
     rounds = (lambda name, array: array if "gamma" in name else oracle.bfloat16(array)) if narrow else (lambda _, array: array)
     bound = BOUND["bf16" if narrow and form == "latent-exact" else dtype]
     judge_y(y, lambda rows: convert.latent_layer(folder, "mla", rows, rounds)[0], x, new, context, bound)
+    want = of_last_step(lambda rows: convert.latent_lse(folder, "mla", rows, rounds), x, new, context)
+    lse = numpy.load(folder / "lse.npy")
+    require(lse.shape == want.shape, f"LSE is {lse.shape}, not {want.shape}")
+    error = numpy.linalg.norm(lse - want) / numpy.linalg.norm(want)
+    require(error <= bound, f"LSE is {error:.3g} off")
 
 
 def converted(start, folder, exact):
