@@ -22,7 +22,7 @@
 #include "launcher/report.hpp"
 #include "launcher/together.hpp"
 #include "launcher/values.hpp"
-#include "parallel/partial_values.hpp"
+#include "parallel/latent_values.hpp"
 
 namespace dattn {
 namespace {

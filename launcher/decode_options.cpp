@@ -10,7 +10,7 @@
 #include "launcher/output_file.hpp"
 #include "launcher/values.hpp"
 #include "launcher/watch.hpp"
-#include "parallel/partial_values.hpp"
+#include "parallel/latent_values.hpp"
 
 namespace dattn {
 

@@ -8,7 +8,7 @@
 #include "kernels/latent/operators.hpp"
 #include "parallel/latent_parts.hpp"
 #include "parallel/latent_prefill.hpp"
-#include "parallel/partial_values.hpp"
+#include "parallel/latent_values.hpp"
 
 namespace dattn {
 namespace {

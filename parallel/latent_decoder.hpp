@@ -13,7 +13,7 @@ class PartialValues;
 
 /// Where W_UV is applied if tokens are split: to what all ranks' Partials have merged to, by each
 /// rank for the heads that it gets; or to Partials, by each rank for all heads, so that d_v numbers
-/// of a head travel in place of kv_rank (partial_values.hpp).
+/// of a head travel in place of kv_rank (latent_values.hpp).
 enum class Values { after, before };
 
 inline const char* name_of(Values where) { return where == Values::before ? "before" : "after"; }

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "kernels/latent/reference.hpp"
-#include "parallel/partial_values.hpp"
+#include "parallel/latent_values.hpp"
 #include "tests/parallel/on_all_ranks.hpp"
 #include "tests/parallel/sanitized.hpp"
 

@@ -1,4 +1,4 @@
-#include "parallel/partial_values.hpp"
+#include "parallel/latent_values.hpp"
 
 #include <algorithm>
 #include <cmath>
