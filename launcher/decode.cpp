@@ -164,14 +164,19 @@ class DecodeJob {
     const DecodeTensors tensors(o_.decoding, *o_.source);
     std::vector<Index> lengths = o_.context;
     world_.phase("cache");
+    RaggedCache* ragged = decoder.ragged();
     tensors.append_prefixes(decoder);
-    for (std::size_t s = 0; s < lengths.size(); ++s) tensors.append(decoder, s, {0, lengths[s]});
+    for (std::size_t s = 0; s < lengths.size(); ++s) {
+      if (ragged != nullptr) ragged->advance(s, lengths[s]);
+      tensors.append(decoder, s, {0, lengths[s]});
+    }
     note_program(world_, decoder.program());
     world_.phase("decoding");
     for (int turn = 0; turn < turns(); ++turn) {
       std::vector<Index> before = lengths;
       for (std::size_t s = 0; s < lengths.size(); ++s) {
         lengths[s] += o_.decoding.queries;
+        if (ragged != nullptr) ragged->advance(s, before[s]);
         tensors.append(decoder, s, {before[s], lengths[s]});
       }
       tensors.ask(decoder, lengths);
@@ -188,7 +193,14 @@ class DecodeJob {
     const Index heads = o_.decoding.query_heads;
     write_out(o_.out, {rows(), heads, o_.decoding.d_v}, decoder.gets(), o);
     write_out(o_.lse, {rows(), heads, 1}, decoder.gets(), lse);
-    return report(decoder.cache().bytes(lengths, o_.decoding), lengths);
+    if (ragged == nullptr) return report(decoder.cache().bytes(lengths, o_.decoding), lengths);
+    for (const std::string& text : world_.all_gather(nlohmann::json(ragged->tokens()).dump())) {
+      kv_tokens_.push_back(nlohmann::json::parse(text));
+    }
+    std::array<std::int64_t, 1> held{ragged->held_bytes()};
+    world_.all_reduce_sum(std::span<std::int64_t>(held));
+    kv_bytes_held_ = held[0];
+    return report(ragged->bytes(), lengths);
   }
 
   /// Writes this rank's heads of the last step, `values` [rows, `heads`, numbers], into a file
@@ -307,6 +319,11 @@ class DecodeJob {
           {"hosts", hosts_.text()},
           {"bytes_between_hosts_step", sums[3]},
           {"messages_step", sums[2]}};
+      if (!o_.latent) j["mask"] = o_.mask;
+      if (!kv_tokens_.empty()) {
+        j["kv_tokens"] = kv_tokens_;
+        j["kv_bytes_held"] = kv_bytes_held_;
+      }
       j["values"] = o_.latent ? name_of(o_.values) : "none";
       if (has_values_choice()) {
         for (const Values where : {Values::after, Values::before}) {
@@ -330,6 +347,12 @@ class DecodeJob {
           : o_.slicing  ? ""
                         : "; proved");
       if (prefill_) text += prefill_->text();
+      if (!kv_tokens_.empty()) {
+        text += fmt::format(
+            "mask {}: heads keep what tokens to come may see, {} with what has not "
+            "closed up yet\n",
+            o_.mask, in_bytes(kv_bytes_held_));
+      }
       text += fmt::format("step: median {:.6f} s of {} (p95 {:.6f}); {:.1f} tokens/s\n", median,
                           o_.steps, p95, rate);
       text += fmt::format(
@@ -344,6 +367,7 @@ class DecodeJob {
       if (hosts_.count() > 1) {
         text += fmt::format("hosts: {}; {} of a step go between them\n", hosts_.text(),
                             in_bytes(sums[3]));
+      }
       if (has_values_choice()) {
         const bool is_before = o_.values == Values::before;
         const Values other = is_before ? Values::after : Values::before;
@@ -386,8 +410,10 @@ class DecodeJob {
   Index messages_ = 0;
   std::optional<DecodePrefill> prefill_;
   std::optional<DecodeVerdict> verdict_;
-  std::string job_;                ///< of agree_on_outputs()
-  std::vector<OutputFile> files_;  ///< of --out and --lse
+  std::string job_;                                     ///< of agree_on_outputs()
+  std::vector<OutputFile> files_;                       ///< of --out and --lse
+  nlohmann::json kv_tokens_ = nlohmann::json::array();  ///< under masks: kept, [rank][key head]
+  Index kv_bytes_held_ = 0;                             ///< of all ranks
 };
 
 }  // namespace
@@ -422,6 +448,8 @@ Exit decode_command(const std::vector<std::string>& given) {
           std::pair{"numbers a head of V", d.d_v}}) {
       fields.emplace_back(name, std::to_string(value));
     }
+    fields.emplace_back("masks", options->mask);
+    fields.emplace_back("numbers of --mask", options->mask_sum);
     together(world, [&] {
       if (options->weights) fields.emplace_back("numbers in --weights", options->weights->sum());
       if (!options->x) return;

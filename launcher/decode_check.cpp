@@ -58,6 +58,20 @@ Hidden hidden_states(std::shared_ptr<const NpyReader> file, const Decoding& deco
 }
 
 template <class E>
+void DecodeTensors::append_ragged(RaggedCache& cache, std::size_t sequence, Range tokens) const {
+  const Index first = decoding_.first(sequence);
+  std::vector<E> k(static_cast<std::size_t>(decoding_.key_heads * decoding_.d_qk));
+  std::vector<E> v(static_cast<std::size_t>(decoding_.value_heads * decoding_.d_v));
+  for (Index t = tokens.begin; t < tokens.end; ++t) {
+    if (!cache.wants(sequence, t)) continue;
+    source_.read(Kind::K, {{first + t, 1, 1}}, k.data());
+    source_.read(Kind::V, {{first + t, 1, 1}}, v.data());
+    cache.append(sequence, t, reinterpret_cast<const std::byte*>(k.data()),
+                 reinterpret_cast<const std::byte*>(v.data()));
+  }
+}
+
+template <class E>
 void DecodeTensors::append_as(Decoder<comm::Communicator>& decoder, Range positions) const {
   KvCache& cache = decoder.cache();
   std::vector<E> row(static_cast<std::size_t>(
@@ -86,6 +100,11 @@ void DecodeTensors::append_prefixes(Decoder<comm::Communicator>& decoder) const 
 
 void DecodeTensors::append(Decoder<comm::Communicator>& decoder, std::size_t sequence,
                            Range tokens) const {
+  if (RaggedCache* ragged = decoder.ragged()) {
+    decoding_.type == Type::bf16 ? append_ragged<BFloat16>(*ragged, sequence, tokens)
+                                 : append_ragged<float>(*ragged, sequence, tokens);
+    return;
+  }
   const Index first = decoding_.first(sequence);
   append_at(decoder, {first + tokens.begin, first + tokens.end});
 }
@@ -127,6 +146,8 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
     std::vector<double> values;
   };
   struct Row {
+    std::size_t sequence;
+    Index token;
     std::vector<Range> seen;
     std::vector<double> q;
     std::vector<Sum> sums;  ///< of the heads of gets()
@@ -136,7 +157,7 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
     for (Index t = lengths[s] - d.queries; t < lengths[s]; ++t) {
       std::vector<double> q(static_cast<std::size_t>(d.query_heads * d.d_qk));
       source.read(Kind::Q, {{d.first(s) + t, 1, 1}}, q.data());
-      all.push_back({d.seen(s, t), std::move(q),
+      all.push_back({s, t, d.seen(s, t), std::move(q),
                      std::vector<Sum>(static_cast<std::size_t>(heads),
                                       Sum{.values = std::vector<double>(d_v)})});
     }
@@ -144,12 +165,15 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
   std::vector<double> k(static_cast<std::size_t>(kRows * d.key_heads * d.d_qk));
   std::vector<double> v(static_cast<std::size_t>(kRows * d.value_heads * d.d_v));
   const auto meet = [&](Row& row, Index first, Range keys) {
+    const Mask* mask = d.masks.empty() ? nullptr : d.masks[row.sequence].get();
+    const Index begin = d.first(row.sequence);
     auto sum = row.sums.begin();
     for (const Range range : decoder.gets()) {
       for (Index h = range.begin; h < range.end; ++h, ++sum) {
         const Index kh = h / (d.query_heads / d.key_heads);
         const Index vh = h / (d.query_heads / d.value_heads);
         for (Index i = keys.begin - first; i < keys.end - first; ++i) {
+          if (mask != nullptr && !mask->allows(h, row.token, first + i - begin)) continue;
           const double* key = &k[static_cast<std::size_t>((i * d.key_heads + kh) * d.d_qk)];
           double score = 0;
           for (Index n = 0; n < d.d_qk; ++n) {
@@ -193,7 +217,7 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
   for (const Row& row : all) {
     for (const Sum& sum : row.sums) {
       for (const double x : sum.values) {
-        const double want = x / sum.weights;
+        const double want = sum.weights > 0 ? x / sum.weights : 0;
         const double off = static_cast<double>(*got++) - want;
         error += off * off;
         norm += want * want;

@@ -38,6 +38,8 @@ class DecodeTensors {
  private:
   void append_at(Decoder<comm::Communicator>& decoder, Range positions) const;
   template <class E>
+  void append_ragged(RaggedCache& cache, std::size_t sequence, Range tokens) const;
+  template <class E>
   void append_as(Decoder<comm::Communicator>& decoder, Range positions) const;
   template <class E>
   void ask_as(Decoder<comm::Communicator>& decoder, std::span<const Index> lengths) const;

@@ -31,7 +31,7 @@ class Settling {
     const Decoding& d = o_.decoding;
     const Index numbers = d.key_heads * d.d_qk + (d.values_in_keys ? 0 : d.value_heads * d.d_v);
     needs_[Use::inputs] = d.keys() / world_.size() * numbers * bytes_of(d.type);
-    if (!o_.slicing) refuse_beyond(ranks);
+    if (!o_.slicing && d.masks.empty()) refuse_beyond(ranks);
     together(world_, [&] {
       needs_ = {};
       o_.slicing ? settle_slices() : settle_form();
@@ -111,12 +111,20 @@ class Settling {
                  {.kernels = [this](const Problem& p,
                                     const Program& of) { return kernel_bytes(p, of, o_.threads); },
                   .check = {}});
-    needs_[Use::inputs] +=
-        o_.decoding.keys() * static_cast<Index>(sizeof(Index));  // rows of tokens
-    if (!o_.latent) return;
     const auto block = [&](SlotId slot) -> const Block& {
       return program.slots[static_cast<std::size_t>(slot)].block;
     };
+    if (!o_.decoding.masks.empty()) {
+      for (const Kind kind : {Kind::K, Kind::V}) {
+        needs_[Use::inputs] -=
+            bytes_of(block(program.input(kind)), problem.shape(), problem.type());
+      }
+      needs_[Use::inputs] += ragged_bytes(o_.decoding, problem, program, o_.context);
+      return;
+    }
+    needs_[Use::inputs] +=
+        o_.decoding.keys() * static_cast<Index>(sizeof(Index));  // rows of tokens
+    if (!o_.latent) return;
     needs_[Use::inputs] -=
         bytes_of(block(program.input(Kind::V)), problem.shape(), problem.type());  // is in K
     const Index heads = std::max(block(program.input(Kind::Q)).head_count(),

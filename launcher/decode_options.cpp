@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "kernels/isa.hpp"
+#include "launcher/decode_masks.hpp"
 #include "launcher/digests.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/values.hpp"
@@ -367,7 +368,8 @@ po::options_description decode_options() {
        "write the LSE of its attention as a NumPy file, [sequences * new, heads]")            //
       ("json", po::value<std::string>(), "write the report as JSON [- for standard output]")  //
       ("help", "this text");
-  options.add(heads).add(latent).add(cut).add(work).add(hosts_option()).add(verify_wire_option()).add(watch_options());
+  options.add(heads).add(decode_mask_options()).add(latent).add(cut).add(work);
+  options.add(hosts_option()).add(verify_wire_option()).add(watch_options());
   return options;
 }
 
@@ -466,6 +468,7 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   }
   if (const auto why = complaint(o.decoding))
     throw Failure(Exit::usage, "--heads, --kv-heads, --context, --new: " + *why);
+  read_decode_masks(values, o);
   const Decoding& d = o.decoding;
   if (!o.latent && !o.source) {
     o.source = Source::random(

@@ -41,6 +41,9 @@ struct DecodeOptions {
   std::string lse;
   std::string json;
   std::string model = "none";  ///< whose sizes these are, or the prefix of the weights' files
+
+  std::string mask = "causal";  ///< its words
+  std::string mask_sum;         ///< of the numbers in files that it names
 };
 
 boost::program_options::options_description decode_options();

@@ -247,8 +247,9 @@ Task make_task(const po::variables_map& values) {
                                            : Compensate::off;
     if (task.wish.compensate != Compensate::off && task.wish.gradients) {
       throw Failure(Exit::usage, "--compensate " + how +
-                                     ": pseudo-keys have no backward pass; leave it out, or leave "
-                                     "out --grad (run) or --backward (plan)");
+                                     ": pseudo-keys have no backward pass, for training drops no "
+                                     "keys; leave it out, or leave out --grad (run) or --backward "
+                                     "(plan)");
     }
   }
   set_mask(values, task);

@@ -41,13 +41,22 @@ void add_pseudo_keys(const Problem& problem, Index later, CacheNeed& need) {
 
 }  // namespace
 
+Ranges keys_kept(const Mask& mask, Range heads, const Run& later, Index keys) {
+  std::vector<Range> all;
+  for (const auto& [head, count] : variants(mask, heads)) {
+    const Ranges seen = keys_seen(mask, head, {later}, keys);
+    all.insert(all.end(), seen.begin(), seen.end());
+  }
+  return union_of(std::move(all));
+}
+
 CacheNeed cache_need(const Problem& problem, Index later) {
   const Shape& shape = problem.shape();
   std::map<Index, Ranges> known;  // by variant
   const auto seen = [&](Index head) -> const Ranges& {
     const auto [at, is_new] = known.try_emplace(problem.mask().variant(head));
     if (is_new) {
-      at->second = keys_seen(problem.mask(), head, {{shape.keys, later, 1}}, shape.keys);
+      at->second = keys_kept(problem.mask(), {head, head + 1}, {shape.keys, later, 1}, shape.keys);
     }
     return at->second;
   };

@@ -25,4 +25,8 @@ struct CacheNeed {
 /// (causal, window, stream, s2) need one.
 CacheNeed cache_need(const Problem& problem, Index later = 4096);
 
+/// The keys of [0, keys) that one of the queries `later` sees with one of `heads`: what a cache of
+/// these heads must keep for them.
+Ranges keys_kept(const Mask& mask, Range heads, const Run& later, Index keys);
+
 }  // namespace dattn

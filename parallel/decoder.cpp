@@ -62,6 +62,11 @@ class Filled final : public Mask {
   std::vector<Index> firsts_, lengths_;
 };
 
+MaskPtr filled(const Decoding& decoding, std::span<const Index> lengths) {
+  if (!decoding.masks.empty()) return seen_of_batch(decoding, lengths);
+  return std::make_shared<const Filled>(decoding, lengths);
+}
+
 std::string count(Index n) { return std::to_string(n); }
 
 Shape shape_of(const Decoding& d) {
@@ -102,6 +107,12 @@ std::optional<std::string> complaint(const Decoding& d) {
   if (d.values_in_keys && (d.key_heads != d.value_heads || d.d_v > d.d_qk)) {
     return "values lie in keys, so heads must be the same and d_v at most d_qk";
   }
+  if (!d.masks.empty() && (d.masks.size() != d.capacity.size() || d.values_in_keys)) {
+    return "masks are of sequences, one each, whose values do not lie in keys";
+  }
+  if (!d.masks.empty() && !d.prefixes.empty()) {
+    return "sequences under masks share no prefixes";
+  }
   if (d.type == Type::f8) return "the cache is f4 or bf16, not f8";
   const auto sequences = static_cast<Index>(d.capacity.size());
   for (const PrefixLevel& level : d.prefixes) {
@@ -113,15 +124,15 @@ std::optional<std::string> complaint(const Decoding& d) {
 }
 
 Problem decoding_problem(const Decoding& decoding, const Mesh& mesh) {
-  return Problem(shape_of(decoding),
-                 std::make_shared<const Filled>(decoding, std::span(decoding.capacity)), mesh,
-                 "striped", decoding.type)
+  return Problem(
+             shape_of(decoding),
+             decoding.masks.empty() ? filled(decoding, decoding.capacity) : may_be_seen(decoding),
+             mesh, "striped", decoding.type)
       .caching(true);
 }
 
 KvCache::KvCache(const Problem& problem, const Program& program, bool values_in_keys)
-    : values_in_keys_(values_in_keys),
-      rows_(static_cast<std::size_t>(problem.shape().keys), -1) {
+    : values_in_keys_(values_in_keys), rows_(static_cast<std::size_t>(problem.shape().keys), -1) {
   for (const Kind kind : {Kind::K, Kind::V}) {
     const auto i = static_cast<std::size_t>(kind == Kind::V);
     blocks_[i] = program.slots[static_cast<std::size_t>(program.input(kind))].block;
@@ -189,20 +200,46 @@ Decoder<T>::Decoder(const Decoding& decoding, const Strategy& form, std::optiona
           decoding_problem(decoding, mesh ? *mesh : form.mesh(transport.size(), shape_of(decoding)))
               .across(hosts)),
       plan_(proved(form, problem_, merges, rehearsal_)),
-      cache_(problem_, program(), decoding.values_in_keys),
-      engine_(std::make_unique<Engine<T>>(problem_, program(), transport, [&] {
+      engine_([&] {
         // What sequences share is read once for all of them: the kernel finds who reads what.
         options.rows_at_once = decoding.prefixes.empty() ? decoding.queries : 0;
-        return options;
-      }())) {
+        if (!decoding.masks.empty()) {
+          ragged_.emplace(decoding_, problem_, program());
+          options.attend = attends_ragged();
+        }
+        return std::make_unique<Engine<T>>(problem_, program(), transport, options);
+      }()) {
   const Program& mine = program();
-  const Index keys = cache_.row_bytes(Kind::K);
-  engine_->bind(mine.input(Kind::K), cache_.keys(), keys);
-  if (decoding.values_in_keys) {
-    engine_->bind(mine.input(Kind::V), cache_.keys(), keys);
-  } else {
-    engine_->bind(mine.input(Kind::V), cache_.values(), cache_.row_bytes(Kind::V));
+  if (ragged_) {  // nobody reads what is bound here
+    static constexpr std::byte kNothing{};
+    engine_->bind(mine.input(Kind::K), &kNothing, decoding.d_qk * bytes_of(decoding.type));
+    engine_->bind(mine.input(Kind::V), &kNothing, decoding.d_v * bytes_of(decoding.type));
+    return;
   }
+  cache_.emplace(problem_, mine, decoding.values_in_keys);
+  const Index keys = cache_->row_bytes(Kind::K);
+  engine_->bind(mine.input(Kind::K), cache_->keys(), keys);
+  if (decoding.values_in_keys) {
+    engine_->bind(mine.input(Kind::V), cache_->keys(), keys);
+  } else {
+    engine_->bind(mine.input(Kind::V), cache_->values(), cache_->row_bytes(Kind::V));
+  }
+}
+
+template <comm::Transport T>
+auto Decoder<T>::attends_ragged() const -> decltype(EngineOptions::attend) {
+  return [this](const Attend& step, const std::byte* q, std::byte* out, const Mask& mask,
+                const Work& work) {
+    const Block& block = program().slots[static_cast<std::size_t>(step.q)].block;
+    const auto as = [&]<class E>(E) {
+      const View<const E> queries{reinterpret_cast<const E*>(q), block.row_count(),
+                                  block.head_count(), decoding_.d_qk};
+      const View<float> records{reinterpret_cast<float*>(out), block.row_count(),
+                                block.head_count(), decoding_.d_v + 2};
+      ragged_->attend(queries, records, block.heads, mask, work);
+    };
+    decoding_.type == Type::bf16 ? as(BFloat16{}) : as(float{});
+  };
 }
 
 template <comm::Transport T>
@@ -228,7 +265,7 @@ RunTimes Decoder<T>::step(std::span<const Index> lengths) {
     CHECK(decoding_.queries <= lengths[s] && lengths[s] <= decoding_.capacity[s], s, lengths[s],
           decoding_.capacity[s]);
   }
-  filled_ = std::make_shared<const Filled>(decoding_, lengths);
+  filled_ = filled(decoding_, lengths);
   engine_->narrow(*filled_);
   return engine_->run();
 }

@@ -8,6 +8,7 @@
 #include "kernels/prefix_tree.hpp"
 #include "parallel/decode_forms.hpp"
 #include "parallel/engine.hpp"
+#include "parallel/ragged_cache.hpp"
 #include "parallel/rehearse.hpp"
 #include "parallel/reserved.hpp"
 
@@ -27,6 +28,9 @@ struct Decoding {
   bool values_in_keys = false;
   Type type = Type::f4;  ///< of Q and the cache
   std::vector<PrefixLevel> prefixes = {};  ///< levels of a PrefixTree of these sequences
+  /// What the tokens of each sequence see, for as many queries and keys as its capacity; sequences
+  /// of one capacity had best share one. None: all that is before them. Not with prefixes.
+  std::vector<MaskPtr> masks = {};
 
   /// Tokens of all prefixes, level by level: they come first.
   Index shared() const;
@@ -92,7 +96,9 @@ class Decoder {
   const Problem& problem() const { return problem_; }
   const Program& program() const { return plan_[static_cast<std::size_t>(rank_)]; }
   const Rehearsal& rehearsal() const { return rehearsal_; }
-  KvCache& cache() { return cache_; }
+  /// The cache; under masks that which is ragged, else that which is not.
+  KvCache& cache() { return *cache_; }
+  RaggedCache* ragged() { return ragged_ ? &*ragged_ : nullptr; }
 
   /// Query heads whose queries this rank makes, and those whose O it gets.
   const Ranges& asks() const;
@@ -109,12 +115,16 @@ class Decoder {
   void result(std::span<float> o, std::span<float> lse) const { engine_->result(o, lse); }
 
  private:
+  /// What the engine calls for the cache that is ragged.
+  auto attends_ragged() const -> decltype(EngineOptions::attend);
+
   Decoding decoding_;
   int rank_;
   Problem problem_;
   Rehearsal rehearsal_;
   Plan plan_;
-  KvCache cache_;
+  std::optional<KvCache> cache_;
+  std::optional<RaggedCache> ragged_;
   MaskPtr filled_;
   std::unique_ptr<Engine<T>> engine_;
 };

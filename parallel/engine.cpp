@@ -196,7 +196,11 @@ struct Engine<T>::State {
     flights.before_writing(step.out);
     if (!parts.kernels) return;
     const double from = course.now();
-    attend_any(step);
+    if (options.attend) {
+      options.attend(step, homes.memory(step.q), homes.own_memory(step.out), *mask, work());
+    } else {
+      attend_any(step);
+    }
     course.computed(from);
   }
 

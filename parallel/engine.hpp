@@ -68,6 +68,11 @@ struct EngineOptions {
   /// comm::has_digest()
   bool verify_wire = false;
   std::function<void(std::size_t step)> progress = {};  ///< before each step, may be empty
+  /// In place of the kernels' attention, where keys do not lie as a Block: merges into the memory
+  /// of step.out what that of step.q has of them, under the mask.
+  std::function<void(const Attend& step, const std::byte* q, std::byte* out, const Mask& mask,
+                     const Work& work)>
+      attend = {};
 };
 
 /// What a run does of its Program. With all of it results are right; anything less is for benches,

@@ -359,7 +359,7 @@ void SlicedDecoder<T>::attend(std::span<const Index> lengths, View<const float> 
     return view;
   };
   if (slicing_.exact) {
-    std::vector<float> lse(static_cast<std::size_t>(x.rows * heads.size()));
+    std::vector<float> lse(static_cast<std::size_t>(q.rows * heads.size()));
     for (std::size_t s = 0; s < lengths.size(); ++s) {
       attend_exactly<E>(s, lengths[s], part(q, s), part(o, s),
                         lse.data() + static_cast<Index>(s) * each * heads.size(), times);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -24,6 +25,14 @@ class Reserved {
     memory_ = Memory(static_cast<std::byte*>(p), Unmapped{size});
   }
   std::byte* get() const { return memory_.get(); }
+
+  /// Gives the whole pages of these bytes back; what lies there reads as zeros.
+  void give_back(Range bytes) {
+    const auto page = static_cast<Index>(sysconf(_SC_PAGESIZE));
+    const Index from = (bytes.begin + page - 1) / page * page;
+    const Index to = bytes.end / page * page;
+    if (from < to) madvise(get() + from, static_cast<std::size_t>(to - from), MADV_DONTNEED);
+  }
 
  private:
   struct Unmapped {

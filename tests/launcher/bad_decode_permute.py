@@ -31,6 +31,10 @@ def decode_cases(add):
     add("decode seed -1", small + "--seed -1", USAGE, "--seed")
     add("decode heads over kv heads", "decode --heads 6 --kv-heads 4", USAGE, "--heads.*6 query heads.*4 key heads")
     add("decode product beyond 2^60", "decode --context 512G --heads 64K --kv-heads 64K", USAGE, "--context.*2.60")
+    add("decode mask unknown", small + "--mask sparse", USAGE, "--mask 'sparse'.*causal")
+    add("decode mask of a batch", small + "--mask batch:sequences=1", USAGE, "--mask.*each sequence; --context and --batch")
+    add("decode mask and head masks", small + "--mask full --head-masks masks.json", USAGE, "--mask and --head-masks: give one")
+    add("decode mask of latents", latent + "--mask window:3,0", USAGE, "--mask: latent attention is causal")
     for option in ("hidden", "q-rank", "nope-dim", "rope-dim", "v-dim"):
         add(f"decode {option} alone", f"decode --{option} 4", USAGE, f"--{option}: .*--model, --kv-rank or --weights")
     for option in ("kv-heads", "head-dim", "value-dim"):
