@@ -322,6 +322,7 @@ const Kernel& kernel() {
   static const Kernel table = [] {
     Kernel made = avx512::kernel();
     made.lanes = kPanel;
+    made.parts = 1;
     made.granule = kGranule;
     made.tile = kTile;
     made.q_size = q_bytes;

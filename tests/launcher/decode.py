@@ -226,14 +226,20 @@ def between_hosts(case):
         return 0
     words = case.more[case.more.index("--hosts") + 1]
     hosts = int(words.split("x")[0]) if "x" in words else len(words.split("+"))
-    once = 0  # what all ranks get of all
+    once, apart = 0, 0  # what all ranks get of all; the rest
     if case.latent:
         once += 2 * case.rows() * case.latent[0] * 4
+        # What ranks make of columns or of heads goes to each rank elsewhere.
+        elsewhere = case.ranks - case.ranks // hosts
+        _, q_rank, kv_rank, nope, rope, value = case.latent
+        apart = elsewhere * case.rows() * (q_rank + kv_rank + rope) * 4
     if case.form == "latent-exact":
+        apart += elsewhere * case.rows() * case.heads * (nope + rope) * 4
+        once += 2 * case.rows() * case.heads * value * 4
         once += 2 * case.heads * case.new * sum(case.capacity()) * 4
     if case.form == "tree":
         once += 2 * case.rows() * case.heads * (case.d_v + 2) * 4
-    sent = (hosts - 1) * once
+    sent = (hosts - 1) * once + apart
     if case.form == "latent-sequence":  # queries to each host once, Partials from each rank
         row = case.latent[2] + case.latent[4]
         sent += (hosts - 1) * case.rows() * case.heads * row * case.element()

@@ -67,18 +67,19 @@ class Bench(decode.Bench):
         seen = oracle.allowed(words, case.new, tokens, case.heads, case.key_heads)
         return seen & oracle.allowed("causal", case.new, tokens, case.heads)
 
-    def judge_heads(self, case, o):
+    def judge_heads(self, case, o, lse):
         rounds = oracle.bfloat16 if case.dtype == "bf16" else lambda x: x
         q, k, v = (rounds(x) for x in self.arrays(case))
         first, want = 0, []
         for tokens in case.capacity():
             here, queries = slice(first, first + tokens), slice(first + tokens - case.new, first + tokens)
             mask = self.allowed(case, tokens)
-            want.append(oracle.attention(q[queries], k[here], v[here], mask, 1 / math.sqrt(case.d_qk))[0])
+            want.append(oracle.attention(q[queries], k[here], v[here], mask, 1 / math.sqrt(case.d_qk)))
             first += tokens
-        want = numpy.concatenate(want)
-        error = numpy.linalg.norm(o - want) / numpy.linalg.norm(want)
+        want, want_lse = (numpy.concatenate(of_all) for of_all in zip(*want))
+        error, lse_error = oracle.errors(o, lse, want, want_lse)
         require(error <= BOUND[case.dtype], f"O is {error:.3g} off")
+        require(lse_error <= decode.LSE_BOUND, f"LSE is {lse_error:.3g} off")
 
     def judge_report(self, case, report):
         require(report["check"]["passed"] is True, f"check: {report['check']}")

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 import tempfile
 import threading
@@ -410,7 +411,8 @@ class Bench:
         moved = report["moved"]
         require([sum(ways) for ways in zip(*moved.values())] == sent, f"{moved} of {sent} bytes")
         require(sum(moved["abroad"]) == 0, f"{moved}: there is one host")
-        if report["strategy"] == "ring" and case.compensate == "off":
+        # Of heads that see little, rows go around in pieces, which are copied.
+        if report["strategy"] == "ring" and case.compensate == "off" and re.fullmatch("full|causal|prefix:\\d+", case.mask):
             require(moved["viewed"] == sent, f"{moved}: keys and values are looked at in place")
         plan = self.plan(self.words(case), case)
         if case.prefetch:

@@ -16,7 +16,7 @@ import jobs
 MEMORY = 4
 RANKS = 4
 MACHINE = ["--machine", "latency=1e-5,bandwidth=1e9,rate=1e10,overhead=1e-6"]
-PROBLEM = ["--tokens", "8K", "--heads", "4", "--head-dim", "128", "--mask", "window:64,0", *MACHINE]
+PROBLEM = ["--tokens", "8K", "--heads", "4", "--head-dim", "128", "--mask", "causal", *MACHINE]
 DEEP = [*PROBLEM, "--strategy", "ring", "--partition", "contiguous", "--prefetch", "3"]
 
 
