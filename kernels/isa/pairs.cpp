@@ -15,6 +15,7 @@ namespace {
 constexpr int kN = 2;
 constexpr int kM = 12;
 constexpr int kPanel = kN * kW;  // lanes
+constexpr unsigned kHalves = 3;  // parts of a panel, one vector each
 constexpr int kGranule = 12;     // even, and a multiple of kM
 constexpr int kTile = 192;
 constexpr long kHeader = 64;  // bytes in front of packed queries
@@ -281,11 +282,16 @@ void forward(const ForwardStep& s) {
   for (int t = 0; t < s.piece_count; ++t) {
     const Piece& piece = s.pieces[t];
     float* at = p + rows * kPanel;
-    const bool as_is = plain && !piece.masked;
+    const bool whole = (piece.live & kHalves) == kHalves;
+    const bool as_is = plain && !piece.masked && whole;
     scores(k, half_of(s.d_qk), q, piece, factor, at, as_is ? top : nullptr);
     if (!as_is) {
       if (!plain) apply_rules<kN>(s.rules, piece, at, nullptr);
       if (piece.masked) forbid<kN>(s.allowed, piece, at);
+      for (int n = 0; n < kN && !whole; ++n) {  // computed, but nobody there sees the keys
+        if ((piece.live >> n & 1) != 0) continue;
+        for (int j = 0; j < piece.count; ++j) store(at + (j * kN + n) * kW, all(-kInf));
+      }
       for (int j = 0; j < piece.count; ++j) {
         for (int n = 0; n < kN; ++n) top[n] = max(load(at + (j * kN + n) * kW), top[n]);
       }
@@ -322,7 +328,8 @@ const Kernel& kernel() {
   static const Kernel table = [] {
     Kernel made = avx512::kernel();
     made.lanes = kPanel;
-    made.parts = 1;
+    static_assert(kN == 2);
+    made.parts = kN;
     made.granule = kGranule;
     made.tile = kTile;
     made.q_size = q_bytes;
