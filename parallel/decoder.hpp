@@ -26,7 +26,7 @@ struct Decoding {
   Index d_v = 1;
   /// V is the first d_v numbers of K, where they lie (latent attention in its absorbed form).
   bool values_in_keys = false;
-  Type type = Type::f4;  ///< of Q and the cache
+  Type type = Type::f4;                    ///< of Q and the cache
   std::vector<PrefixLevel> prefixes = {};  ///< levels of a PrefixTree of these sequences
   /// What the tokens of each sequence see, for as many queries and keys as its capacity; sequences
   /// of one capacity had best share one. None: all that is before them. Not with prefixes.

@@ -32,8 +32,8 @@ struct RunTimes {
   Index messages = 0;       ///< sent to other ranks, and collectives
   std::vector<StepTime> steps;
   comm::Windows::Moved moved = {};  ///< of bytes_sent, collectives left out; 0 over others
-  Index envelopes = 0;  ///< sent beside messages to other ranks (parallel/envelope.hpp); in no
-                        ///< other figure
+  Index envelopes = 0;    ///< sent beside messages to other ranks (parallel/envelope.hpp); in no
+                          ///< other figure
   Index collectives = 0;  ///< of `messages`
 };
 

@@ -128,9 +128,9 @@ class Flights {
   std::vector<std::optional<Seen>> seen_;              ///< by home, where there are digests
   std::vector<std::optional<std::uint64_t>> digests_;  ///< by slot: of what came whole, and stays
   std::vector<bool> borrowable_;                       ///< by slot
-  std::vector<int> last_writes_;  ///< by home
-  comm::Windows::Moved moved_;    ///< before this run
-  std::vector<Staging> staging_;  ///< by home
+  std::vector<int> last_writes_;                       ///< by home
+  comm::Windows::Moved moved_;                         ///< before this run
+  std::vector<Staging> staging_;                       ///< by home
   std::vector<Flight> flights_;
   int under_way_ = 0;       ///< flights that count
   double since_ = 0;        ///< when under_way_ last rose from 0
