@@ -127,7 +127,9 @@ template <class T>
 class BackwardPacks {
  public:
   BackwardPacks(const BackwardBlock<T>& block, CallWorkspace& workspace)
-      : block_(block), keys_of_k_(block.k.heads), keys_of_v_(block.v.heads) {
+      : block_(block),
+        keys_of_k_(static_cast<std::size_t>(block.k.heads)),
+        keys_of_v_(static_cast<std::size_t>(block.v.heads)) {
     for (std::size_t g = 0; g < block.groups.size(); ++g) {
       const TakenKeys* keys = block.taken[block.taken_by[g]].get();
       keys_of_k_[static_cast<std::size_t>(block.groups[g].key_head)] = keys;
