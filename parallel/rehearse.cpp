@@ -9,6 +9,7 @@
 
 #include "parallel/coverage.hpp"
 #include "parallel/inspect.hpp"
+#include "parallel/link_times.hpp"
 #include "parallel/messages.hpp"
 #include "parallel/pairs.hpp"
 #include "parallel/pseudo_keys.hpp"
@@ -31,12 +32,6 @@ struct Home {
   std::vector<int> writing;  ///< messages that write it
 };
 
-/// When a link can send, and receive, again.
-struct Ends {
-  double out_free = 0;
-  double in_free = 0;
-};
-
 constexpr double kNever = std::numeric_limits<double>::infinity();
 
 struct Rank {
@@ -47,7 +42,6 @@ struct Rank {
   bool at_reduce = false;  ///< counted among those that have come to a Reduce
   bool reduced = false;    ///< that Reduce is done
   double clock = 0;
-  Ends link;  ///< to ranks of its host
   std::vector<Home> homes;
   std::vector<Content> slots;
 };
@@ -59,6 +53,7 @@ class Stage {
         plan_(plan),
         machine_(machine),
         pairs_(problem),
+        links_(machine, problem.hosts(), problem.ranks()),
         all_(static_cast<std::size_t>(problem.ranks())) {
     std::iota(all_.begin(), all_.end(), 0);
   }
@@ -95,7 +90,6 @@ class Stage {
                        std::to_string(ranks) + " ranks");
     }
     ranks_.resize(ranks);
-    host_links_.resize(static_cast<std::size_t>(problem_.hosts().count()));
     result_.bytes_sent.assign(ranks, 0);
     result_.pairs.assign(ranks, 0);
     result_.compute_seconds.assign(ranks, 0);
@@ -454,18 +448,10 @@ class Stage {
     if (is_sum(recv.block.kind)) {
       move_cells(content_of(from, send.slot).cells, recv.block, content_of(to, recv.slot).cells);
     }
-    const bool inside = problem_.hosts().together(s.rank, r.rank);
-    const Link link = inside ? machine_.inside() : machine_.between();
-    // Ranks of one host share its link to others.
-    double& out_free = inside ? from.link.out_free : host_link(s.rank).out_free;
-    double& in_free = inside ? to.link.in_free : host_link(r.rank).in_free;
-    const double start = std::max({s.posted, r.posted, out_free, in_free});
     const Index bytes = wire_bytes(*from.program, send, problem_);
-    double finished = std::max(s.posted, r.posted);
+    const double finished =
+        links_.arrival(s.rank, r.rank, std::max(s.posted, r.posted), bytes);
     if (bytes > 0) {
-      const double wire = static_cast<double>(bytes) / link.bandwidth;
-      out_free = in_free = start + wire;
-      finished = start + link.latency + wire;
       count(s.rank, r.rank, bytes);
       result_.bytes_sent[static_cast<std::size_t>(s.rank)] += bytes;
       result_.links[{s.rank, r.rank}] += bytes;
@@ -476,10 +462,6 @@ class Stage {
       m->finished = finished;
       wake(m->rank, finished);
     }
-  }
-
-  Ends& host_link(int rank) {
-    return host_links_[static_cast<std::size_t>(problem_.hosts().of(rank))];
   }
 
   // ---- at the end ------------------------------------------------------------------------------
@@ -537,10 +519,10 @@ class Stage {
   const Plan& plan_;
   const Machine& machine_;
   PairCounter pairs_;
+  LinkTimes links_;
   std::vector<int> all_;  ///< ranks
   Rehearsal result_;
   std::vector<Rank> ranks_;
-  std::vector<Ends> host_links_;        ///< of each host to the others
   using Turn = std::pair<double, int>;  ///< (time, rank)
   std::priority_queue<Turn, std::vector<Turn>, std::greater<>> ready_;
   Messages messages_;
