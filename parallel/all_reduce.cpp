@@ -40,6 +40,13 @@ AllReduce<T>::AllReduce(T& transport, std::vector<int> group, const Hosts& hosts
 }
 
 template <comm::Transport T>
+Hosts AllReduce<T>::hosts() const {
+  std::vector<int> by_member;
+  for (const int rank : group_) by_member.push_back(hosts_.of(rank));
+  return Hosts(by_member);
+}
+
+template <comm::Transport T>
 void AllReduce<T>::reserve(Index records, Index record_bytes) {
   const auto bytes =
       static_cast<std::size_t>(Reduction(group_, hosts_, records).scratch(here_) * record_bytes);

@@ -31,10 +31,8 @@ class AllReduce {
   /// Connects the group's ranks alone.
   T& transport() { return part_ ? *part_ : *transport_; }
 
-  /// Whether this member of the group, counted from 0, is on another host than this rank.
-  bool elsewhere(int member) const {
-    return !hosts_.together(transport_->rank(), group_[static_cast<std::size_t>(member)]);
-  }
+  /// Where the members of the group are, by their places in it.
+  Hosts hosts() const;
 
   /// Takes the memory that so many records need, once, rather than when they come.
   void reserve(Index records, Index record_bytes);

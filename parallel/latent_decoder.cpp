@@ -131,7 +131,7 @@ HandOver LatentDecoder<T>::take(std::span<const std::byte> rows, std::span<const
       from[p].push_back({cache.keys(*first), 1, theirs.count * row, theirs.count * row});
     }
   }
-  return exchange(transport_, to, from);
+  return exchange(transport_, to, from, decoder_.problem().hosts());
 }
 
 template <comm::Transport T>

@@ -34,7 +34,7 @@ struct LatentTimes {
 struct HandOver {
   double seconds = 0;
   Index bytes_sent = 0;
-  Index between_hosts = 0;  ///< of these, where it is asked for
+  Index between_hosts = 0;  ///< of these
   Index messages = 0;
 };
 

@@ -41,10 +41,11 @@ inline void add_floats(const std::byte* in, std::byte* inout, std::int64_t recor
 }
 
 /// One message from each rank to each: to[r] are the bytes for rank r, from[r] where those of rank
-/// r go; both ends of an empty one leave it out. What a rank has for itself is copied. Collective.
+/// r go; both ends of an empty one leave it out. Ranks are on `hosts`. What a rank has for itself
+/// is copied. Collective.
 template <comm::Transport T>
 HandOver exchange(T& transport, const std::vector<comm::ConstStrips>& to,
-                  const std::vector<comm::Strips>& from, const Hosts& hosts = {}) {
+                  const std::vector<comm::Strips>& from, const Hosts& hosts) {
   HandOver done;
   const double start = seconds_now();
   const int ranks = transport.size();
@@ -91,13 +92,11 @@ void gather_columns(AllReduce<T>& group, View<float> all, std::span<const Range>
   for (std::size_t r = 0; r < parts.size(); ++r) from[r] = strips(parts[r]);
   to[own] = {};
   from[own] = {};
-  const HandOver done = exchange(transport, to, from);
+  const HandOver done = exchange(transport, to, from, group.hosts());
   times.gather += done.seconds;
   times.bytes_sent += done.bytes_sent;
+  times.between_hosts += done.between_hosts;
   times.messages += done.messages;
-  for (int r = 0; r < transport.size(); ++r) {
-    if (group.elsewhere(r)) times.between_hosts += comm::total(to[static_cast<std::size_t>(r)]);
-  }
 }
 
 /// Collective: numbers <- their sum over a group. Counts bytes and the message; gives seconds.

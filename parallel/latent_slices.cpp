@@ -226,7 +226,7 @@ HandOver SlicedDecoder<T>::take(std::span<const std::byte> rows, std::span<const
       receives.push_back({into + own_row - rope, theirs.count, rope, ranks * own_row});
     }
   }
-  return exchange(transport_, to, from);
+  return exchange(transport_, to, from, all_reduce_.hosts());
 }
 
 template <comm::Transport T>
