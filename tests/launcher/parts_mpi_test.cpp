@@ -251,15 +251,17 @@ TEST(Remedy, MoreHostsThanTheJobHasAreHostsOfThePlanToo) {
                  {"MemAvailable", "b", true, {{2, 3}, bytes}}};
     return remedy(job);
   };
-  Index bytes = Index{120} << 20;
-  std::string advice;
-  while (bytes > 0 && advice.find(" on 8 hosts") == std::string::npos) {
-    bytes -= Index{2} << 20;
-    advice = with(bytes);
-  }
-  EXPECT_EQ(advice, "16 ranks on 8 hosts");
+  const auto first = [&](const std::string& words) {
+    std::string advice;
+    for (Index bytes = Index{120} << 20; bytes > 0; bytes -= Index{2} << 20) {
+      advice = with(bytes);
+      if (advice.find(words) != std::string::npos) break;
+    }
+    return advice;
+  };
+  EXPECT_EQ(first(" on 8 hosts"), "16 ranks on 8 hosts");
   job.task.hosts = "2x2";  // which says how many ranks there are
-  EXPECT_EQ(with(bytes).substr(0, 9), "--tokens ");
+  EXPECT_EQ(first("--tokens"), "--tokens 2K");
 }
 
 TEST(Report, RanksComeThroughTheirText) {
