@@ -119,7 +119,7 @@ class Matrix {
   std::vector<BFloat16> halves_;
 };
 
-enum class Holes { none, causal, window, random, dead_ends };
+enum class Holes { none, causal, window, random, dead_ends, halves };
 enum Rule : unsigned { kCap = 1, kSlope = 2, kBias = 4, kWeight = 8 };
 
 struct Case {
@@ -227,6 +227,8 @@ struct Problem {
         return i % 6 != 1 && random() % 3 == 0;
       case Holes::dead_ends:  // panels alternate between halves
         return i % 3 != 2 && ((i / kernel.lanes) % 2 == 0) == (j < c.keys / 2);
+      case Holes::halves:  // of a panel take turns: pieces that one sees whole and the other not
+        return (2 * i / kernel.lanes + j / (2 * kernel.granule)) % 2 == 0;
     }
     return true;
   }
@@ -408,6 +410,8 @@ struct DecodeProblem {
         return f % 6 != 1 && random() % 3 == 0;
       case Holes::dead_ends:
         return j < c.keys / 4 || j >= c.keys / 2;
+      case Holes::halves:
+        return (f + j / 50) % 2 == 0;
     }
     return true;
   }
@@ -830,8 +834,8 @@ void KernelTable::check_decode(const DecodeCase& c) {
   EXPECT_LT(distance(want, [&](std::size_t i) { return found[i]; }), tiles() ? 4e-3 : 2e-6);
 }
 
-const std::vector<Holes> kHoles{Holes::none, Holes::causal, Holes::window, Holes::random,
-                                Holes::dead_ends};
+const std::vector<Holes> kHoles{Holes::none,   Holes::causal,    Holes::window,
+                                Holes::random, Holes::dead_ends, Holes::halves};
 
 TEST_P(KernelTable, ForwardOfEveryWidth) {
   for (const int d : {1, 2, 17, 32, 64, 80, 96, 128, 192, 576}) {
