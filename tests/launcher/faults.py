@@ -219,10 +219,10 @@ def told_to_end(start, place, library):
     return None
 
 
-def end_of(process):
+def end_of(process, seconds=BOUND):
     """The exit code; None if there is no end."""
     try:
-        return process.wait(timeout=BOUND)
+        return process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

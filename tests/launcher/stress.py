@@ -21,6 +21,7 @@ import random
 import re
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -153,6 +154,15 @@ def strike(kind, normal, dice, process, start, place):
     return sign, rank, f"{sign.name} to rank {rank} {when}"
 
 
+def end_of(process, start, place):
+    """(its exit code, or None if there is no end; whether it then was without ranks)."""
+    try:
+        return process.wait(timeout=faults.BOUND), False
+    except subprocess.TimeoutExpired:
+        alone = not ranks_in(place, start.dattn)
+        return faults.end_of(process, 0), alone
+
+
 def judge_files(kind, normal, code, start, place):
     """Complete or absent; a sweep goes on where it ended."""
     if kind.sweeps():
@@ -179,7 +189,7 @@ def judge(kind, normal, seed, start, place):
             if sign == signal.SIGSTOP:
                 go_on_alone(process, start, place)
         finally:
-            code = faults.end_of(process)
+            code, alone = end_of(process, start, place)
         story += f", code {code} after {time.monotonic() - struck:.1f} s"
         err.seek(0)
         errors = err.read()
@@ -187,8 +197,12 @@ def judge(kind, normal, seed, start, place):
         # Who dies or stops behind its last word leaves a job that is done; alone it just goes on.
         stopped = (0,) if kind.ranks == 1 else (faults.STUCK, 0)
         codes = {None: (0,), signal.SIGKILL: (faults.KILLED, 0), signal.SIGSTOP: stopped}[sign]
-        if code == -signal.SIGSEGV and sign is not None and "PMIx_server_finalize" in errors:
-            story += " (mpirun crashed at its end)"  # Open MPI 4.1.4, of a rank that ends in MPI_Init
+        # Of a rank that ends in MPI_Init, mpirun itself may crash or lock up in PMIx_server_finalize
+        # (Open MPI 4.1.4), once it has ended all ranks; dattn-run ends an mpirun that outlives them.
+        crashed = code == -signal.SIGSEGV and "PMIx_server_finalize" in errors
+        locked = code is None and alone and "PMIX ERROR: UNREACHABLE" in errors
+        if sign is not None and (crashed or locked):
+            story += f" (mpirun {'crashed' if crashed else 'locked up'} at its end)"
             judge_files(kind, normal, code, start, place)
             require(jobs.wait_for(lambda: not place.processes(), 10), f"processes {place.processes()} live on")
             return story
