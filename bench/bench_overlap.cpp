@@ -197,7 +197,7 @@ void bench(Communicator& world, Options options) {
   options.overlap.set_rate = rate_setter(world, options.set_rate);
   if (options.piece > 0) {
     Communicator::Options wanted = world.options();
-    wanted.piece = options.piece;
+    wanted.piece = wanted.piece_abroad = options.piece;
     world.set_options(wanted);
   }
   say(

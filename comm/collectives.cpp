@@ -32,8 +32,10 @@ void Communicator::Impl::finish(MPI_Request started, const char* verb, std::int6
   made->deadline = options.deadline;
   made->exceptions = std::uncaught_exceptions();
   made->progress = progress;
+  made->outbox = outbox;
   made->sequence = collectives++;
   made->pieces.push_back({started, bytes});
+  made->posted = 1;
   made->kept.push_back(std::move(kept));
   Request request(std::move(made));
   try {

@@ -6,42 +6,33 @@
 #include <array>
 #include <exception>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <utility>
 
 #include "comm/error.hpp"
 #include "comm/handles.hpp"
 #include "comm/mpi.hpp"
+#include "comm/outbox.hpp"
 
 namespace dattn::comm {
 namespace {
 
-constexpr int kMaxTag = 32767;  // the least that MPI promises
-constexpr std::int64_t kFront = sizeof(std::int64_t);
-
-void start(const Strips& piece, std::int64_t bytes, const Request::Impl& message, bool synchronous,
-           MPI_Comm comm, MPI_Request* request) {
-  const bool contiguous = piece.empty() || (piece.size() == 1 && piece.front().count == 1);
-  void* data = MPI_BOTTOM;
-  int count = 1;
-  MPI_Datatype type = MPI_BYTE;
-  std::unique_ptr<Datatype> strided;
-  if (contiguous) {
-    data = piece.empty() ? nullptr : piece.front().data;
-    count = to_int(bytes, "message piece");
-  } else {
-    strided = std::make_unique<Datatype>(piece);
-    type = strided->get();
+/// By rank, a number that the ranks of a host share.
+std::vector<int> hosts_of(MPI_Comm comm, int ranks) {
+  MPI_Comm host = MPI_COMM_NULL;
+  check(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host));
+  int together = 0;
+  int first = 0;
+  MPI_Comm_size(host, &together);
+  MPI_Comm_rank(comm, &first);
+  std::vector<int> hosts(static_cast<std::size_t>(ranks), 0);
+  if (together != ranks) {
+    check(MPI_Bcast(&first, 1, MPI_INT, 0, host));
+    check(MPI_Allgather(&first, 1, MPI_INT, hosts.data(), 1, MPI_INT, comm));
   }
-  int code = MPI_SUCCESS;
-  if (message.receives) {
-    code = MPI_Irecv(data, count, type, message.peer, message.tag, comm, request);
-  } else if (synchronous) {
-    code = MPI_Issend(data, count, type, message.peer, message.tag, comm, request);
-  } else {
-    code = MPI_Isend(data, count, type, message.peer, message.tag, comm, request);
-  }
-  if (code != MPI_SUCCESS) throw Error(code, message.describe());
+  MPI_Comm_free(&host);
+  return hosts;
 }
 
 /// MPI reads and writes through one kind of strip; a send only reads.
@@ -71,6 +62,22 @@ Communicator::Impl::Impl(MPI_Comm comm, const Options& wanted)
   MPI_Comm_size(handle, &size);
 }
 
+Communicator::Impl::Impl(MPI_Comm comm, const Impl& whole) : Impl(comm, whole.options) {
+  progress = whole.progress;
+  outbox = whole.outbox;
+  std::vector<int> mine(static_cast<std::size_t>(size));
+  std::iota(mine.begin(), mine.end(), 0);
+  std::vector<int> there(mine.size());
+  MPI_Group part = MPI_GROUP_NULL;
+  MPI_Group all = MPI_GROUP_NULL;
+  check(MPI_Comm_group(handle, &part));
+  check(MPI_Comm_group(whole.handle, &all));
+  check(MPI_Group_translate_ranks(part, size, mine.data(), all, there.data()));
+  MPI_Group_free(&part);
+  MPI_Group_free(&all);
+  for (const int r : there) hosts.push_back(whole.hosts[static_cast<std::size_t>(r)]);
+}
+
 Communicator::Impl::~Impl() {
   // Freeing is collective: while an exception unwinds, the other ranks may never come.
   // Nor may it go while a collective that failed still works on it.
@@ -82,40 +89,40 @@ Request Communicator::Impl::post(bool receives, const Strips& strips, int peer, 
   if (peer < 0 || peer >= size) {
     throw std::invalid_argument(fmt::format("peer {} of {} ranks", peer, size));
   }
-  if (tag < 0 || tag > kMaxTag) throw std::invalid_argument(fmt::format("tag {}", tag));
+  if (tag < 0 || tag >= kTags) throw std::invalid_argument(fmt::format("tag {}", tag));
+  const bool abroad =
+      hosts[static_cast<std::size_t>(peer)] != hosts[static_cast<std::size_t>(rank)];
   auto made = std::make_unique<Request::Impl>();
   Request::Impl& message = *made;
   Request request(std::move(made));  // cancels the pieces under way if a later one throws
   message.verb = receives ? "receive" : "send";
   message.receives = receives;
+  message.comm = handle;
+  // To itself always: Open MPI 4.1 cuts a short message that is longer than its posted receive
+  // without a word when it goes to the same rank, unless the send is synchronous.
+  message.synchronous = options.synchronous || peer == rank;
   message.rank = rank;
   message.peer = peer;
   message.tag = tag;
   message.bytes = total(strips);
-  message.limit = std::min(options.piece, options.message_limit);
+  message.limit = std::min(abroad ? options.piece_abroad : options.piece, options.message_limit);
   message.deadline = options.deadline;
   message.exceptions = std::uncaught_exceptions();
   message.progress = progress;
+  message.outbox = outbox;
   message.length = receives ? -1 : message.bytes;
+  message.strips = strips;
 
   const bool whole = message.bytes <= message.limit;
-  // To itself always: Open MPI 4.1 cuts a short message that is longer than its posted receive
-  // without a word when it goes to the same rank, unless the send is synchronous.
-  const bool synchronous = options.synchronous || peer == rank;
   std::int64_t begin = 0;
   do {
     const std::int64_t end = std::min(message.bytes, begin + message.limit);
-    Strips piece = cut(strips, begin, end);
-    std::int64_t bytes = end - begin;
-    if (!whole && begin == 0) {
-      auto* front = reinterpret_cast<std::byte*>(&message.length);
-      piece.insert(piece.begin(), Strip{front, 1, kFront, kFront});
-      bytes += kFront;
-    }
-    message.pieces.push_back({MPI_REQUEST_NULL, bytes});
-    start(piece, bytes, message, synchronous, handle, &message.pieces.back().handle);
+    const bool front = !whole && begin == 0;
+    message.pieces.push_back({MPI_REQUEST_NULL, end - begin + (front ? kFront : 0)});
     begin = end;
   } while (begin < message.bytes);
+  message.asks = abroad && !whole;
+  message.start();
   return request;
 }
 
@@ -136,11 +143,21 @@ void Communicator::phase(const char* name) {
 
 void Communicator::set_options(const Options& options) {
   if (options.piece < 1) throw std::invalid_argument(fmt::format("piece {}", options.piece));
+  if (options.piece_abroad < 1) {
+    throw std::invalid_argument(fmt::format("piece_abroad {}", options.piece_abroad));
+  }
   if (options.message_limit < 1 ||
       options.message_limit > std::numeric_limits<int>::max() - kFront) {
     throw std::invalid_argument(fmt::format("message_limit {}", options.message_limit));
   }
   impl_->options = options;
+}
+
+void Communicator::pretend_hosts(std::vector<int> hosts) {
+  if (std::ssize(hosts) != size()) {
+    throw std::invalid_argument(fmt::format("hosts of {} of {} ranks", hosts.size(), size()));
+  }
+  impl_->hosts = std::move(hosts);
 }
 
 Communicator Communicator::split(int color, int key) {
@@ -150,9 +167,7 @@ Communicator Communicator::split(int color, int key) {
     const Waiting waiting(impl_->progress, "split", -1, 0, impl_->collectives++);
     check(MPI_Comm_split(impl_->handle, color, key, &part));
   }
-  auto made = std::make_unique<Impl>(part, impl_->options);
-  made->progress = impl_->progress;
-  return Communicator(std::move(made));
+  return Communicator(std::make_unique<Impl>(part, *impl_));
 }
 
 Communicator Communicator::split_by_host() {
@@ -161,9 +176,7 @@ Communicator Communicator::split_by_host() {
     const Waiting waiting(impl_->progress, "split by host", -1, 0, impl_->collectives++);
     check(MPI_Comm_split_type(impl_->handle, MPI_COMM_TYPE_SHARED, rank(), MPI_INFO_NULL, &part));
   }
-  auto made = std::make_unique<Impl>(part, impl_->options);
-  made->progress = impl_->progress;
-  return Communicator(std::move(made));
+  return Communicator(std::make_unique<Impl>(part, *impl_));
 }
 
 Request Communicator::send(const ConstStrips& strips, int peer, int tag) {
@@ -190,12 +203,16 @@ void Communicator::poll() {
   // sends to himself here.
   int flag = 0;
   check(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_SELF, &flag, MPI_STATUS_IGNORE));
+  impl_->outbox->advance();
 }
 
 Communicator adopt(MPI_Comm comm, const Communicator::Options& options) {
   MPI_Comm copy = MPI_COMM_NULL;
   check(MPI_Comm_dup(comm, &copy));
-  return Communicator(std::make_unique<Communicator::Impl>(copy, options));
+  auto made = std::make_unique<Communicator::Impl>(copy, options);
+  made->outbox = std::make_shared<Outbox>();
+  made->hosts = hosts_of(copy, made->size);
+  return Communicator(std::move(made));
 }
 
 std::string library_version() {

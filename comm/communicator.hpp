@@ -27,8 +27,10 @@ class Communicator {
 
   struct Options {
     // Bytes; all ranks must have the same. A longer message from rank to rank goes in pieces, so
-    // that it moves both ways at once and at every poll: see README.
+    // that it moves both ways at once and at every poll; to another host those after the first only
+    // once the receiver asks for them: see README.
     std::int64_t piece = std::int64_t{1} << 18;
+    std::int64_t piece_abroad = 60000;  // the same between hosts
     // Bytes; what MPI is given at a time, of collectives too.
     std::int64_t message_limit = std::int64_t{1} << 30;
     bool synchronous = checked_build();  // a send completes only when its receive has started
@@ -44,7 +46,7 @@ class Communicator {
   int rank() const;
   int size() const;
   const Options& options() const;
-  /// Precondition: 1 <= piece, 1 <= message_limit <= 2^31 - 9.
+  /// Precondition: 1 <= piece, 1 <= piece_abroad, 1 <= message_limit <= 2^31 - 9.
   void set_options(const Options& options);
   void set_deadline(double seconds);
   /// Where this communicator, and what is split off it, notes what the rank waits for; may be null,
@@ -54,17 +56,22 @@ class Communicator {
   /// Notes there that a part of the job begins. `name` is a literal.
   void phase(const char* name);
 
+  /// For tests: from here on, ranks with the same number count as one host for the messages between
+  /// them; before, those that share memory do. `hosts` are by rank, and the same on all ranks.
+  /// Precondition: no message is in flight, and hosts.size() == size().
+  void pretend_hosts(std::vector<int> hosts);
+
   /// Collective: the communicator of the ranks with the same `color` (>= 0), ordered by `key`, then
-  /// by rank; it has the same options.
+  /// by rank; it has the same options. Meanwhile no message to another host moves.
   Communicator split(int color, int key);
 
   /// Collective: the communicator of the ranks that share this one's memory; else as split().
   Communicator split_by_host();
 
   /// Starts a message to or from `peer`; it meets the other side's in order of posting, per tag.
-  /// The strips' bytes must stay as they are until the request is done. Never blocks.
-  /// A send to this rank itself is always synchronous.
-  /// Precondition: 0 <= peer < size(), 0 <= tag <= 32767.
+  /// The strips' bytes must stay as they are, and this communicator live, until the request is
+  /// done. Never blocks. A send to this rank itself is always synchronous.
+  /// Precondition: 0 <= peer < size(), 0 <= tag <= 8191.
   Request send(const ConstStrips& strips, int peer, int tag = 0);
   Request send(const Strips& strips, int peer, int tag = 0);
   Request recv(const Strips& strips, int peer, int tag = 0);
@@ -96,7 +103,7 @@ class Communicator {
   void all_reduce_min(std::span<std::int64_t> values);
   void all_reduce_max(std::span<std::int64_t> values);
 
-  /// Lets MPI make progress: large messages move only inside MPI's calls.
+  /// Lets messages make progress: large ones move only inside MPI's calls.
   void poll();
 
  private:

@@ -52,15 +52,30 @@ class Op {
   MPI_Op handle_ = MPI_OP_NULL;
 };
 
+/// What a message of several pieces carries in front of the first: its whole length.
+inline constexpr std::int64_t kFront = sizeof(std::int64_t);
+
+/// Of the 32767 tags that MPI promises: messages have the first of these; those that ask for more
+/// than the first piece have as many more for the other pieces, and for asking.
+inline constexpr int kTags = 8192;
+
+class Outbox;
+
 /// A message of one or more pieces, or a collective (peer < 0).
 /// A message of several pieces carries its whole length in front of the first piece: without that,
 /// two sides that disagree by whole pieces would not notice.
+/// Of a message that asks (`asks`), the sender gives MPI the first piece only, until the receiver,
+/// which has posted all pieces, asks for the others, by a message without bytes.
 struct Request::Impl {
   struct Piece {
     MPI_Request handle;
     std::int64_t bytes;  // expected, the length in front included
   };
 
+  /// Gives MPI what it may have at once.
+  void start();
+  /// Of a send: gives MPI what it may have by now; whether that is all of it.
+  bool advance();
   bool test();
   /// Cancels what can be cancelled; whether nothing is in flight any more.
   bool cancel() noexcept;
@@ -68,6 +83,9 @@ struct Request::Impl {
 
   const char* verb;  // "send", "receive", or a collective's name
   bool receives = false;
+  bool synchronous = false;
+  bool asks = false;
+  MPI_Comm comm = MPI_COMM_NULL;
   int rank = 0;
   int peer = -1;
   int tag = 0;
@@ -76,19 +94,27 @@ struct Request::Impl {
   double deadline = 0;
   int exceptions = 0;  // in flight when this was made
   Progress* progress = nullptr;
+  std::shared_ptr<Outbox> outbox{};
   std::int64_t sequence = -1;  // of a collective, on its communicator
   std::int64_t length = 0;
+  Strips strips{};
   std::vector<Piece> pieces{};
-  std::size_t done = 0;
+  std::size_t posted = 0;                   // pieces that MPI has or had
+  std::size_t done = 0;                     // of these
+  MPI_Request go_ahead = MPI_REQUEST_NULL;  // the receiver's, on both sides
   std::vector<std::shared_ptr<const void>> kept{};
 
  private:
+  void post_next();
+  void settle();
   void check_length(const Piece& piece, std::int64_t got) const;
 };
 
 struct Communicator::Impl {
   /// Takes ownership of `comm`.
   Impl(MPI_Comm comm, const Options& wanted);
+  /// The same of a part of `whole`'s ranks.
+  Impl(MPI_Comm comm, const Impl& whole);
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
   ~Impl();
@@ -104,8 +130,10 @@ struct Communicator::Impl {
   Options options;
   int exceptions;
   Progress* progress = nullptr;
-  std::int64_t collectives = 0;  // so far
-  bool broken = false;  // a collective on it failed and may still be under way
+  std::vector<int> hosts{};          // by rank
+  std::shared_ptr<Outbox> outbox{};  // one for all that are split off each other
+  std::int64_t collectives = 0;      // so far
+  bool broken = false;               // a collective on it failed and may still be under way
 };
 
 }  // namespace dattn::comm

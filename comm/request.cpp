@@ -2,18 +2,102 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <utility>
 
 #include "comm/error.hpp"
 #include "comm/handles.hpp"
+#include "comm/outbox.hpp"
 #include "comm/wait.hpp"
 
 namespace dattn::comm {
 
+namespace {
+
+/// Pieces of a message that MPI has and that are not done, at most: of each that does not fit the
+/// socket it makes a copy.
+constexpr std::size_t kUnderWay = 8;
+
+}  // namespace
+
+void Request::Impl::start() {
+  post_next();
+  if (!asks) {
+    while (posted < pieces.size()) post_next();
+    return;
+  }
+  if (!receives) {
+    const int code = MPI_Irecv(nullptr, 0, MPI_BYTE, peer, tag + 2 * kTags, comm, &go_ahead);
+    if (code != MPI_SUCCESS) throw Error(code, describe());
+    outbox->add(*this);
+    return;
+  }
+  while (posted < pieces.size()) post_next();
+  const int code = MPI_Isend(nullptr, 0, MPI_BYTE, peer, tag + 2 * kTags, comm, &go_ahead);
+  if (code != MPI_SUCCESS) throw Error(code, describe());
+}
+
+void Request::Impl::post_next() {
+  Piece& next = pieces[posted];
+  const auto number = static_cast<std::int64_t>(posted);
+  Strips piece = cut(strips, number * limit, std::min(bytes, (number + 1) * limit));
+  if (pieces.size() > 1 && number == 0) {
+    piece.insert(piece.begin(), Strip{reinterpret_cast<std::byte*>(&length), 1, kFront, kFront});
+  }
+  const bool contiguous = piece.empty() || (piece.size() == 1 && piece.front().count == 1);
+  void* data = MPI_BOTTOM;
+  int count = 1;
+  MPI_Datatype type = MPI_BYTE;
+  std::unique_ptr<Datatype> strided;
+  if (contiguous) {
+    data = piece.empty() ? nullptr : piece.front().data;
+    count = to_int(next.bytes, "message piece");
+  } else {
+    strided = std::make_unique<Datatype>(piece);
+    type = strided->get();
+  }
+  // The first pieces of later messages overtake what has to be asked for.
+  const int at = asks && number > 0 ? tag + kTags : tag;
+  int code = MPI_SUCCESS;
+  if (receives) {
+    code = MPI_Irecv(data, count, type, peer, at, comm, &next.handle);
+  } else if (synchronous) {
+    code = MPI_Issend(data, count, type, peer, at, comm, &next.handle);
+  } else {
+    code = MPI_Isend(data, count, type, peer, at, comm, &next.handle);
+  }
+  if (code != MPI_SUCCESS) throw Error(code, describe());
+  ++posted;
+}
+
+bool Request::Impl::advance() {
+  if (go_ahead != MPI_REQUEST_NULL) {
+    int complete = 0;
+    const int code = MPI_Test(&go_ahead, &complete, MPI_STATUS_IGNORE);
+    if (code != MPI_SUCCESS) throw Error(code, describe());
+    if (complete == 0) return false;
+  }
+  for (; posted < pieces.size(); post_next()) {
+    settle();
+    if (posted - done >= kUnderWay) return false;
+  }
+  return true;
+}
+
 bool Request::Impl::test() {
-  for (; done < pieces.size(); ++done) {
+  if (outbox) outbox->advance();
+  settle();
+  if (done < pieces.size() || go_ahead == MPI_REQUEST_NULL) return done == pieces.size();
+  int complete = 0;
+  check(MPI_Test(&go_ahead, &complete, MPI_STATUS_IGNORE));
+  return complete != 0;
+}
+
+/// Finds out which pieces are done.
+void Request::Impl::settle() {
+  for (; done < posted; ++done) {
     Piece& piece = pieces[done];
     int complete = 0;
     MPI_Status status;
@@ -28,7 +112,7 @@ bool Request::Impl::test() {
       piece.handle = MPI_REQUEST_NULL;
       throw Error(code, describe());
     }
-    if (complete == 0) return false;
+    if (complete == 0) return;
     if (progress != nullptr) progress->moved();
     if (receives) {
       // MPI accepts a message that is too short without a word.
@@ -36,11 +120,9 @@ bool Request::Impl::test() {
       check_length(piece, got);
     }
   }
-  return true;
 }
 
 void Request::Impl::check_length(const Piece& piece, std::int64_t got) const {
-  const auto front = static_cast<std::int64_t>(sizeof length);
   const bool whole = pieces.size() == 1;
   if (got == piece.bytes) {
     if (!whole && &piece == pieces.data() && length != bytes) {
@@ -49,23 +131,26 @@ void Request::Impl::check_length(const Piece& piece, std::int64_t got) const {
     return;
   }
   // Only the first piece of a longer message is longer than the limit.
-  if (whole && got == limit + front) throw Mismatch(peer, rank, bytes, limit, true);
+  if (whole && got == limit + kFront) throw Mismatch(peer, rank, bytes, limit, true);
   throw Mismatch(peer, rank, whole || done == 0 ? bytes : piece.bytes, got);
 }
 
 bool Request::Impl::cancel() noexcept {
+  if (outbox) outbox->erase(*this);
   bool all = true;
-  for (Piece& piece : pieces) {
-    if (piece.handle == MPI_REQUEST_NULL) continue;
-    if (receives) MPI_Cancel(&piece.handle);
+  const auto end = [&](MPI_Request& handle, bool cancels) {
+    if (handle == MPI_REQUEST_NULL) return;
+    if (cancels) MPI_Cancel(&handle);
     int complete = 0;
     MPI_Status status;
-    if (MPI_Test(&piece.handle, &complete, &status) != MPI_SUCCESS) {
-      piece.handle = MPI_REQUEST_NULL;
+    if (MPI_Test(&handle, &complete, &status) != MPI_SUCCESS) {
+      handle = MPI_REQUEST_NULL;
     } else if (complete == 0) {
       all = false;
     }
-  }
+  };
+  for (Piece& piece : pieces) end(piece.handle, receives);
+  end(go_ahead, !receives);
   return all;
 }
 

@@ -322,6 +322,13 @@ Windows::Windows(Communicator& ranks, const Options& options) : impl_(std::make_
     me.member_of[static_cast<std::size_t>(std::stoi(rank))] = static_cast<int>(me.members.size());
     me.members.push_back(std::stoi(rank));
   }
+  if (options.host) {
+    std::vector<int> hosts;
+    for (const std::string& number : ranks.all_gather(std::to_string(*options.host))) {
+      hosts.push_back(std::stoi(number));
+    }
+    ranks.pretend_hosts(std::move(hosts));
+  }
   me.peers.resize(me.members.size());
   if (!options.on || host.size() == 1) return;
   const auto attempt = [&](const auto& f) {

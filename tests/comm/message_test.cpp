@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 #include <utility>
 
@@ -64,15 +65,21 @@ struct Strided {
 struct Way {
   std::int64_t limit;  // the pieces of a message and what MPI is given are as long
   bool synchronous;
+  bool abroad = false;  // each rank counts as a host
 };
 
 class MessageTest : public testing::TestWithParam<Way> {
  protected:
   void SetUp() override {
     world().set_options({.piece = GetParam().limit,
+                         .piece_abroad = GetParam().limit,
                          .message_limit = GetParam().limit,
                          .synchronous = GetParam().synchronous,
                          .deadline = world().options().deadline});
+    if (!GetParam().abroad) return;
+    std::vector<int> hosts(static_cast<std::size_t>(world().size()));
+    std::iota(hosts.begin(), hosts.end(), 0);
+    world().pretend_hosts(hosts);
   }
 };
 
@@ -193,7 +200,8 @@ TEST_P(MessageTest, AnotherLengthIsAMismatch) {
 
 INSTANTIATE_TEST_SUITE_P(All, MessageTest,
                          testing::Values(Way{1 << 30, false}, Way{7, false}, Way{7, true},
-                                         Way{1 << 30, true}));
+                                         Way{1 << 30, true}, Way{7, false, true},
+                                         Way{7, true, true}));
 
 TEST(Message, AMegabyteStridedBothWays) {
   // 1000 x 1000 + 24000 = 512 x 2000 bytes: far beyond the eager path.
@@ -300,7 +308,10 @@ TEST(Message, BrokenPreconditionsThrow) {
   EXPECT_THROW(static_cast<void>(world().recv(one, 0, -1)), std::invalid_argument);
   EXPECT_THROW(static_cast<void>(world().recv({{&byte, 2, 4, 1}}, 0)), std::invalid_argument);
   EXPECT_THROW(world().set_options({.piece = 0}), std::invalid_argument);
+  EXPECT_THROW(world().set_options({.piece_abroad = 0}), std::invalid_argument);
   EXPECT_THROW(world().set_options({.message_limit = 0}), std::invalid_argument);
+  EXPECT_THROW(static_cast<void>(world().send(one, 0, 8192)), std::invalid_argument);
+  EXPECT_THROW(world().pretend_hosts({}), std::invalid_argument);
 }
 
 }  // namespace
