@@ -10,6 +10,7 @@
 #include <numeric>
 #include <optional>
 #include <random>
+#include <stdexcept>
 #include <vector>
 
 #include "comm/communicator.hpp"
@@ -167,6 +168,7 @@ TEST(Abroad, NothingButTheFirstPieceGoesBeforeItIsAskedFor) {
     EXPECT_EQ(given.bytes, by_now);
     got.wait();
     EXPECT_EQ(bytes, filled(kBytes, previous() + 10 * k)) << k;
+    world().barrier();  // nobody asks for the next before all have got this
   }
   for (Request& send : sends) send.wait();
   const std::int64_t pieces = (kBytes + kPiece - 1) / kPiece;
@@ -209,6 +211,29 @@ TEST(Abroad, ASendThatNobodyAsksForEndsAtTheDeadline) {
   while (!sent.test()) {
   }
   EXPECT_EQ(in, filled(100, previous()));
+}
+
+TEST(Abroad, OfASendThatIsDroppedWhileAnExceptionUnwindsNothingMoreGoes) {
+  if (world().size() == 1) return;
+  pretend(1);
+  std::vector<std::byte> out = filled(100, world().rank());
+  std::vector<std::byte> in(out.size());
+  try {
+    Request sent = world().send(strips_of(std::span(out)), next());
+    throw std::runtime_error("unwind");
+  } catch (const std::runtime_error&) {
+  }
+  try {
+    world().set_deadline(0.05);
+    Request got = world().recv(strips_of(std::span(in)), previous());
+    world().set_deadline(20);
+    given = {};
+    world().barrier();  // all have asked
+    got.wait();
+    FAIL();
+  } catch (const Timeout&) {
+  }
+  EXPECT_EQ(given.sends, 0);
 }
 
 TEST(Abroad, AnotherLengthIsAMismatch) {
