@@ -25,7 +25,8 @@ constexpr Index kSparseChunk = 8;
 template <class T>
 class Worker {
  public:
-  explicit Worker(const BackwardBlock<T>& block)
+  /// `most_tiles` of keys are a unit's, at most.
+  Worker(const BackwardBlock<T>& block, Index most_tiles)
       : block_(block),
         kernel_(block.kernel),
         lanes_(kernel_.lanes),
@@ -38,8 +39,8 @@ class Worker {
         d_o_(aligned(kernel_.q_backward_size(block.d_v()))),
         scratch_(aligned(kernel_.backward_scratch(block.d_qk(), block.d_v()))),
         dq_(panels_ * lanes_ * block.q.dim),
-        dk_(kSparseChunk * chunk_ * kernel_.backward_tile * dk_row_),
-        dv_(kSparseChunk * chunk_ * kernel_.backward_tile * dv_row_),
+        dk_(std::min(kSparseChunk * chunk_, most_tiles) * kernel_.backward_tile * dk_row_),
+        dv_(std::min(kSparseChunk * chunk_, most_tiles) * kernel_.backward_tile * dv_row_),
         lse_(panels_ * lanes_),
         delta_(panels_ * lanes_),
         row_of_(static_cast<std::size_t>(panels_ * lanes_)),
@@ -102,12 +103,23 @@ class Worker {
     const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
     const TakenKeys& keys = block_.keys_of(g);
     const Index rows_of_tile = kernel_.backward_tile;
+    // Of the queries, those that see some of the keys.
+    Range seeing{block_.q.rows, 0};
+    for (Index t = tiles.begin; t < tiles.end; ++t) {
+      const Range rows = block_.seen_by(g)[static_cast<std::size_t>(t)].rows;
+      if (rows.empty()) continue;
+      seeing = {std::min(seeing.begin, rows.begin), std::max(seeing.end, rows.end)};
+    }
+    if (seeing.empty()) return;
     std::fill_n(dk_.get(), tiles.size() * rows_of_tile * dk_row_, 0.0f);
     std::fill_n(dv_.get(), tiles.size() * rows_of_tile * dv_row_, 0.0f);
     const Index lanes = block_.q.rows * group.heads.size();
+    const Index size = panels_ * lanes_;
+    const Index end = seeing.end * group.heads.size();
     bool any = false;
-    for (Index first = 0; first < lanes; first += panels_ * lanes_) {
-      const Range now{first, std::min(first + panels_ * lanes_, lanes)};
+    for (Index first = seeing.begin * group.heads.size() / size * size; first < end;
+         first += size) {
+      const Range now{first, std::min(first + size, lanes)};
       const Range rows{group.row(now.begin), group.row(now.end - 1) + 1};
       const LiveRows live(keys.where, block_.mask, block_.head(g), rows, block_.keys(tiles));
       if (live.none()) continue;
@@ -294,14 +306,18 @@ void backward_block(View<const T> q, View<const T> k, View<const T> v, View<cons
                          head_groups(where, mask),
                          (k.rows + kernel.backward_tile - 1) / kernel.backward_tile,
                          {},
+                         {},
                          {}};
   const std::vector<Cluster> clusters = clusters_of(block.groups);
   take_keys(block, clusters, work.score);
+  look_at_tiles(block, work);
   const auto count = static_cast<Index>(clusters.size());
   // Each part has its own copy, and they are added up in their order.
   const Index dq_size = q.rows * q.heads * q.dim;
   const Index parts = sparse_parts(block, clusters, parts_of(count, block.tiles, dq_size));
   const std::vector<Unit> units = units_of(block, clusters, parts);
+  Index most_tiles = 0;
+  for (const Unit& unit : units) most_tiles = std::max(most_tiles, unit.tiles.size());
   CallWorkspace workspace(work);
   auto* copies =
       parts > 1 ? workspace.take<float>(Workspace::Use::partials, parts * dq_size) : nullptr;
@@ -323,7 +339,7 @@ void backward_block(View<const T> q, View<const T> k, View<const T> v, View<cons
       packs.fill(job, spare);
       poller.after(static_cast<double>(kernel.backward_tile * (k.dim + v.dim)) * 8);
     }
-    Worker<T> worker(block);
+    Worker<T> worker(block, most_tiles);
 #pragma omp for schedule(dynamic)
     for (std::size_t i = 0; i < units.size(); ++i) {
       const Unit& unit = units[i];

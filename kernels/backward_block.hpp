@@ -4,6 +4,7 @@
 // include.
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -43,6 +44,12 @@ struct TakenKeys {
   std::vector<float> weights;
 };
 
+/// What a head sees of a tile of keys.
+struct SeenTile {
+  Index pairs = 0;  ///< allowed ones
+  Range rows;       ///< query rows with all that see some of it, and perhaps others
+};
+
 template <class T>
 struct BackwardBlock {
   View<const T> q, k, v, d_o;
@@ -57,12 +64,17 @@ struct BackwardBlock {
   Index tiles;                                    ///< of keys
   std::vector<std::unique_ptr<TakenKeys>> taken;  ///< different ones
   std::vector<std::size_t> taken_by;              ///< of each group, in `taken`
+  /// By variant of the mask and place in `taken`: of all tiles.
+  std::map<std::pair<Index, std::size_t>, std::vector<SeenTile>> seen;
 
   Index head(Index group) const {
     return where.query_heads.begin + groups[static_cast<std::size_t>(group)].heads.begin;
   }
   const TakenKeys& keys_of(Index group) const {
     return *taken[taken_by[static_cast<std::size_t>(group)]];
+  }
+  const std::vector<SeenTile>& seen_by(Index group) const {
+    return seen.at({mask.variant(head(group)), taken_by[static_cast<std::size_t>(group)]});
   }
   Range tile(Index t) const {
     return {t * kernel.backward_tile, std::min<Index>(k.rows, (t + 1) * kernel.backward_tile)};

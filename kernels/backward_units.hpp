@@ -2,12 +2,12 @@
 
 // How the work of attend_backward is cut: the folder's own, not for others to include.
 
+#include <omp.h>
+
 #include <algorithm>
-#include <map>
 #include <utility>
 #include <vector>
 
-#include "kernels/area.hpp"
 #include "kernels/backward_block.hpp"
 
 namespace dattn {
@@ -28,27 +28,102 @@ struct Unit {
   double area;
 };
 
+/// Finds what the head group sees of each tile in one pass over the rows: to ask about each tile by
+/// itself would look at rows again and again.
+template <class T>
+std::vector<SeenTile> seen_tiles(const BackwardBlock<T>& block, Index group, const Work& work) {
+  constexpr Index kRows = 64;  // at a time
+  const Index size = block.kernel.backward_tile;
+  const Index blocks = (block.q.rows + kRows - 1) / kRows;
+  std::vector<SeenTile> found(static_cast<std::size_t>(block.tiles));
+  Caught caught;
+#pragma omp parallel num_threads(work.threads)
+  {
+    std::vector<SeenTile> own(found.size());
+    // By how many more spans a tile is covered whole, or touched, than the one before.
+    std::vector<Index> whole(found.size() + 1);
+    std::vector<Index> touched(found.size() + 1);
+    Poller poller(work.poll, caught, omp_get_thread_num() == 0);
+#pragma omp for schedule(dynamic)
+    for (Index b = 0; b < blocks; ++b) {
+      const Range rows{b * kRows, std::min((b + 1) * kRows, block.q.rows)};
+      const LiveRows live(block.keys_of(group).where, block.mask, block.head(group), rows);
+      poller.after(0);
+      Range tiles{block.tiles, 0};
+      for (Index row = rows.begin; row < rows.end;) {
+        const std::span<const Range> spans = live.of(row);
+        Index same = 1;  // rows that share their spans
+        while (row + same < rows.end && live.of(row + same).data() == spans.data()) ++same;
+        for (const Range span : spans) {
+          const auto first = static_cast<std::size_t>(span.begin / size);
+          const auto last = static_cast<std::size_t>((span.end - 1) / size);
+          const auto begin_of = [&](std::size_t t) { return static_cast<Index>(t) * size; };
+          tiles = {std::min(tiles.begin, static_cast<Index>(first)),
+                   std::max(tiles.end, static_cast<Index>(last) + 1)};
+          ++touched[first];
+          --touched[last + 1];
+          own[first].pairs += same * (std::min(span.end, begin_of(first + 1)) - span.begin);
+          if (first == last) continue;
+          own[last].pairs += same * (span.end - begin_of(last));
+          whole[first + 1] += same;
+          whole[last] -= same;
+        }
+        row += same;
+      }
+      Index touching = 0;
+      for (Index t = tiles.begin; t < tiles.end; ++t) {
+        touching += std::exchange(touched[static_cast<std::size_t>(t)], 0);
+        Range& seen = own[static_cast<std::size_t>(t)].rows;
+        if (touching > 0) {
+          seen = seen.empty()
+                     ? rows
+                     : Range{std::min(seen.begin, rows.begin), std::max(seen.end, rows.end)};
+        }
+      }
+      if (!tiles.empty()) touched[static_cast<std::size_t>(tiles.end)] = 0;
+    }
+#pragma omp critical
+    {
+      Index covering = 0;
+      for (std::size_t t = 0; t < found.size(); ++t) {
+        covering += whole[t];
+        SeenTile& tile = found[t];
+        tile.pairs += own[t].pairs + covering * size;
+        const Range rows = own[t].rows;
+        if (rows.empty()) continue;
+        tile.rows = tile.rows.empty() ? rows
+                                      : Range{std::min(tile.rows.begin, rows.begin),
+                                              std::max(tile.rows.end, rows.end)};
+      }
+    }
+  }
+  caught.rethrow();
+  return found;
+}
+
+/// Fills `seen`. @pre take_keys
+template <class T>
+void look_at_tiles(BackwardBlock<T>& block, const Work& work) {
+  for (Index g = 0; g < std::ssize(block.groups); ++g) {
+    const auto [at, is_new] = block.seen.try_emplace(
+        {block.mask.variant(block.head(g)), block.taken_by[static_cast<std::size_t>(g)]});
+    if (is_new) at->second = seen_tiles(block, g, work);
+  }
+}
+
 /// Cuts the keys of each cluster into at most `parts` parts of much the same allowed area.
 template <class T>
 std::vector<Unit> units_of(const BackwardBlock<T>& block, const std::vector<Cluster>& clusters,
                            Index parts) {
   std::vector<Unit> units;
-  // Of the tiles, by variant and order of the keys.
-  std::map<std::pair<Index, std::size_t>, std::vector<double>> areas;
   for (const Cluster& cluster : clusters) {
     std::vector<double> until{0};  // area of the tiles before
     for (Index t = 0; t < block.tiles; ++t) {
       double sum = 0;
       for (Index g = cluster.begin; g < cluster.end; ++g) {
         const HeadGroup& group = block.groups[static_cast<std::size_t>(g)];
-        const Where& where = block.keys_of(g).where;
-        std::vector<double>& known =
-            areas[{block.mask.variant(block.head(g)), block.taken_by[static_cast<std::size_t>(g)]}];
-        if (static_cast<Index>(known.size()) == t) {
-          known.push_back(static_cast<double>(
-              area(block.mask, block.head(g), where.queries, part(where.keys, block.tile(t)))));
-        }
-        sum += static_cast<double>(group.heads.size()) * known[static_cast<std::size_t>(t)];
+        sum += static_cast<double>(group.heads.size() *
+                                   block.seen_by(g)[static_cast<std::size_t>(t)].pairs);
       }
       until.push_back(until.back() + sum);
     }
@@ -92,8 +167,8 @@ Index sparse_parts(const BackwardBlock<T>& block, const std::vector<Cluster>& cl
   if (parts == 1 || block.taken.size() == 1) return parts;
   double most = 0;  // keys that a row sees
   for (const Cluster& cluster : clusters) {
-    const Index pairs =
-        area(block.mask, block.head(cluster.begin), block.where.queries, block.where.keys);
+    Index pairs = 0;
+    for (const SeenTile& tile : block.seen_by(cluster.begin)) pairs += tile.pairs;
     most = std::max(most, static_cast<double>(pairs) / static_cast<double>(block.q.rows));
   }
   const Index least = (kLeastUnits + std::ssize(clusters) - 1) / std::ssize(clusters);
