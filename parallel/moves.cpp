@@ -143,10 +143,10 @@ void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, Slo
                const StandsFor& stands_for) {
   const Strips strips(me.problem(), ring, me.rank(), false, held, stands_for);
   std::vector<int> homes;
-  circulate(me, strips, q, k, v, out, homes, meanwhile);
+  circulate(me, strips, q, {{k, v}}, out, homes, meanwhile);
 }
 
-void circulate(Writer& me, const Strips& strips, SlotId q, SlotId k, SlotId v, SlotId out,
+void circulate(Writer& me, const Strips& strips, SlotId q, const KeySlots& mine, SlotId out,
                std::vector<int>& homes, const std::function<void()>& meanwhile) {
   const int members = strips.members();
   const std::size_t count = strips.count();
@@ -156,10 +156,9 @@ void circulate(Writer& me, const Strips& strips, SlotId q, SlotId k, SlotId v, S
   // fill. Messages of two ranks meet in order: those of other work must not come between a receive
   // that is posted far ahead and its send.
   const int ahead = meanwhile ? 1 : me.problem().prefetch();
-  using Stage = std::vector<std::pair<SlotId, SlotId>>;  // K and V of each strip
-  std::deque<Stage> next;
+  std::deque<KeySlots> next;
   const auto fetch = [&](int hop) {
-    Stage& stage = next.emplace_back();
+    KeySlots& stage = next.emplace_back();
     for (std::size_t s = 0; s < count; ++s) {
       const std::size_t pair = static_cast<std::size_t>((hop - 1) % (ahead + 1)) * count + s;
       while (homes.size() <= 2 * pair + 1) homes.push_back(me.home());
@@ -170,19 +169,16 @@ void circulate(Writer& me, const Strips& strips, SlotId q, SlotId k, SlotId v, S
     }
   };
   for (int hop = 1; hop < std::min(ahead, members); ++hop) fetch(hop);
-  Stage now(count, {k, v});  // all strips lie in what the rank starts with
+  KeySlots now = mine;
   for (int hop = 0; hop < members; ++hop) {
     if (hop + ahead < members) fetch(hop + ahead);
     for (std::size_t s = 0; s < count && hop + 1 < members; ++s) {
-      me.send(now[s].first, strips.leaving(Kind::K, s, hop), right);
-      me.send(now[s].second, strips.leaving(Kind::V, s, hop), right);
+      const auto& [k, v] = now.size() == 1 ? now.front() : now[s];
+      me.send(k, strips.leaving(Kind::K, s, hop), right);
+      me.send(v, strips.leaving(Kind::V, s, hop), right);
     }
-    if (hop == 0) {
-      me.attend(q, k, v, out);
-      if (meanwhile) meanwhile();
-    } else {
-      for (const auto& [keys, values] : now) me.attend(q, keys, values, out);
-    }
+    for (const auto& [k, v] : now) me.attend(q, k, v, out);
+    if (hop == 0 && meanwhile) meanwhile();
     if (next.empty()) break;
     now = std::move(next.front());
     next.pop_front();

@@ -2,6 +2,8 @@
 
 #include <array>
 #include <functional>
+#include <utility>
+#include <vector>
 
 #include "parallel/plan.hpp"
 #include "parallel/strips.hpp"
@@ -94,9 +96,11 @@ Program by_token_backward(const Problem& problem, int rank,
 void circulate(Writer& me, const std::vector<int>& ring, SlotId q, SlotId k, SlotId v, SlotId out,
                const Held& held, const std::function<void()>& meanwhile = {},
                const StandsFor& stands_for = {});
+/// Slots of K and V: of each strip, or one that has all of them.
+using KeySlots = std::vector<std::pair<SlotId, SlotId>>;
 /// The same for a rank that goes round more than once: it keeps `homes`, empty at first, from call
-/// to call, and what `k` and `v` hold must lie elsewhere.
-void circulate(Writer& me, const Strips& strips, SlotId q, SlotId k, SlotId v, SlotId out,
+/// to call, and what the slots `mine` hold must lie elsewhere.
+void circulate(Writer& me, const Strips& strips, SlotId q, const KeySlots& mine, SlotId out,
                std::vector<int>& homes, const std::function<void()>& meanwhile = {});
 
 /// The side that is fewer bytes, to go around rings in the backward pass: in what these ranks start
@@ -124,14 +128,15 @@ struct RingHomes {
   };
   std::vector<OfStrip> strips;  ///< none before the first round
 };
+/// Slots of a backward pass: of each strip, or one set that has all of them.
+using StripSlots = std::vector<AttendBackward>;
 /// The same for a rank that goes round more than once, always with the same side and Homes, and
 /// does more at each stop than attend: `visit` is to add all that the slots it gets give to the
-/// gradients among them. What `mine` has of the side must lie in other homes. `at_last`, if there
-/// is one, writes work of the rank's own that waits until the sums are on their way home.
-/// @pre `strips` are of that side
-void circulate_backward(Writer& me, const Strips& strips, const Side& side,
-                        const AttendBackward& mine, RingHomes& homes,
-                        const std::function<void(const AttendBackward&)>& visit,
+/// gradients among them; at the first stop it gets `mine`. What `mine` has of the side must lie in
+/// other homes. `at_last`, if there is one, writes work of the rank's own that waits until the sums
+/// are on their way home. @pre `strips` are of that side
+void circulate_backward(Writer& me, const Strips& strips, const Side& side, const StripSlots& mine,
+                        RingHomes& homes, const std::function<void(const StripSlots&)>& visit,
                         const std::function<void()>& at_last = {});
 
 /// Moves a tensor among the ranks of `group` from the Blocks `from` to the Blocks `to` (one a

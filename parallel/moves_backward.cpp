@@ -174,18 +174,21 @@ void circulate_backward(Writer& me, const std::vector<int>& ring, const AttendBa
   const Strips strips(me.problem(), ring, me.rank(), of_queries(side.inputs.front()), held,
                       stands_for);
   circulate_backward(
-      me, strips, side, mine, homes,
-      [&](const AttendBackward& now) {
-        const bool is_own = now.q == mine.q && now.k == mine.k;
-        is_own ? own.first() : me.attend_backward(now);
-        if (is_own && meanwhile) meanwhile();
+      me, strips, side, {mine}, homes,
+      [&](const StripSlots& now) {
+        const bool is_own = now.front().q == mine.q && now.front().k == mine.k;
+        if (is_own) {
+          own.first();
+          if (meanwhile) meanwhile();
+          return;
+        }
+        for (const AttendBackward& slots : now) me.attend_backward(slots);
       },
       [&] { own.second(); });
 }
 
-void circulate_backward(Writer& me, const Strips& strips, const Side& side,
-                        const AttendBackward& mine, RingHomes& ring_homes,
-                        const std::function<void(const AttendBackward&)>& visit,
+void circulate_backward(Writer& me, const Strips& strips, const Side& side, const StripSlots& mine,
+                        RingHomes& ring_homes, const std::function<void(const StripSlots&)>& visit,
                         const std::function<void()>& at_last) {
   const int members = strips.members();
   const std::size_t count = strips.count();
@@ -212,7 +215,7 @@ void circulate_backward(Writer& me, const Strips& strips, const Side& side,
   // shard's gradients begins at its first guest, at hop 1, and follows the shard until it is home;
   // what the owner itself gives stays there. What was computed at hop h - 1 arrives at hop h.
   const auto arrive = [&](int hop) {
-    std::vector<AttendBackward> arrived(count);
+    StripSlots arrived(count);
     for (std::size_t s = 0; s < count; ++s) {
       for (const Kind kind : side.sums) {
         const Block block = straight(s)     ? strips.needed_of_own(kind, s, hop - 1)
@@ -224,12 +227,13 @@ void circulate_backward(Writer& me, const Strips& strips, const Side& side,
     }
     return arrived;
   };
-  AttendBackward own = mine;
-  std::vector<AttendBackward> now(count, mine);
+  StripSlots own = mine;
+  own.resize(count, mine.front());
+  StripSlots now = own;
   for (int hop = 0; hop < members; ++hop) {
-    std::vector<AttendBackward> arrived(count);
+    StripSlots arrived(count);
     if (hop >= 2) arrived = arrive(hop);
-    std::vector<AttendBackward> next(count, mine);
+    StripSlots next = own;
     for (std::size_t s = 0; s < count && hop + 1 < members; ++s) {
       AttendBackward& home = homes[s].turns[static_cast<std::size_t>(hop % 2)];
       for (const Kind kind : side.inputs) {
@@ -240,16 +244,18 @@ void circulate_backward(Writer& me, const Strips& strips, const Side& side,
         me.send(operand(now[s], kind), strips.leaving(kind, s, hop), right);
       }
     }
-    if (hop == 0) visit(mine);
     for (std::size_t s = 0; s < count && hop >= 1; ++s) {
       AttendBackward& home = homes[s].turns[static_cast<std::size_t>(hop % 2)];
-      // What only passes through gives nothing to anyone here.
-      if (!strips.packed(s) || !strips.needed(side.inputs.front(), s, hop).empty()) {
-        for (const Kind kind : side.sums) {
-          operand(now[s], kind) = me.fresh(strips.arriving(kind, s, hop), operand(home, kind));
-        }
-        visit(now[s]);
+      for (const Kind kind : side.sums) {
+        // What only passes through gives nothing to anyone here.
+        const bool passes = strips.packed(s) && strips.needed(kind, s, hop).empty();
+        operand(now[s], kind) =
+            me.fresh(passes ? Block{kind, Ranges{}, Ranges{}} : strips.arriving(kind, s, hop),
+                     operand(home, kind));
       }
+    }
+    visit(hop == 0 ? mine : now);
+    for (std::size_t s = 0; s < count && hop >= 1; ++s) {
       for (const Kind kind : side.sums) {
         if (hop >= 2 && !straight(s)) me.add(operand(arrived[s], kind), operand(now[s], kind));
         if (straight(s)) {
@@ -257,16 +263,16 @@ void circulate_backward(Writer& me, const Strips& strips, const Side& side,
         } else {
           me.send(operand(now[s], kind), me.block(operand(now[s], kind)), right);
         }
-        if (hop >= 2 && straight(s)) me.add(operand(arrived[s], kind), operand(own, kind));
+        if (hop >= 2 && straight(s)) me.add(operand(arrived[s], kind), operand(own[s], kind));
       }
     }
     now = std::move(next);
   }
-  const std::vector<AttendBackward> home = arrive(members);
+  const StripSlots home = arrive(members);
   if (at_last) at_last();
   for (std::size_t s = 0; s < count; ++s) {
     for (AttendBackward sums = home[s]; const Kind kind : side.sums) {
-      me.add(operand(sums, kind), operand(own, kind));
+      me.add(operand(sums, kind), operand(own[s], kind));
     }
   }
 }

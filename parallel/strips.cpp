@@ -37,29 +37,28 @@ void unite(Ranges& all, const Ranges& more) {
 
 }  // namespace
 
-Strips::Strips(const Problem& problem, const std::vector<int>& ring, int rank, Held held)
+Strips::Strips(const Problem& problem, const std::vector<int>& ring, int rank, bool queries,
+               Held held, const StandsFor& stands_for)
+    : Strips(
+          problem, ring, rank, queries,
+          [held = std::move(held)](Kind kind, int member, std::size_t) {
+            return held(kind, member);
+          },
+          stands_for) {}
+
+Strips::Strips(const Problem& problem, const std::vector<int>& ring, int rank, bool queries,
+               HeldOfStrip held, const StandsFor& stands_for)
     : problem_(problem), ring_(ring), held_(std::move(held)) {
   const auto found = std::find(ring_.begin(), ring_.end(), rank);
   CHECK(found != ring_.end(), rank);
   here_ = static_cast<int>(found - ring_.begin());
-}
-
-Strips Strips::whole(const Problem& problem, const std::vector<int>& ring, int rank, Held held) {
-  Strips strips(problem, ring, rank, std::move(held));
-  strips.strips_.push_back({{0, problem.shape().query_heads}, false, {}, {}, {}, {}});
-  return strips;
-}
-
-Strips::Strips(const Problem& problem, const std::vector<int>& ring, int rank, bool queries,
-               Held held, const StandsFor& stands_for)
-    : Strips(problem, ring, rank, std::move(held)) {
   const auto& groups = problem.head_groups();
   for (std::size_t g = 0; g < groups.size(); ++g) {
     const bool packed = problem.is_sparse(g);
     const bool joins = !strips_.empty() && !strips_.back().packed && !packed;
-    if (!joins) strips_.push_back({groups[g], packed, {}, {}, {}, {}});
+    if (!joins) strips_.push_back({groups[g], packed, {}, {}, {}, {}, {}});
     strips_.back().heads.end = groups[g].end;
-    if (packed) pack(strips_.back(), g, queries, stands_for);
+    if (packed) pack(strips_.size() - 1, g, queries, stands_for);
   }
 }
 
@@ -68,7 +67,8 @@ int Strips::member(int places) const {
   return ring_[static_cast<std::size_t>(((here_ + places) % count + count) % count)];
 }
 
-void Strips::pack(Strip& strip, std::size_t group, bool queries, const StandsFor& stands_for) {
+void Strips::pack(std::size_t at, std::size_t group, bool queries, const StandsFor& stands_for) {
+  Strip& strip = strips_[at];
   const int count = members();
   const Partition& tokens = queries ? problem_.queries() : problem_.keys();
   const Kind kind = queries ? Kind::Q : Kind::K;
@@ -81,11 +81,12 @@ void Strips::pack(Strip& strip, std::size_t group, bool queries, const StandsFor
     return all;
   };
   const auto rows = [&](int owner, const Ranges& positions) {
-    return rows_within(tokens, held_(kind, member(owner)).rows, positions);
+    return rows_within(tokens, held_(kind, member(owner), at).rows, positions);
   };
   // A shard that is at hop h visits this member and those up to the one before its owner. So the
   // larger h, the fewer: readers come in one by one.
-  for (auto* all : {&strip.arriving, &strip.leaving, &strip.needed, &strip.needed_of_own}) {
+  for (auto* all :
+       {&strip.arriving, &strip.leaving, &strip.needed, &strip.needed_of_own, &strip.wanted}) {
     all->resize(static_cast<std::size_t>(count));
   }
   Ranges from_here;
@@ -98,34 +99,43 @@ void Strips::pack(Strip& strip, std::size_t group, bool queries, const StandsFor
     if (hop + 1 < count) strip.leaving[h] = rows(-hop, behind);
     if (hop == 0) break;
     unite(from_here, last == 0 ? own : need(last));
+    strip.wanted[h] = from_here;
     strip.arriving[h] = rows(-hop, from_here);
     strip.needed[h] = rows(-hop, own);
     strip.needed_of_own[h] = rows(0, need(hop));
   }
 }
 
-Block Strips::block(Kind kind, const Strip& strip, int owner, const std::vector<Ranges>& rows,
+Block Strips::block(const Block& all, const Strip& strip, const std::vector<Ranges>& rows,
                     int hop) const {
-  const Block all = held_(kind, member(owner));
   const Ranges heads =
-      intersect(all.heads, Ranges{heads_touched(kind, strip.heads, problem_.shape())});
-  return {kind, heads, strip.packed ? rows[static_cast<std::size_t>(hop)] : all.rows};
+      intersect(all.heads, Ranges{heads_touched(all.kind, strip.heads, problem_.shape())});
+  return {all.kind, heads, strip.packed ? rows[static_cast<std::size_t>(hop)] : all.rows};
 }
 
 Block Strips::arriving(Kind kind, std::size_t strip, int hop) const {
-  return block(kind, strips_[strip], -hop, strips_[strip].arriving, hop);
+  return block(held_(kind, member(-hop), strip), strips_[strip], strips_[strip].arriving, hop);
 }
 
 Block Strips::leaving(Kind kind, std::size_t strip, int hop) const {
-  return block(kind, strips_[strip], -hop, strips_[strip].leaving, hop);
+  return block(held_(kind, member(-hop), strip), strips_[strip], strips_[strip].leaving, hop);
 }
 
 Block Strips::needed(Kind kind, std::size_t strip, int hop) const {
-  return block(kind, strips_[strip], -hop, strips_[strip].needed, hop);
+  return block(held_(kind, member(-hop), strip), strips_[strip], strips_[strip].needed, hop);
 }
 
 Block Strips::needed_of_own(Kind kind, std::size_t strip, int hop) const {
-  return block(kind, strips_[strip], 0, strips_[strip].needed_of_own, hop);
+  return block(held_(kind, member(0), strip), strips_[strip], strips_[strip].needed_of_own, hop);
+}
+
+Block Strips::arriving_beside(const Block& held, std::size_t strip, int hop) const {
+  const Strip& s = strips_[strip];
+  Block all = block(held, s, s.arriving, hop);
+  if (!s.packed) return all;
+  const Partition& tokens = of_queries(held.kind) ? problem_.queries() : problem_.keys();
+  all.rows = rows_within(tokens, held.rows, s.wanted[static_cast<std::size_t>(hop)]);
+  return all;
 }
 
 }  // namespace dattn

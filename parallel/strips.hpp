@@ -10,6 +10,8 @@ namespace dattn {
 
 /// The Block of a kind that a member of a ring starts with.
 using Held = std::function<Block(Kind, int member)>;
+/// The same of one strip.
+using HeldOfStrip = std::function<Block(Kind, int member, std::size_t strip)>;
 /// The ranks whose queries and keys a member of a ring has: only its own, where this is empty.
 using StandsFor = std::function<std::vector<int>(int member)>;
 
@@ -27,8 +29,9 @@ class Strips {
   /// Of the side of keys or, with `queries`, of that of queries. @pre `problem` outlives this
   Strips(const Problem& problem, const std::vector<int>& ring, int rank, bool queries, Held held,
          const StandsFor& stands_for);
-  /// One strip, whole, whatever the mask.
-  static Strips whole(const Problem& problem, const std::vector<int>& ring, int rank, Held held);
+  /// The same where members start with strips that have been packed before.
+  Strips(const Problem& problem, const std::vector<int>& ring, int rank, bool queries,
+         HeldOfStrip held, const StandsFor& stands_for);
 
   std::size_t count() const { return strips_.size(); }
   bool packed(std::size_t strip) const { return strips_[strip].packed; }
@@ -45,6 +48,9 @@ class Strips {
   /// Of this member's own what the member `hop` places to the right needs, to which it comes at
   /// that one's hop `hop`.
   Block needed_of_own(Kind kind, std::size_t strip, int hop) const;
+  /// What of `held` comes for hop `hop` to a rank beside this one, if its ring has the same readers
+  /// at every place as this one. @pre 0 < hop < members()
+  Block arriving_beside(const Block& held, std::size_t strip, int hop) const;
 
  private:
   struct Strip {
@@ -52,17 +58,17 @@ class Strips {
     bool packed = false;
     // Rows by hop, where packed.
     std::vector<Ranges> arriving, leaving, needed, needed_of_own;
+    std::vector<Ranges> wanted;  ///< positions by hop that are needed here or further on
   };
 
-  Strips(const Problem& problem, const std::vector<int>& ring, int rank, Held held);
-  void pack(Strip& strip, std::size_t group, bool queries, const StandsFor& stands_for);
-  Block block(Kind kind, const Strip& strip, int owner, const std::vector<Ranges>& rows,
-              int hop) const;
+  void pack(std::size_t strip, std::size_t group, bool queries, const StandsFor& stands_for);
+  /// Of `all` the heads of a strip, and if it is packed these rows by hop.
+  Block block(const Block& all, const Strip& strip, const std::vector<Ranges>& rows, int hop) const;
 
   const Problem& problem_;
   std::vector<int> ring_;
   int here_;
-  Held held_;
+  HeldOfStrip held_;
   std::vector<Strip> strips_;
 };
 

@@ -13,69 +13,91 @@ namespace {
 constexpr int kOuter = 0;
 constexpr int kInner = 1;
 
+/// Both rings of a rank. What goes from host to host is what ranks of that host or of one further
+/// on need; inside a host it goes around as far as ranks there need it.
+class Rings {
+ public:
+  Rings(const Problem& problem, int rank, bool queries)
+      : problem_(problem),
+        rank_(rank),
+        queries_(queries),
+        host_(problem.mesh().coordinate(rank, kOuter)),
+        outer_(
+            problem, problem.mesh().group(rank, kOuter), rank, queries,
+            [&problem](Kind kind, int member) { return owned(problem, kind, member); },
+            [&problem](int member) { return problem.mesh().group(member, kInner); }) {}
+
+  int hosts() const { return outer_.members(); }
+  const Strips& outer() const { return outer_; }
+
+  /// The ring inside this host, of what has come from the host `turn` places to the left.
+  Strips inner(int turn) const {
+    const Mesh& mesh = problem_.mesh();
+    const auto source = static_cast<std::size_t>((host_ - turn + hosts()) % hosts());
+    return {problem_,
+            mesh.group(rank_, kInner),
+            rank_,
+            queries_,
+            [this, &mesh, source, turn](Kind kind, int member, std::size_t strip) {
+              const Block held = owned(problem_, kind, mesh.group(member, kOuter)[source]);
+              return turn == 0 ? held : outer_.arriving_beside(held, strip, turn);
+            },
+            {}};
+  }
+
+ private:
+  const Problem& problem_;
+  int rank_;
+  bool queries_;
+  int host_;
+  Strips outer_;
+};
+
 Program program(const Problem& problem, int rank) {
-  const Mesh& mesh = problem.mesh();
-  const std::vector<int> outer = mesh.group(rank, kOuter);
-  const int hosts = static_cast<int>(outer.size());
-  const int host = mesh.coordinate(rank, kOuter);
-  const auto neighbour = [&](int steps) {
-    return outer[static_cast<std::size_t>((host + steps + hosts) % hosts)];
-  };
   return by_token(problem, rank, [&](Writer& me, const Inputs& in, SlotId out) {
-    SlotId k = in.k;
-    SlotId v = in.v;
+    const Rings rings(problem, rank, false);
+    const Strips& outer = rings.outer();
     std::vector<int> inner_homes;
-    std::vector<int> outer_homes[2];  // of K and V: one pair turns while the other fills
-    for (int turn = 0; turn < hosts; ++turn) {
-      SlotId next_k = k;
-      SlotId next_v = v;
-      if (turn + 1 < hosts) {
-        auto& homes = outer_homes[turn % 2];
-        if (homes.empty()) homes = {me.home(), me.home()};
-        next_k = me.slot(owned(problem, Kind::K, neighbour(-turn - 1)), homes[0]);
-        next_v = me.slot(owned(problem, Kind::V, neighbour(-turn - 1)), homes[1]);
-        me.recv(next_k, me.block(next_k), neighbour(-1));
-        me.recv(next_v, me.block(next_v), neighbour(-1));
-        me.send(k, me.block(k), neighbour(1));
-        me.send(v, me.block(v), neighbour(1));
+    std::vector<int> outer_homes;  // of each strip two for K and V: one turns while the other fills
+    KeySlots now{{in.k, in.v}};
+    for (int turn = 0; turn < rings.hosts(); ++turn) {
+      KeySlots next;
+      for (std::size_t s = 0; s < outer.count() && turn + 1 < rings.hosts(); ++s) {
+        const std::size_t pair = static_cast<std::size_t>(turn % 2) * outer.count() + s;
+        while (outer_homes.size() <= 2 * pair + 1) outer_homes.push_back(me.home());
+        const auto& [k, v] = next.emplace_back(
+            me.slot(outer.arriving(Kind::K, s, turn + 1), outer_homes[2 * pair]),
+            me.slot(outer.arriving(Kind::V, s, turn + 1), outer_homes[2 * pair + 1]));
+        me.recv(k, me.block(k), outer.member(-1));
+        me.recv(v, me.block(v), outer.member(-1));
+        const auto& here = now.size() == 1 ? now.front() : now[s];
+        me.send(here.first, outer.leaving(Kind::K, s, turn), outer.member(1));
+        me.send(here.second, outer.leaving(Kind::V, s, turn), outer.member(1));
       }
-      const auto held = [&](Kind kind, int member) {
-        const int source = (host - turn + hosts) % hosts;
-        return owned(problem, kind, mesh.group(member, kOuter)[static_cast<std::size_t>(source)]);
-      };
-      const Strips strips(problem, mesh.group(rank, kInner), rank, false, held, {});
-      circulate(me, strips, in.q, k, v, out, inner_homes);
-      k = next_k;
-      v = next_v;
+      circulate(me, rings.inner(turn), in.q, now, out, inner_homes);
+      now = std::move(next);
     }
   });
 }
 
 /// The outer rings' visits are rounds of the inner rings: gradients of a shard that has come to
-/// this host are summed up around the host, then go on to the next one behind the shard.
+/// this host are summed up around the host, then go on to the next one behind the shard, or home.
 Program backward(const Problem& problem, int rank) {
-  const Mesh& mesh = problem.mesh();
-  const std::vector<int> outer = mesh.group(rank, kOuter);
-  const int hosts = static_cast<int>(outer.size());
   std::vector<int> all(static_cast<std::size_t>(problem.ranks()));
   std::iota(all.begin(), all.end(), 0);
   return by_token_backward(problem, rank, [&](Writer& me, const AttendBackward& mine) {
     const auto own = [&](Kind kind, int owner) { return owned(problem, kind, owner); };
     const Side side = lighter_side(me, all, own);
+    const Rings rings(problem, rank, of_queries(side.inputs.front()));
     RingHomes outer_homes;
     RingHomes inner_homes;
-    int source = mesh.coordinate(rank, kOuter);  // the host that the shards here are from
-    const auto turn = [&](const AttendBackward& shard) {
-      const auto held = [&](Kind kind, int member) {
-        return own(kind, mesh.group(member, kOuter)[static_cast<std::size_t>(source)]);
-      };
-      const Strips strips(problem, mesh.group(rank, kInner), rank, of_queries(side.inputs.front()),
-                          held, {});
-      circulate_backward(me, strips, side, shard, inner_homes,
-                         [&](const AttendBackward& now) { me.attend_backward(now); });
-      source = (source + hosts - 1) % hosts;
-    };
-    circulate_backward(me, Strips::whole(problem, outer, rank, own), side, mine, outer_homes, turn);
+    int turn = 0;
+    circulate_backward(me, rings.outer(), side, {mine}, outer_homes, [&](const StripSlots& shard) {
+      circulate_backward(me, rings.inner(turn++), side, shard, inner_homes,
+                         [&](const StripSlots& now) {
+                           for (const AttendBackward& slots : now) me.attend_backward(slots);
+                         });
+    });
   });
 }
 
