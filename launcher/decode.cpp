@@ -140,7 +140,8 @@ class DecodeJob {
     for (int turn = 0; turn < turns(); ++turn) {
       together(world_, [&] {
         for (std::size_t s = 0; s < lengths.size(); ++s) {
-          hidden(s, {{lengths[s], each, 1}}, &x[s * static_cast<std::size_t>(each * model)]);
+          const Index before = o_.decoding.before(s) + lengths[s];
+          hidden(s, {{before, each, 1}}, &x[s * static_cast<std::size_t>(each * model)]);
           lengths[s] += each;
         }
       });

@@ -28,32 +28,55 @@ E* copy_heads(const E* row, const Ranges& heads, Index dim, E* to) {
   return to;
 }
 
+/// Where the tokens of each sequence, counted from the first of its prefixes, lie in the cache.
+class Places {
+ public:
+  explicit Places(const Decoding& decoding) {
+    for (std::size_t s = 0; s < decoding.capacity.size(); ++s) {
+      sequences_.push_back(decoding.seen(s, decoding.capacity[s] - 1));
+    }
+  }
+  /// Calls f with the positions of these tokens, run by run.
+  template <class F>
+  void of(std::size_t sequence, const Runs& tokens, const F& f) const {
+    for (const Run& run : tokens) {
+      Index before = 0;
+      for (const Range some : sequences_[sequence]) {
+        const Range here = run.inside({before, before + some.size()});
+        const Run part = run.part(here);
+        if (!here.empty()) f(Run{some.begin + part.first - before, part.count, part.step});
+        before += some.size();
+      }
+    }
+  }
+
+ private:
+  std::vector<std::vector<Range>> sequences_;
+};
+
 }  // namespace
 
 Hidden hidden_states(Index model, const Decoding& decoding, std::int64_t seed) {
   const std::uint64_t stream = mixed(static_cast<std::uint64_t>(seed) + 1);
-  std::vector<Index> first;
-  for (std::size_t s = 0; s < decoding.capacity.size(); ++s) first.push_back(decoding.first(s));
-  return [=](std::size_t sequence, const Runs& tokens, float* x) {
-    for (const Run& run : tokens) {
+  return [=, places = Places(decoding)](std::size_t sequence, const Runs& tokens, float* x) {
+    places.of(sequence, tokens, [&](const Run& run) {
       for (Index i = 0; i < run.count; ++i) {
-        const Index base = (first[sequence] + run.at(i)) * model;
+        const Index base = run.at(i) * model;
         for (Index d = 0; d < model; ++d) {
           *x++ = static_cast<float>(normal(stream, static_cast<std::uint64_t>(base + d)));
         }
       }
-    }
+    });
   };
 }
 
 Hidden hidden_states(std::shared_ptr<const NpyReader> file, const Decoding& decoding) {
-  std::vector<Index> first;
-  for (std::size_t s = 0; s < decoding.capacity.size(); ++s) first.push_back(decoding.first(s));
-  return [file = std::move(file), first](std::size_t sequence, const Runs& tokens, float* x) {
-    for (const Run& run : tokens) {
-      file->read_rows(first[sequence] + run.first, run.count, run.step, x);
+  return [file = std::move(file), places = Places(decoding)](std::size_t sequence,
+                                                             const Runs& tokens, float* x) {
+    places.of(sequence, tokens, [&](const Run& run) {
+      file->read_rows(run.first, run.count, run.step, x);
       x += run.count * file->row_size();
-    }
+    });
   };
 }
 
@@ -239,10 +262,10 @@ DecodeVerdict check_latent(comm::Communicator& world, const MakeWeights& make,
   for (std::size_t s = static_cast<std::size_t>(world.rank()); s < lengths.size();
        s += static_cast<std::size_t>(world.size())) {
     if (!weights) weights = make({0, decoding.query_heads});
-    std::vector<float> x(static_cast<std::size_t>(lengths[s] * model));
-    hidden(s, {{0, lengths[s], 1}}, x.data());
-    const auto want =
-        latent_reference(*weights, {x.data(), lengths[s], 1, model}, decoding.queries);
+    const Index tokens = decoding.before(s) + lengths[s];
+    std::vector<float> x(static_cast<std::size_t>(tokens * model));
+    hidden(s, {{0, tokens, 1}}, x.data());
+    const auto want = latent_reference(*weights, {x.data(), tokens, 1, model}, decoding.queries);
     for (std::size_t i = 0; i < part; ++i) {
       const double off = static_cast<double>(y[s * part + i]) - want[i];
       error += off * off;

@@ -143,13 +143,18 @@ std::vector<Index> context_of(const po::variables_map& values) {
 
 /// The tree of --prefix-tree, if it is given. Without --context it says `context`, too: what
 /// sequences have of their own.
-PrefixTree tree_of(const po::variables_map& values, bool latent, std::vector<Index>& context) {
+PrefixTree tree_of(const po::variables_map& values, bool sliced, std::vector<Index>& context) {
   if (values.count("prefix-tree") == 0) return {};
   const std::string& words = values["prefix-tree"].as<std::string>();
-  if (latent) {
+  if (sliced) {
     throw Failure(Exit::usage,
-                  "--prefix-tree: latent attention shares no prefixes here; leave it out, or leave "
-                  "--model, --kv-rank and --weights out");
+                  "--prefix-tree: forms that cut the latent read the cache sequence by sequence; "
+                  "take --form latent-sequence, latent-heads, latent-helix or latent-tree");
+  }
+  if (values["cache"].as<std::string>() == "prefill") {
+    throw Failure(Exit::usage,
+                  "--prefix-tree: --cache prefill takes each sequence by itself; take --cache made "
+                  "or drawn");
   }
   const bool says_context = words.find("suffix=") != std::string::npos;
   if (says_context && !values["context"].defaulted()) {
@@ -212,7 +217,8 @@ Decoding decoding_of(const po::variables_map& values, const std::optional<Source
 /// Hidden states, if a file has them: of all tokens that come to be in the cache.
 std::shared_ptr<const NpyReader> hidden_of(const po::variables_map& values,
                                            const std::optional<LatentSizes>& latent,
-                                           std::span<const Index> capacity) {
+                                           std::span<const Index> capacity,
+                                           const PrefixTree& tree) {
   const std::string name = file_name(values, "x");
   if (name.empty()) return nullptr;
   if (!latent) {
@@ -230,12 +236,12 @@ std::shared_ptr<const NpyReader> hidden_of(const po::variables_map& values,
   if (shape[1] != latent->model) {
     fail(fmt::format("has {} numbers a token where the layer has {}", shape[1], latent->model));
   }
-  const Index tokens = std::accumulate(capacity.begin(), capacity.end(), Index{0});
+  const Index tokens = std::accumulate(capacity.begin(), capacity.end(), tree.shared());
   if (shape[0] != tokens) {
     fail(fmt::format(
-        "has {} tokens, where the {} of --context and the new ones of --steps and "
+        "has {} tokens, where {}the {} of --context and the new ones of --steps and "
         "--warmup are {}; it has them all, sequence after sequence",
-        shape[0],
+        shape[0], tree.levels.empty() ? "" : "those of --prefix-tree, ",
         capacity.size() == 1 ? "sequence" : std::to_string(capacity.size()) + " sequences",
         tokens));
   }
@@ -409,7 +415,7 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   }
   o.context = context_of(values);
   if (values.count("prefix-tree") != 0) o.prefix_tree = values["prefix-tree"].as<std::string>();
-  const PrefixTree tree = tree_of(values, o.latent.has_value(), o.context);
+  const PrefixTree tree = tree_of(values, sliced, o.context);
   o.steps = at_most("steps", values["steps"].as<Positive>().value, 1000000);
   o.warmup = at_most("warmup", values["warmup"].as<Count>().value, 1000000);
   o.threads = at_most("threads", values["threads"].as<Positive>().value, 1024);
@@ -458,11 +464,12 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   const Type type = values["dtype"].as<std::string>() == "bf16" ? Type::bf16 : Type::f4;
   std::vector<Index> capacity = o.context;
   for (Index& tokens : capacity) tokens += each * (o.steps + o.warmup);
-  o.x = hidden_of(values, o.latent, capacity);
+  o.x = hidden_of(values, o.latent, capacity, tree);
   if (o.x) o.calibration = std::min(o.calibration, o.x->rows());
   o.values = values_of(values, o, static_cast<Index>(capacity.size()) * each, ranks);
   if (o.latent) {
     o.decoding = latent_decoding(*o.latent, std::move(capacity), each, type);
+    o.decoding.prefixes = tree.levels;
   } else {
     o.decoding = decoding_of(values, o.source, std::move(capacity), tree, each, type);
   }

@@ -90,6 +90,34 @@ Index Decoding::first(std::size_t sequence) const {
                          shared());
 }
 
+Index Decoding::before(std::size_t sequence) const {
+  Index tokens = 0;
+  for (const Range prefix : prefixes_of(*this, sequence)) tokens += prefix.size();
+  return tokens;
+}
+
+std::vector<Stretch> Decoding::stretches(std::span<const Index> lengths) const {
+  std::vector<Stretch> found;
+  std::vector<Index> before(capacity.size(), 0);  // of each sequence, the levels so far
+  for (const PrefixLevel& level : prefixes) {
+    for (std::size_t g = 0; g < level.groups(); ++g) {
+      const Range sharing = level.sequences_of(g);
+      if (sharing.empty()) continue;
+      const auto first = static_cast<std::size_t>(sharing.begin);
+      found.push_back({level.keys_of(g), first, before[first]});
+      for (Index s = sharing.begin; s < sharing.end; ++s) {
+        before[static_cast<std::size_t>(s)] += level.keys_of(g).size();
+      }
+    }
+  }
+  Index begin = shared();
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    found.push_back({{begin, begin + lengths[s]}, s, before[s]});
+    begin += capacity[s];
+  }
+  return found;
+}
+
 std::vector<Range> Decoding::seen(std::size_t sequence, Index token) const {
   std::vector<Range> found = prefixes_of(*this, sequence);
   append(found, 0, {first(sequence), first(sequence) + token + 1});

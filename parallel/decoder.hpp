@@ -14,6 +14,20 @@
 
 namespace dattn {
 
+/// Tokens that follow one another in the cache and in sequences: of a prefix, those of all sequences
+/// that share it.
+struct Stretch {
+  Range keys;                ///< positions in the cache
+  std::size_t sequence = 0;  ///< the first of these sequences
+  Index before = 0;          ///< tokens that each of them has before these
+
+  /// Of tokens of the stretch at `positions` in the cache: how many each has before it in a
+  /// sequence.
+  Run tokens(const Run& positions) const {
+    return {positions.first - keys.begin + before, positions.count, positions.step};
+  }
+};
+
 /// What is decoded: a batch of sequences, each with its part of one KV cache. Sequences may share
 /// prefixes, each of which is cached once; lengths and capacities are then of what follows them.
 struct Decoding {
@@ -38,6 +52,10 @@ struct Decoding {
   Index keys() const;
   /// Position of the first token of a sequence.
   Index first(std::size_t sequence) const;
+  /// Tokens of the prefixes of a sequence: its own ones come behind them.
+  Index before(std::size_t sequence) const;
+  /// The prefixes, and behind them `lengths` tokens of each sequence.
+  std::vector<Stretch> stretches(std::span<const Index> lengths) const;
   /// Positions of the tokens that the token `token` of a sequence sees: its prefixes, and its
   /// sequence up to itself; ascending.
   std::vector<Range> seen(std::size_t sequence, Index token) const;

@@ -82,14 +82,14 @@ template <comm::Transport T>
 void LatentDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden) {
   // As a prefill makes them, and as they lie: the tokens of a rank, of each rank that this one has
   // tokens of.
-  for (std::size_t s = 0; s < lengths.size(); ++s) {
+  for (const Stretch& stretch : decoder_.decoding().stretches(lengths)) {
     for (const int owner : owners()) {
-      const Run theirs = own_tokens(decoder_.decoding(), s, lengths[s], transport_.size(), owner);
+      const Run theirs = own_positions(stretch.keys, transport_.size(), owner);
       for (Range some{0, 0}; some.end < theirs.count;) {
         some = {some.end, std::min(theirs.count, some.end + kRows)};
-        const Run tokens = theirs.part(some);
-        decoder_.decoding().type == Type::bf16 ? write<BFloat16>(s, tokens, hidden)
-                                               : write<float>(s, tokens, hidden);
+        const Run positions = theirs.part(some);
+        decoder_.decoding().type == Type::bf16 ? write<BFloat16>(stretch, positions, hidden)
+                                               : write<float>(stretch, positions, hidden);
       }
     }
   }
@@ -107,6 +107,7 @@ template <comm::Transport T>
 HandOver LatentDecoder<T>::take(std::span<const std::byte> rows, std::span<const Index> lengths) {
   KvCache& cache = decoder_.cache();
   const Decoding& d = decoder_.decoding();
+  CHECK(d.prefixes.empty(), d.prefixes.size());
   const Problem& problem = decoder_.problem();
   const Mesh& mesh = problem.mesh();
   const auto ranks = static_cast<std::size_t>(transport_.size());
@@ -138,8 +139,8 @@ template <comm::Transport T>
 void LatentDecoder<T>::draw(std::span<const Index> lengths) {
   KvCache& cache = decoder_.cache();
   const Decoding& d = decoder_.decoding();
-  for (std::size_t s = 0; s < lengths.size(); ++s) {
-    for (Index position = d.first(s); position < d.first(s) + lengths[s]; ++position) {
+  for (const Stretch& stretch : d.stretches(lengths)) {
+    for (Index position = stretch.keys.begin; position < stretch.keys.end; ++position) {
       const auto row = cache.row_of(position);
       if (!row) continue;
       const auto seed = static_cast<std::uint64_t>(position);
@@ -150,24 +151,25 @@ void LatentDecoder<T>::draw(std::span<const Index> lengths) {
   }
 }
 
-/// Where these tokens, which this rank has, lie one behind the other: [tokens, 1, row].
+/// Where the tokens at these positions, which this rank has, lie one behind the other: [tokens, 1,
+/// row].
 template <comm::Transport T>
 template <class E>
-View<E> LatentDecoder<T>::rows_of(std::size_t sequence, Run tokens) {
+View<E> LatentDecoder<T>::rows_of(const Run& positions) {
   KvCache& cache = decoder_.cache();
-  const Index first = decoder_.decoding().first(sequence);
-  const auto begin = cache.row_of(first + tokens.first);
-  const auto last = cache.row_of(first + tokens.at(tokens.count - 1));
-  CHECK(begin && last && *last - *begin == tokens.count - 1, sequence, tokens.first, tokens.count);
-  return {reinterpret_cast<E*>(cache.keys(*begin)), tokens.count, 1, sizes_.row()};
+  const auto begin = cache.row_of(positions.first);
+  const auto last = cache.row_of(positions.at(positions.count - 1));
+  CHECK(begin && last && *last - *begin == positions.count - 1, positions.first, positions.count);
+  return {reinterpret_cast<E*>(cache.keys(*begin)), positions.count, 1, sizes_.row()};
 }
 
 template <comm::Transport T>
 template <class E>
-void LatentDecoder<T>::write(std::size_t sequence, Run tokens, const Hidden& hidden) {
-  const View<E> rows = rows_of<E>(sequence, tokens);
+void LatentDecoder<T>::write(const Stretch& stretch, const Run& positions, const Hidden& hidden) {
+  const View<E> rows = rows_of<E>(positions);
+  const Run tokens = stretch.tokens(positions);
   std::vector<float> x(static_cast<std::size_t>(tokens.count * sizes_.model));
-  hidden(sequence, {tokens}, x.data());
+  hidden(stretch.sequence, {tokens}, x.data());
   const View<const float> from{x.data(), tokens.count, 1, sizes_.model};
   std::visit([&](const auto& w) { latent_rows<E>(w, from, {tokens}, rows, work_); }, weights_);
 }
@@ -176,20 +178,20 @@ void LatentDecoder<T>::write(std::size_t sequence, Run tokens, const Hidden& hid
 template <comm::Transport T>
 template <class E>
 void LatentDecoder<T>::append(std::span<const Index> lengths) {
-  const Index each = decoder_.decoding().queries;
+  const Decoding& d = decoder_.decoding();
   const View<const float> made = down_.latents();
   for (std::size_t s = 0; s < lengths.size(); ++s) {
-    const Index old = lengths[s] - each;
+    const Index end = d.first(s) + lengths[s];
+    const Stretch fresh{{end - d.queries, end}, s, d.before(s) + lengths[s] - d.queries};
     for (const int owner : owners()) {
-      const Run theirs = own_tokens(decoder_.decoding(), s, lengths[s], transport_.size(), owner);
-      const Range fresh = theirs.inside({old, lengths[s]});
-      if (fresh.empty()) continue;
-      const Run tokens = theirs.part(fresh);
-      const Index row = static_cast<Index>(s) * each + tokens.first - old;
-      const View<const float> c{made.at(row, 0), tokens.count, 1, made.dim,
-                                tokens.step * made.row_stride()};
-      const View<E> rows = rows_of<E>(s, tokens);
-      std::visit([&](const auto& w) { cache_rows<E>(w, c, {}, {tokens}, rows); }, weights_);
+      const Run theirs = own_positions(fresh.keys, transport_.size(), owner);
+      if (theirs.count == 0) continue;
+      const Index row = static_cast<Index>(s) * d.queries + theirs.first - fresh.keys.begin;
+      const View<const float> c{made.at(row, 0), theirs.count, 1, made.dim,
+                                theirs.step * made.row_stride()};
+      const View<E> rows = rows_of<E>(theirs);
+      std::visit([&](const auto& w) { cache_rows<E>(w, c, {}, {fresh.tokens(theirs)}, rows); },
+                 weights_);
     }
   }
 }
@@ -199,9 +201,11 @@ template <class E>
 void LatentDecoder<T>::make_queries(std::span<const Index> lengths) {
   const Range heads = as_range(decoder_.asks());
   if (heads.empty()) return;
-  const Index each = decoder_.decoding().queries;
+  const Decoding& d = decoder_.decoding();
   Runs positions;
-  for (const Index length : lengths) positions.push_back({length - each, each, 1});
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    positions.push_back({d.before(s) + lengths[s] - d.queries, d.queries, 1});
+  }
   const View<const float> made = down_.queries();
   std::vector<float> numbers(static_cast<std::size_t>(made.rows * heads.size() * sizes_.d_qk()));
   const View<float> expanded{numbers.data(), made.rows, heads.size(), sizes_.d_qk()};

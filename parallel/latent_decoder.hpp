@@ -38,7 +38,8 @@ struct HandOver {
   Index messages = 0;
 };
 
-/// Hidden states of some tokens of a sequence (counted from its first): writes x [tokens, model].
+/// Hidden states of some tokens of a sequence, counted from the first of its prefixes: writes x
+/// [tokens, model].
 using Hidden = std::function<void(std::size_t sequence, const Runs& tokens, float* x)>;
 
 /// Weights of a layer, for some of its heads; the whole latent.
@@ -67,13 +68,13 @@ class LatentDecoder {
 
   Decoder<T>& decoder() { return decoder_; }
 
-  /// Writes the rows of the tokens [0, lengths[s]) of each sequence into the cache: what a prefill
-  /// leaves behind. No message.
+  /// Writes the rows of all prefixes and of the tokens [0, lengths[s]) behind them of each sequence
+  /// into the cache: what a prefill leaves behind. No message.
   void fill(std::span<const Index> lengths, const Hidden& hidden);
 
   /// As fill(), from the rows of the cache that a prefill of `lengths` left on each rank
   /// (LatentPrefill::rows): one exchange, in which every rank gets what its form has of them.
-  /// Collective.
+  /// Collective. @pre sequences share no prefixes
   HandOver take(std::span<const std::byte> rows, std::span<const Index> lengths);
 
   /// As fill(), but with numbers in [-1, 1) that cost little to draw, for benches.
@@ -95,9 +96,9 @@ class LatentDecoder {
 
  private:
   template <class E>
-  View<E> rows_of(std::size_t sequence, Run tokens);
+  View<E> rows_of(const Run& positions);
   template <class E>
-  void write(std::size_t sequence, Run tokens, const Hidden& hidden);
+  void write(const Stretch& stretch, const Run& positions, const Hidden& hidden);
   template <class E>
   void append(std::span<const Index> lengths);
   std::vector<int> owners();

@@ -28,9 +28,15 @@ Index own_count(const Decoding& decoding, std::span<const Index> lengths, int ra
 
 }  // namespace
 
+Run own_positions(Range keys, int ranks, int rank) {
+  const Index first = keys.begin + (rank - keys.begin % ranks + ranks) % ranks;
+  return {first, first < keys.end ? (keys.end - first + ranks - 1) / ranks : 0, ranks};
+}
+
 Run own_tokens(const Decoding& decoding, std::size_t sequence, Index length, int ranks, int rank) {
-  const Index first = (rank - decoding.first(sequence) % ranks + ranks) % ranks;
-  return {first, first < length ? (length - first + ranks - 1) / ranks : 0, ranks};
+  const Index begin = decoding.first(sequence);
+  const Run own = own_positions({begin, begin + length}, ranks, rank);
+  return {own.first - begin, own.count, own.step};
 }
 
 Index prefill_bytes(const LatentSizes& sizes, const Decoding& decoding,

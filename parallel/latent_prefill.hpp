@@ -5,8 +5,11 @@
 
 namespace dattn {
 
-/// The tokens of a sequence that a rank prefills, and that decoding's partition gives it: every
-/// P-th, so that all have as many and, under a causal mask, as much to compute.
+/// The positions of a rank among these of the cache: every P-th, as decoding's partition deals them.
+Run own_positions(Range keys, int ranks, int rank);
+
+/// The tokens of a sequence that a rank prefills, counted from the sequence's first: those at its
+/// own_positions(), so that all have as many and, under a causal mask, as much to compute.
 Run own_tokens(const Decoding& decoding, std::size_t sequence, Index length, int ranks, int rank);
 
 /// Memory in bytes that a prefill takes on a rank beside its weights, at most.
