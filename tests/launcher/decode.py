@@ -123,6 +123,17 @@ def cases():
     for f, form in enumerate(FORMS):
         for p, ranks in enumerate(RANKS):
             latent(form, ranks, ("f4", "bf16")[(f + p) % 2], new=NEW[p % 4])
+    for form, ranks, new, tree in (
+        ("sequence", 1, 1, "levels=1x50"),
+        ("heads", 2, 2, "levels=1x21:2x30:6x3"),
+        ("sequence", 3, 2, "levels=1x21:2x30:6x3"),
+        ("helix", 4, 1, "levels=1x50"),
+        ("tree", 5, 2, "levels=1x21:2x30:6x3"),
+        ("heads", 7, 1, "levels=1x3:2x40x5,sizes=6:1x5"),  # ranks without heads
+        ("sequence", 8, 1, "levels=1x3:2x40x5,sizes=6:1x5"),
+    ):
+        latent(form, ranks, "f4", new=new, context=some, tree=tree, twice=ranks == 3)
+    latent("sequence", 4, "bf16", context=(2,) * 40, tree="levels=1x700:4x90", heads=8)
     for where, ranks, new in (("after", 2, 16), ("before", 3, 1), ("before", 5, 2)):  # of the merge of Partials
         latent("sequence", ranks, ("f4", "bf16")[ranks % 2], new=new, more=("--values", where))
     for ranks in RANKS:
@@ -345,7 +356,7 @@ class Bench:
             require(report["check"]["bound"] is None, "there is a bound on what is approximate")
             require(1e-6 < report["check"]["error"] < 1, f"TPLA is {report['check']['error']} off")
             return
-        key = (case.dtype, case.new, case.context, case.latent)
+        key = (case.dtype, case.new, case.context, case.latent, case.tree)
         with self.lock:
             other, other_lse = self.y.setdefault(key, (y, lse))
         bound = 3e-2 if case.dtype == "bf16" else 2e-5

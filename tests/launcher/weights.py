@@ -38,6 +38,7 @@ OWN = [
     (COPIES, "f2", "helix", 7, "bf16", 2, (33, 8), ()),
     (COPIES, "f4", "tree", 1, "f4", 1, (12,), ()),
     (SIZES, "f4", "sequence", 3, "f4", 1, (37, 5), ("--weights-dtype", "bf16", "--values", "before")),
+    (SIZES, "f4", "sequence", 4, "f4", 2, (4, 0, 9, 1), ("--prefix-tree", "levels=1x11:2x13x8,sizes=4:3x1")),
     (SIZES, "f8", "heads", 2, "bf16", 12, (30, 9), ("--weights-dtype", "bf16")),  # 24 rows
     (COPIES, "f4", "latent-exact", 4, "f4", 4, (30,), ("--weights-dtype", "bf16", "--basis", "hadamard")),
 ]
@@ -72,19 +73,26 @@ def decoded(start, folder, ranks, *arguments):
     return numpy.load(folder / "y.npy")
 
 
-def of_last_step(layer, x, new, context):
+def suffixes(new, context):
+    return [tokens + new * (STEPS + WARMUP) for tokens in context]
+
+
+def rows_of(new, context, more):
+    """The rows of x that each sequence consists of."""
+    tree = more[more.index("--prefix-tree") + 1] + "," if "--prefix-tree" in more else ""
+    suffix = ":".join(map(str, suffixes(new, context)))
+    mask = f"batch:sequences={len(context)},new=1,{tree}suffix={suffix}"
+    queries, keys = oracle.batch_lengths(mask)  # one query a sequence, which sees all that it has
+    return [numpy.flatnonzero(row) for row in oracle.allowed(mask, queries, keys, 1)[0]]
+
+
+def of_last_step(layer, x, new, context, more=()):
     """What `layer` makes of the last `new` tokens of each sequence, from all rows of the sequence."""
-    first = 0
-    want = []
-    for tokens in context:
-        tokens += new * (STEPS + WARMUP)
-        want.append(layer(x[first:first + tokens])[-new:])
-        first += tokens
-    return numpy.concatenate(want)
+    return numpy.concatenate([layer(x[rows])[-new:] for rows in rows_of(new, context, more)])
 
 
-def judge_y(y, layer, x, new, context, bound):
-    want = of_last_step(layer, x, new, context)
+def judge_y(y, layer, x, new, context, bound, more=()):
+    want = of_last_step(layer, x, new, context, more)
     require(y.shape == want.shape, f"y is {y.shape}, not {want.shape}")
     error = numpy.linalg.norm(y - want) / numpy.linalg.norm(want)
     require(error <= bound, f"y is {error:.3g} off")
@@ -93,13 +101,13 @@ def judge_y(y, layer, x, new, context, bound):
 def own(start, folder, case):
     sizes, element, form, ranks, dtype, new, context, more = case
     save_layer(folder, "mla", sizes, element)
-    x = save_x(folder, sum(context) + len(context) * new * (STEPS + WARMUP), sizes["model"])
+    x = save_x(folder, 1 + max(rows[-1] for rows in rows_of(new, context, more)), sizes["model"])
     y = decoded(start, folder, ranks, form, dtype, new, context, (*more, "--lse", "lse.npy"))
     narrow = "--weights-dtype" in more
     rounds = (lambda name, array: array if "gamma" in name else oracle.bfloat16(array)) if narrow else (lambda _, array: array)
     bound = BOUND["bf16" if narrow and form == "latent-exact" else dtype]
-    judge_y(y, lambda rows: convert.latent_layer(folder, "mla", rows, rounds)[0], x, new, context, bound)
-    want = of_last_step(lambda rows: convert.latent_lse(folder, "mla", rows, rounds), x, new, context)
+    judge_y(y, lambda rows: convert.latent_layer(folder, "mla", rows, rounds)[0], x, new, context, bound, more)
+    want = of_last_step(lambda rows: convert.latent_lse(folder, "mla", rows, rounds), x, new, context, more)
     lse = numpy.load(folder / "lse.npy")
     require(lse.shape == want.shape, f"LSE is {lse.shape}, not {want.shape}")
     error = numpy.linalg.norm(lse - want) / numpy.linalg.norm(want)
@@ -180,6 +188,7 @@ REFUSALS = [
     (array("mla.out", (5, 6, 25)), "", 3, "it must be [5, 6, 24]"),
     (array("x", (12, 23)), "", 3, "--x: 'x.npy' has 23 numbers a token where the layer has 24"),
     (array("x", (13, 24)), "", 3, "--x: 'x.npy' has 13 tokens"),
+    (array("x", (14, 24)), "--prefix-tree levels=1x3", 3, "has 14 tokens, where those of --prefix-tree, the sequence of --context and"),
     (array("x", (13,)), "", 3, "--x: 'x.npy' has 1 dimensions"),
     (sizes(), "--heads 5", 2, "--heads: the files of --weights say it"),
     (sizes(), "--weights-dtype f8", 2, "--weights-dtype"),

@@ -91,6 +91,71 @@ TEST(LatentDecoder, AgreesWithTheLayerInDoubleInEveryForm) {
   }
 }
 
+// Each prefix is cached once, and its tokens stand in a sequence where what is shared puts them.
+TEST(LatentDecoder, SharesPrefixes) {
+  const LatentSizes sizes = small();
+  const auto make = [&](Range heads) {
+    LatentPart part = whole(sizes);
+    part.heads = heads;
+    return random_weights(sizes, part, 7);
+  };
+  const LatentWeights judge = make({0, sizes.heads});
+  Decoding d = latent_decoding(sizes, {4, 9, 2, 5}, 2, Type::f4);
+  // 7 tokens of all, then 5 of the first three and 8 of the last.
+  d.prefixes = {{{0, 4}, {0, 7}}, {{0, 3, 4}, {7, 12, 20}}};
+  ASSERT_FALSE(complaint(d));
+  const auto number = [](std::size_t s, Index token) {  // of a token: its own, or its prefix's
+    if (token < 7) return std::pair(std::size_t{9}, token);
+    if (token < (s < 3 ? 12 : 15)) return std::pair(std::size_t{s < 3 ? 10U : 11U}, token);
+    return std::pair(s, token);
+  };
+  const Hidden hidden = [&](std::size_t s, const Runs& tokens, float* x) {
+    for (const dattn::Run& run : tokens) {
+      for (Index i = 0; i < run.count; ++i, x += sizes.model) {
+        const auto [sequence, token] = number(s, run.at(i));
+        hidden_of(sizes, sequence, {{token, 1, 1}}, x);
+      }
+    }
+  };
+  for (const int ranks : {1, 2, 3, 4, 5, 7, 8}) {
+    if (kSanitized && ranks > 4) continue;
+    for (const Strategy& form : decode_forms()) {
+      on_all_ranks(ranks, {"delayed", false, 2}, 3, [&](comm::Loopback::Endpoint& end) {
+        LatentDecoder<comm::Loopback::Endpoint> layer(sizes, make, d, form, std::nullopt, end, {});
+        const std::vector<Index> before{2, 7, 0, 1};
+        layer.fill(before, hidden);
+        std::vector<Index> lengths = before;
+        const auto part = static_cast<std::size_t>(2 * sizes.model);
+        std::vector<float> x(4 * part), y(x.size());
+        for (std::size_t s = 0; s < 4; ++s) {
+          hidden(s, {{(s < 3 ? 12 : 15) + lengths[s], 2, 1}}, &x[s * part]);
+          lengths[s] += 2;
+        }
+        layer.step(lengths, {x.data(), 8, 1, sizes.model}, y);
+        for (std::size_t s = 0; s < 4; ++s) {
+          const Index tokens = (s < 3 ? 12 : 15) + lengths[s];
+          std::vector<float> all(static_cast<std::size_t>(tokens * sizes.model));
+          hidden(s, {{0, tokens, 1}}, all.data());
+          const auto want = latent_reference(judge, {all.data(), tokens, 1, sizes.model}, 2);
+          double error = 0;
+          double norm = 0;
+          for (std::size_t i = 0; i < want.size(); ++i) {
+            const double off = static_cast<double>(y[s * part + i]) - want[i];
+            error += off * off;
+            norm += want[i] * want[i];
+          }
+          EXPECT_LE(std::sqrt(error / norm), 1e-5)
+              << form.name << ", " << ranks << " ranks, sequence " << s;
+        }
+        if (form.name == "heads" &&
+            end.rank() == ranks - 1) {  // 20 of prefixes, 10 and 8 of sequences
+          EXPECT_EQ(layer.cache_bytes(lengths), (20 + 10 + 8) * sizes.row() * 4);
+        }
+      });
+    }
+  }
+}
+
 // DeepSeek-V3: a Partial of a head has 514 numbers behind the merge and 130 before it, where each
 // rank reads W_UV of 128 heads of 512 x 128.
 TEST(LatentDecoder, AppliesWUvWhereItIsFewerBytes) {
