@@ -6,22 +6,27 @@
 // measured on their last rows and scaled by allowed area.
 //
 //   bench_sparse --mask s2:block=64,local=4,stride=8 stream --tokens 4K,32K --kernel forward,decode
+//
+// Under mpirun the mask is split over the ranks by a strategy and held to the ring under the dense
+// mask, whole, on the same ranks in the same run; how even the ranks' shares are is told as area
+// and as time of processors.
+//
+//   mpirun -np 4 bench_sparse --strategies gather,ring --mask stream --kernel forward,decode
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <boost/program_options/options_description.hpp>
-#include <boost/program_options/variables_map.hpp>
 #include <cmath>
-#include <cstdio>
-#include <iostream>
-#include <nlohmann/json.hpp>
 #include <optional>
 
+#include "bench/main.hpp"
 #include "bench/measure.hpp"
-#include "bench/subject.hpp"
-#include "kernels/area.hpp"
-#include "launcher/failure.hpp"
+#include "bench/sparse_ranks.hpp"
+#include "launcher/host.hpp"
+#include "launcher/memory.hpp"
+#include "launcher/output_file.hpp"
+#include "launcher/rank_report.hpp"
 #include "launcher/values.hpp"
+#include "parallel/decode_forms.hpp"
 #include "parallel/rehearse.hpp"
 #include "parallel/strategies.hpp"
 
@@ -29,35 +34,9 @@ namespace dattn {
 namespace {
 
 namespace po = boost::program_options;
-using nlohmann::json;
 
+constexpr const char* kName = "bench_sparse";
 constexpr Index kDensePairs = Index{1} << 26;  // of a head and thread, that a dense repeat takes
-constexpr double kLeastSeconds = 0.02;         // shorter work runs several times a repeat
-
-/// Allowed (head, query, key) triples.
-double area_of(const Shape& shape, const std::string& words) {
-  const MaskPtr mask = parse_mask(words, shape);
-  double sum = 0;
-  for (const auto& [head, count] : variants(*mask, {0, shape.query_heads})) {
-    const Index pairs =
-        area(*mask, head, {{shape.first_query(), shape.queries, 1}}, {{0, shape.keys, 1}});
-    sum += static_cast<double>(pairs) * static_cast<double>(count);
-  }
-  return sum;
-}
-
-/// Whether some query sees a key behind it.
-bool looks_ahead(const Shape& shape, const Mask& mask) {
-  std::vector<Range> spans;
-  for (const auto& [head, count] : variants(mask, {0, shape.query_heads})) {
-    for (Index q = shape.first_query(); q + 1 < shape.keys; ++q) {
-      spans.clear();
-      mask.spans(head, q, {q + 1, shape.keys}, spans);
-      if (!spans.empty()) return true;
-    }
-  }
-  return false;
-}
 
 /// Seconds of one run; the mean of several where they are short.
 struct Timed {
@@ -75,38 +54,23 @@ struct Timed {
   int times = 1;
 };
 
-struct Row {
-  Cell cell;
-  std::string dense;  ///< the dense mask
-  Index dense_rows = 0;
-  double density = 0;
-  double seconds = 0;
-  double dense_seconds = 0;  ///< of all rows
-  double speedup = 0;
-  int repeats = 0;
-  Index ranks = 0;
-  std::optional<Index> bytes, dense_bytes;  ///< of all ranks
-
-  double of_ideal() const { return speedup * density; }
-};
-
-/// Bytes that all ranks send; the plan is proved by the way.
-Index bytes_of(const Row& row, const std::string& mask, const char* strategy) {
+/// Bytes that as many ranks would send; the plan is proved by the way.
+Index bytes_of(const SparseRow& row, const std::string& mask, const char* strategy) {
   const Shape shape = row.cell.shape();
-  const Problem problem(shape, parse_mask(mask, shape), line(static_cast<int>(row.ranks)),
-                        "contiguous", row.cell.dtype == "bf16" ? Type::bf16 : Type::f4);
+  const Problem problem(shape, parse_mask(mask, shape), line(row.ranks), "contiguous",
+                        row.cell.dtype == "bf16" ? Type::bf16 : Type::f4);
   const Pass pass = row.cell.kernel == "backward" ? Pass::backward : Pass::forward;
   const Rehearsal found = rehearse(problem, make_plan(*find_strategy(strategy), problem, pass));
   if (found.fault) throw std::runtime_error(found.fault->text());
   return found.bytes_sent_total();
 }
 
-Row measure(const Cell& cell, Index ranks, int repeats, double seconds) {
+SparseRow measure(const Cell& cell, int ranks, const SparseLimits& limits) {
   const Shape shape = cell.shape();
-  Row row;
+  SparseRow row;
   row.cell = cell;
   row.ranks = ranks;
-  row.dense = looks_ahead(shape, *parse_mask(cell.mask, shape)) ? "full" : "causal";
+  row.dense = dense_mask(shape, cell.mask);
   Cell dense = cell;
   dense.mask = row.dense;
   dense.queries = std::clamp<Index>(kDensePairs / cell.tokens * cell.threads, 1, cell.queries);
@@ -121,7 +85,9 @@ Row measure(const Cell& cell, Index ranks, int repeats, double seconds) {
   std::vector<double> ratios;
   const double start = now();
   double before = whole.run();
-  for (int i = 0; i < repeats && (i == 0 || seconds <= 0 || now() - start < seconds); ++i) {
+  for (int i = 0;
+       i < limits.repeats && (i == 0 || limits.seconds <= 0 || now() - start < limits.seconds);
+       ++i) {
     found.push_back(sparse.run());
     const double after = whole.run();
     whole_found.push_back(scale * (before + after) / 2);
@@ -139,47 +105,11 @@ Row measure(const Cell& cell, Index ranks, int repeats, double seconds) {
   return row;
 }
 
-json to_json(const Row& row) {
-  const Cell& c = row.cell;
-  const auto or_null = [](const std::optional<Index>& x) { return x ? json(*x) : json(); };
-  return {{"mask", c.mask},
-          {"dense", row.dense},
-          {"kernel", c.kernel},
-          {"dtype", c.dtype},
-          {"isa", c.isa->name},
-          {"tokens", c.tokens},
-          {"heads", c.heads},
-          {"kv_heads", c.kv_heads},
-          {"d", c.d},
-          {"threads", c.threads},
-          {"density", row.density},
-          {"seconds", row.seconds},
-          {"dense_seconds", row.dense_seconds},
-          {"dense_rows", row.dense_rows},
-          {"speedup", row.speedup},
-          {"of_ideal", row.of_ideal()},
-          {"repeats", row.repeats},
-          {"ranks", row.ranks},
-          {"bytes", or_null(row.bytes)},
-          {"dense_bytes", or_null(row.dense_bytes)}};
-}
-
-std::string to_text(const Row& row) {
-  const Cell& c = row.cell;
-  std::string text = fmt::format(
-      "{} {} {} tokens {}: density {:.4f}, {:.5f} s for {:.5f} s ({}, {} rows), {:.2f} times as "
-      "fast, {:.3f} of ideal, {} repeats",
-      c.kernel, c.dtype, c.mask, c.tokens, row.density, row.seconds, row.dense_seconds, row.dense,
-      row.dense_rows, row.speedup, row.of_ideal(), row.repeats);
-  if (row.bytes) {
-    text += fmt::format("; {} ranks send {} bytes for {}, {:.4f}", row.ranks, *row.bytes,
-                        *row.dense_bytes,
-                        static_cast<double>(*row.bytes) / static_cast<double>(*row.dense_bytes));
-  }
-  return text;
-}
-
 po::options_description bench_options() {
+  std::vector<std::string> names{"auto"};
+  for (const Strategy& strategy : strategies()) names.emplace_back(strategy.name);
+  std::vector<std::string> forms;
+  for (const Strategy& form : decode_forms()) forms.emplace_back(form.name);
   po::options_description options("bench_sparse");
   options.add_options()  //
       ("mask",
@@ -194,27 +124,48 @@ po::options_description bench_options() {
       ("heads", po::value<Positive>()->default_value({8}), "query heads")                        //
       ("kv-heads", po::value<Positive>(), "key and value heads [heads]")                         //
       ("head-dim", po::value<Positive>()->default_value({64}), "of Q, K and V")                  //
-      ("threads", po::value<Positive>()->default_value({1}), "of this process")                  //
-      ("ranks", po::value<Positive>()->default_value({4}),
-       "whose bytes are compared, gather under the mask with the dense ring; 1: none")  //
-      ("repeat", po::value<Positive>()->default_value({7}), "of a row")                 //
-      ("seconds", po::value<Finite>(), "of a row, at most")                             //
+      ("threads", po::value<Positive>()->default_value({1}), "of each process")                  //
+      ("ranks", po::value<Positive>(),
+       "of one process: whose bytes are compared, gather under the mask with the dense ring; 1: "
+       "none [4]")  //
+      ("strategies", words(names)->default_value({"gather"}, "gather"),
+       "under mpirun: which ones beside the dense ring, as a comma list (see dattn list)")  //
+      ("forms", words(forms)->default_value({"sequence"}, "sequence"),
+       "under mpirun: of decode, as a comma list")                       //
+      ("repeat", po::value<Positive>()->default_value({7}), "of a row")  //
+      ("seconds", po::value<Finite>(), "of a row, at most")              //
       ("json", "one JSON object a row")("help", "this text");
   return options;
 }
 
-int bench(int argc, char** argv) {
-  const po::options_description options = bench_options();
-  const std::vector<std::string> words(argv + 1, argv + argc);
-  const auto values = parse("bench_sparse", options, words);
-  if (values.count("help") != 0) {
-    std::cout << options;
-    return 0;
+/// What the bench was told to do.
+struct Options {
+  std::vector<Cell> cells;
+  int ranks = 4;  ///< whose bytes a process alone compares
+  std::vector<std::string> strategies, forms;
+  SparseLimits limits;
+  bool json = false;
+};
+
+/// Throws a Failure that names the option.
+Options read_options(const po::variables_map& values, int ranks) {
+  Options options;
+  const auto limited = [&](const char* name, Index most) {
+    return at_most(name, values[name].as<Positive>().value, most);
+  };
+  if (values.count("ranks") != 0) {
+    options.ranks = limited("ranks", 1024);
+    if (ranks > 1 && options.ranks != ranks) {
+      throw Failure(Exit::usage,
+                    fmt::format("--ranks: these are {}; leave it out, or start as many", ranks));
+    }
   }
-  available_isas();  // asks for the tile registers, before any thread starts
   const auto count = [&](const char* name) { return values[name].as<Positive>().value; };
-  if (count("ranks") > 1024) throw Failure(Exit::usage, "--ranks: at most 1024");
-  if (count("threads") > 1024) throw Failure(Exit::usage, "--threads: at most 1024");
+  options.limits.repeats = limited("repeat", 1000000);
+  if (values.count("seconds") != 0) options.limits.seconds = values["seconds"].as<Finite>().value;
+  options.strategies = values["strategies"].as<std::vector<std::string>>();
+  options.forms = values["forms"].as<std::vector<std::string>>();
+  options.json = values.count("json") != 0;
   for (const std::string& kernel : values["kernel"].as<std::vector<std::string>>()) {
     for (const std::string& dtype : values["dtype"].as<std::vector<std::string>>()) {
       for (const std::string& mask : values["mask"].as<std::vector<std::string>>()) {
@@ -228,28 +179,61 @@ int bench(int argc, char** argv) {
           cell.kv_heads = values.count("kv-heads") != 0 ? count("kv-heads") : cell.heads;
           cell.tokens = tokens;
           cell.queries = kernel == "decode" ? 1 : tokens;
-          cell.threads = static_cast<int>(count("threads"));
+          cell.threads = limited("threads", 1024);
           cell.isa = &chosen_isa();
-          const double seconds =
-              values.count("seconds") != 0 ? values["seconds"].as<Finite>().value : 0;
-          const Row row = measure(cell, count("ranks"), static_cast<int>(count("repeat")), seconds);
-          fmt::print("{}\n", values.count("json") != 0 ? to_json(row).dump() : to_text(row));
-          std::fflush(stdout);
+          if (const auto why = complaint(cell.shape())) {
+            throw Failure(Exit::usage, "--tokens, --heads, --kv-heads, --head-dim: " + *why);
+          }
+          try {
+            parse_mask(mask, cell.shape());
+          } catch (const std::invalid_argument& e) {
+            throw Failure(Exit::usage, fmt::format("--mask {}: {}", in_quotes(mask), e.what()));
+          }
+          options.cells.push_back(std::move(cell));
         }
       }
     }
   }
-  return 0;
+  return options;
+}
+
+/// Collective: what a rank may use.
+Index memory_of(comm::Communicator& world, int threads) {
+  RankReport own;
+  own.host = this_host();
+  own.threads = threads;
+  std::vector<RankReport> ranks;
+  for (const std::string& text : world.all_gather(encoded(own))) ranks.push_back(decoded(text));
+  return bytes_a_rank(ranks);
+}
+
+void bench(comm::Communicator& world, const std::vector<std::string>& arguments) {
+  Options options;
+  together(world,
+           [&] { options = read_options(parse(kName, bench_options(), arguments), world.size()); });
+  const auto say = [&](const SparseRow& row) {
+    if (world.rank() != 0) return;
+    write_text_file("-", (options.json ? to_json(row).dump() : to_text(row)) + '\n');
+  };
+  options.limits.memory = memory_of(world, options.cells.front().threads);
+  for (const Cell& cell : options.cells) {
+    if (world.size() == 1) {
+      say(measure(cell, options.ranks, options.limits));
+      continue;
+    }
+    for (const std::string& name : cell.decode() ? options.forms : options.strategies) {
+      say(measure_on_ranks(world, cell, name, options.limits));
+    }
+  }
 }
 
 }  // namespace
 }  // namespace dattn
 
 int main(int argc, char** argv) {
-  try {
-    return dattn::bench(argc, argv);
-  } catch (const std::exception& e) {
-    fmt::print(stderr, "bench_sparse: {}\n", e.what());
-    return 2;
-  }
+  dattn::available_isas();  // asks for the tile registers, before any thread starts
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  return dattn::bench_main(
+      dattn::kName, argc, argv, dattn::bench_options(),
+      [&](dattn::comm::Communicator& world, const auto&) { dattn::bench(world, arguments); });
 }
