@@ -26,6 +26,9 @@ constexpr Index kTilesOfPart = 4;
 /// Bytes of packed keys and values that exist at a time, beside those of a single head.
 constexpr Index kPackBytes = Index{256} << 20;
 
+/// Rows of queries up to which only tiles that some row sees are cut into parts.
+constexpr Index kFewRows = 16;
+
 /// Bytes of live rows that a thread keeps.
 constexpr Index kLiveBytes = Index{4} << 20;
 
@@ -300,9 +303,33 @@ class Worker {
   std::optional<LiveRows> fresh_;  ///< what there was no room for
 };
 
-/// The units of the groups [groups.begin, groups.end), and how many parts the keys are cut into.
+/// The tiles of keys that few rows see, as those of a sequence see few of a batch's; of many rows
+/// all tiles.
 template <class T>
-std::vector<Unit> units_of(const ForwardBlock<T>& block, Range groups, Index parts, bool by_area) {
+Ranges tiles_seen(const ForwardBlock<T>& block) {
+  if (block.q.rows > kFewRows) return {{0, block.tiles}};
+  std::vector<LiveRows> live;
+  std::vector<Index> variants;
+  for (const HeadGroup& group : block.groups) {
+    const Index head = block.where.query_heads.begin + group.heads.begin;
+    const Index variant = block.mask.variant(head);
+    if (std::find(variants.begin(), variants.end(), variant) != variants.end()) continue;
+    variants.push_back(variant);
+    live.emplace_back(block.where, block.mask, head, Range{0, block.q.rows});
+  }
+  std::vector<Range> tiles;
+  const Index tile = block.kernel.tile;
+  for (const Range keys : keys_seen(live)) {
+    tiles.push_back({keys.begin / tile, (keys.end + tile - 1) / tile});
+  }
+  return union_of(std::move(tiles));
+}
+
+/// The units of the groups [groups.begin, groups.end); `parts` are the tiles of each part of the
+/// keys.
+template <class T>
+std::vector<Unit> units_of(const ForwardBlock<T>& block, Range groups,
+                           const std::vector<Range>& parts, bool by_area) {
   std::vector<Unit> units;
   // Groups of as many heads under the same mask have units of the same area.
   std::map<std::array<Index, 4>, double> areas;
@@ -311,13 +338,12 @@ std::vector<Unit> units_of(const ForwardBlock<T>& block, Range groups, Index par
     const Index head = block.where.query_heads.begin + group.heads.begin;
     const Index lanes = block.q.rows * group.heads.size();
     for (Index first = 0; first < lanes; first += kLanes) {
-      for (Index part = 0; part < parts; ++part) {
+      for (Index part = 0; part < std::ssize(parts); ++part) {
         Unit unit{g,
                   {first, std::min(first + kLanes, lanes)},
-                  even_part(block.tiles, parts, part),
+                  parts[static_cast<std::size_t>(part)],
                   part,
                   0};
-        if (unit.tiles.empty()) continue;
         if (by_area) {
           const auto [known, is_new] =
               areas.try_emplace({block.mask.variant(head), group.heads.size(), first, part}, 0.0);
@@ -368,10 +394,13 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
     decode(q, k, v, out, where, mask, work, block.groups);
     return;
   }
+  const Ranges seen = tiles_seen(block);
+  if (seen.empty()) return;
   const Index parts = tiles >= kUnits
                           ? 1
                           : std::clamp<Index>((kUnits + tiles - 1) / tiles, 1,
-                                              std::max<Index>(1, block.tiles / kTilesOfPart));
+                                              std::max<Index>(1, size(seen) / kTilesOfPart));
+  const std::vector<Range> tiles_of_part = even_cuts(seen, parts);
   // With one tile of queries a pack would be read once: each unit then packs for itself.
   const bool shared = most_lanes > kLanes;
 
@@ -408,7 +437,7 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
       }
       pack_of.push_back(static_cast<Index>(packed.size()) - 1);
     }
-    const std::vector<Unit> units = units_of(block, now, parts, work.threads > 1);
+    const std::vector<Unit> units = units_of(block, now, tiles_of_part, work.threads > 1);
     if (shared) packs->forget();
 #pragma omp parallel num_threads(work.threads)
     {

@@ -82,7 +82,11 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
     }
   }
 
-  const Index parts = std::clamp<Index>(k.rows / kLeast, 1, kParts);
+  // Of a batch's cache a sequence sees its own keys: what nobody sees has no part.
+  const Ranges seen_keys = keys_seen(live);
+  if (seen_keys.empty()) return;
+  const Index parts = std::clamp<Index>(size(seen_keys) / kLeast, 1, kParts);
+  const std::vector<Range> keys_of_part = even_cuts(seen_keys, parts);
   const Index records = q.rows * q.heads;
   CallWorkspace workspace(work);
   auto* found = workspace.take<float>(Workspace::Use::partials, parts * records * out.dim);
@@ -108,7 +112,7 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
 #pragma omp for schedule(dynamic)
     for (Index part = 0; part < parts; ++part) {
       for (Batch& batch : batches) batch.start();
-      const Range mine = even_part(k.rows, parts, part);
+      const Range mine = keys_of_part[static_cast<std::size_t>(part)];
       const Index coming = work.threads == 1 ? k.rows : mine.end;  // what this thread reads next
       for (Index from = mine.begin; from < mine.end; from += kBlock) {
         const Range keys{from, std::min(from + kBlock, mine.end)};

@@ -251,6 +251,34 @@ void LiveRows::mark(Index row, Range tile, unsigned bit, unsigned* words) const 
   }
 }
 
+Ranges keys_seen(std::span<const LiveRows> live) {
+  std::vector<Range> all;
+  for (const LiveRows& rows : live) {
+    for (Index row = rows.rows().begin; row < rows.rows().end; ++row) {
+      const std::span<const Range> seen = rows.of(row);
+      all.insert(all.end(), seen.begin(), seen.end());
+    }
+  }
+  return union_of(std::move(all));
+}
+
+std::vector<Range> even_cuts(const Ranges& members, Index parts) {
+  std::vector<Range> cuts;
+  const Index count = size(members);
+  auto in = members.begin();
+  Index before = 0;  // members of the ranges before `in`
+  const auto member = [&](Index n) {
+    while (n >= before + in->size()) before += (in++)->size();
+    return in->begin + n - before;
+  };
+  for (Index part = 0; part < parts; ++part) {
+    const Range own = even_part(count, parts, part);
+    const Index first = member(own.begin);
+    cuts.push_back({first, member(own.end - 1) + 1});
+  }
+  return cuts;
+}
+
 Lanes LaneMasks::spell(const LiveRows& live, std::span<const Index> row_of_lane, Range tile) {
   bool intervals = true;
   for (std::size_t lane = 0; lane < row_of_lane.size(); ++lane) {

@@ -77,6 +77,13 @@ class LiveRows {
   std::vector<Row> row_;
 };
 
+/// The key rows that some row of some of these sees, ascending.
+Ranges keys_seen(std::span<const LiveRows> live);
+
+/// Parts with as many members of `members` each, or one fewer, each as the smallest Range with its
+/// own. @pre 1 <= parts <= size(members), which ascend
+std::vector<Range> even_cuts(const Ranges& members, Index parts);
+
 /// Intervals or bits of the lanes of a panel, as a kernel wants them.
 class LaneMasks {
  public:
