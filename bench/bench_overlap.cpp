@@ -202,9 +202,10 @@ void bench(Communicator& world, Options options) {
   }
   say(
       fmt::format("# dattn {}: {}, kernels for {}, {} ranks x {} threads, messages cut at {}, "
-                  "median of {}\n",
+                  "between hosts at {}, median of {}\n",
                   kVersion, kName, chosen_isa().name, world.size(), options.overlap.threads,
-                  in_bytes(world.options().piece), options.overlap.repeats));
+                  in_bytes(world.options().piece), in_bytes(world.options().piece_abroad),
+                  options.overlap.repeats));
   std::vector<nlohmann::ordered_json> lines;
   for (const Task& task : options.tasks) {
     const Shape& s = task.shape;

@@ -147,6 +147,7 @@ class Overlap {
     row.shape = task_.shape;
     row.mask = task_.mask_words;
     row.piece = ranks_.options().piece;
+    row.piece_abroad = ranks_.options().piece_abroad;
     run(kMessages);
     const auto [bytes, messages] = sent();
     row.bytes = bytes;
@@ -277,6 +278,7 @@ nlohmann::ordered_json fields(const OverlapRow& row) {
     return std::isfinite(value) ? ordered_json(value) : ordered_json();
   };
   add("piece_bytes", row.piece);
+  add("piece_abroad_bytes", row.piece_abroad);
   add("bytes_per_rank", static_cast<Index>(row.bytes));
   add("messages", static_cast<Index>(row.messages));
   add("link_bytes_per_second", row.rate > 0 ? ordered_json(row.rate) : ordered_json());

@@ -31,6 +31,7 @@ struct OverlapRow {
   Shape shape;
   std::string mask;
   Index piece = 0;               ///< bytes at which messages are cut
+  Index piece_abroad = 0;        ///< the same between hosts
   double bytes = 0;              ///< sent by the rank that sends most
   double messages = 0;           ///< sent by it, before they are cut
   double rate = 0;               ///< bytes a second, as the link was set; 0: it was not
