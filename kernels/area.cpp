@@ -258,50 +258,77 @@ std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queri
   return found;
 }
 
-Ranges keys_seen(const Mask& mask, Index head, const Runs& queries, Index keys) {
-  std::vector<Range> seen;
-  std::vector<Range> row;
-  std::vector<Range> above;
-  // Rows of one run see much the same keys: what the joined ones, which ascend, hold already is
-  // left out, and the others are joined before they are many.
-  const auto join = [&] {
-    std::sort(seen.begin(), seen.end());
-    std::size_t last = 0;
-    for (std::size_t i = 1; i < seen.size(); ++i) {
-      if (seen[i].begin <= seen[last].end) {
-        seen[last].end = std::max(seen[last].end, seen[i].end);
-      } else {
-        seen[++last] = seen[i];
-      }
+namespace {
+
+/// Takes the keys that `query` sees out of `keys`, ascending ones.
+void take_out_seen(const Mask& mask, Index head, Index query, std::vector<Range>& keys,
+                   std::vector<Range>& scratch) {
+  std::vector<Range> left;
+  left.reserve(keys.size());
+  for (Range some : keys) {
+    scratch.clear();
+    mask.spans(head, query, some, scratch);
+    for (const Range seen : scratch) {
+      if (some.begin < seen.begin) left.push_back({some.begin, seen.begin});
+      some.begin = seen.end;
     }
-    if (!seen.empty()) seen.resize(last + 1);
-  };
-  std::size_t joined = 0;
-  const auto held = [&](Range r) {
-    if (!seen.empty() && seen.back().contains(r)) return true;
-    const auto end = seen.begin() + static_cast<std::ptrdiff_t>(joined);
-    const auto next = std::upper_bound(seen.begin(), end, r.begin,
-                                       [](Index at, const Range& x) { return at < x.begin; });
-    return next != seen.begin() && (next - 1)->contains(r);
-  };
-  for (const Run& run : queries) {
-    for (Index i = 0; i < run.count; ++i) {
-      std::swap(row, above);
-      row.clear();
-      mask.spans(head, run.at(i), {0, keys}, row);
-      for (std::size_t n = 0; n < row.size(); ++n) {
-        const bool again = n < above.size() && row[n] == above[n];
-        if (!again && !held(row[n])) seen.push_back(row[n]);
-      }
-      if (seen.size() > 2 * joined + 64) {
-        join();
-        joined = seen.size();
-      }
+    if (!some.empty()) left.push_back(some);
+  }
+  keys = std::move(left);
+}
+
+/// Takes what any of `queries` sees out of `keys`, ascending ones that none of other rows sees. So
+/// rows are asked only for what those before them, the last one of all first, have left open, and
+/// not one by one where all of them see nothing of it.
+void take_out_seen(const Mask& mask, Index head, Run queries, std::vector<Range>& keys,
+                   std::vector<Range>& scratch) {
+  const Range bounds = queries.bounds();
+  std::vector<Range> open;
+  std::vector<Range> unseen;
+  for (const Range some : keys) {
+    switch (mask.cover(head, bounds, some)) {
+      case Cover::None:
+        unseen.push_back(some);
+        break;
+      case Cover::Some:
+        open.push_back(some);
+        break;
+      case Cover::All:
+        break;
     }
   }
-  join();
+  while (queries.count > 0 && !open.empty()) {
+    take_out_seen(mask, head, queries.at(queries.count - 1), open, scratch);
+    --queries.count;
+    if (queries.count <= kFewRows) continue;
+    const Index half = queries.count / 2;
+    take_out_seen(mask, head, queries.part({0, half}), open, scratch);
+    queries = queries.part({half, queries.count});
+    take_out_seen(mask, head, queries, open, scratch);
+    break;
+  }
+  const auto middle = static_cast<std::ptrdiff_t>(unseen.size());
+  unseen.insert(unseen.end(), open.begin(), open.end());
+  std::inplace_merge(unseen.begin(), unseen.begin() + middle, unseen.end());
+  keys = std::move(unseen);
+}
+
+}  // namespace
+
+Ranges keys_seen(const Mask& mask, Index head, const Runs& queries, Index keys) {
+  std::vector<Range> unseen;
+  if (keys > 0) unseen.push_back({0, keys});
+  std::vector<Range> scratch;
+  for (const Run& run : queries) {
+    if (run.count > 0) take_out_seen(mask, head, run, unseen, scratch);
+  }
   Ranges out;
-  for (const Range r : seen) append(out, r);
+  Index from = 0;
+  for (const Range r : unseen) {
+    append(out, {from, r.begin});
+    from = r.end;
+  }
+  append(out, {from, keys});
   return out;
 }
 

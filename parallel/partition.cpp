@@ -160,17 +160,36 @@ Runs Partition::positions(const Ranges& rows) const {
   return out;
 }
 
-Ranges Partition::rows_at(int rank, const Ranges& positions) const {
-  Ranges out;
+// A rank may own few of very many positions, and a query see few of very many keys: neither is
+// walked through where the other has nothing.
+template <class Visit>
+void Partition::visit_at(int rank, const Ranges& positions, const Visit& visit) const {
   Index before = rows(rank).begin;
   for (const Run& run : owned_[static_cast<std::size_t>(rank)]) {
-    for (const Range wanted : positions) {
-      const Range members = run.inside(wanted);
-      append(out, {before + members.begin, before + members.end});
+    const Range bounds = run.bounds();
+    auto wanted = std::upper_bound(positions.begin(), positions.end(), bounds.begin,
+                                   [](Index at, Range r) { return at < r.end; });
+    for (; wanted != positions.end() && wanted->begin < bounds.end; ++wanted) {
+      const Range members = run.inside(*wanted);
+      if (!members.empty() && visit(Range{before + members.begin, before + members.end})) return;
     }
     before += run.count;
   }
+}
+
+Ranges Partition::rows_at(int rank, const Ranges& positions) const {
+  Ranges out;
+  visit_at(rank, positions, [&](Range found) {
+    append(out, found);
+    return false;
+  });
   return out;
+}
+
+bool Partition::has_at(int rank, const Ranges& positions) const {
+  bool any = false;
+  visit_at(rank, positions, [&](Range) { return any = true; });
+  return any;
 }
 
 std::span<const PartitionKind> partition_kinds() {

@@ -30,8 +30,14 @@ class Partition {
   Runs positions(const Ranges& rows) const;
   /// Which of the rows of `rank` lie at `positions`, ascending.
   Ranges rows_at(int rank, const Ranges& positions) const;
+  /// Whether there are any.
+  bool has_at(int rank, const Ranges& positions) const;
 
  private:
+  /// Visits the rows of `rank` at `positions`, range by range, until `visit` returns true.
+  template <class Visit>
+  void visit_at(int rank, const Ranges& positions, const Visit& visit) const;
+
   std::vector<Runs> owned_;
   std::vector<Index> offsets_;  ///< first row of each rank, and the end
 };

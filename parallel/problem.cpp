@@ -62,6 +62,10 @@ struct Problem::Found {
   std::vector<std::vector<Ranges>> needs;  ///< [rank][group] positions
   std::once_flag seers_once;
   std::vector<std::vector<Ranges>> seers;  ///< likewise, of queries
+  std::once_flag key_readers_once;
+  std::vector<std::vector<std::vector<int>>> key_readers;  ///< [owner][group]
+  std::once_flag query_readers_once;
+  std::vector<std::vector<std::vector<int>>> query_readers;  ///< likewise
   std::once_flag dropped_once;
   std::vector<Dropped> dropped;
   std::vector<std::vector<Index>> dropped_of;  ///< [rank][entry of dropped]
@@ -173,6 +177,39 @@ const Ranges& Problem::queries_needed(int rank, std::size_t group) const {
   return found_->seers[static_cast<std::size_t>(rank)][group];
 }
 
+template <class Needed>
+std::vector<std::vector<std::vector<int>>> Problem::readers_of(const Partition& tokens,
+                                                               const Needed& needed) const {
+  std::vector found(static_cast<std::size_t>(ranks()),
+                    std::vector<std::vector<int>>(head_groups_.size()));
+  for (int reader = 0; reader < ranks(); ++reader) {
+    for (std::size_t g = 0; g < head_groups_.size(); ++g) {
+      const Ranges& some = needed(reader, g);
+      for (int owner = 0; owner < ranks(); ++owner) {
+        if (!tokens.has_at(owner, some)) continue;
+        found[static_cast<std::size_t>(owner)][g].push_back(reader);
+      }
+    }
+  }
+  return found;
+}
+
+const std::vector<int>& Problem::key_readers(int owner, std::size_t group) const {
+  std::call_once(found_->key_readers_once, [&] {
+    found_->key_readers = readers_of(
+        keys_, [&](int r, std::size_t g) -> const Ranges& { return keys_needed(r, g); });
+  });
+  return found_->key_readers[static_cast<std::size_t>(owner)][group];
+}
+
+const std::vector<int>& Problem::query_readers(int owner, std::size_t group) const {
+  std::call_once(found_->query_readers_once, [&] {
+    found_->query_readers = readers_of(
+        queries_, [&](int r, std::size_t g) -> const Ranges& { return queries_needed(r, g); });
+  });
+  return found_->query_readers[static_cast<std::size_t>(owner)][group];
+}
+
 void Problem::find_dropped() const {
   std::call_once(found_->dropped_once, [&] {
     Found& found = *found_;
@@ -233,10 +270,12 @@ Problem::Fetched Problem::backward_fetched() const {
     };
     for (std::size_t g = 0; g < head_groups_.size(); ++g) {
       Fetched rows;
-      for (int reader = 0; reader < ranks(); ++reader) {
-        for (int owner = 0; owner < ranks(); ++owner) {
-          if (owner == reader) continue;
-          rows.keys += size(keys_.rows_at(owner, keys_needed(reader, g)));
+      for (int owner = 0; owner < ranks(); ++owner) {
+        for (const int reader : key_readers(owner, g)) {
+          if (reader != owner) rows.keys += size(keys_.rows_at(owner, keys_needed(reader, g)));
+        }
+        for (const int reader : query_readers(owner, g)) {
+          if (reader == owner) continue;
           rows.queries += size(queries_.rows_at(owner, queries_needed(reader, g)));
         }
       }

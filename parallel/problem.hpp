@@ -94,6 +94,11 @@ class Problem {
   /// Query positions that see any key of `rank`, likewise.
   const Ranges& queries_needed(int rank, std::size_t group) const;
 
+  /// The ranks, `owner` too, whose keys_needed() has any of the keys of `owner`; and those whose
+  /// queries_needed() has any of its queries. Ascending; found once for all ranks.
+  const std::vector<int>& key_readers(int owner, std::size_t group) const;
+  const std::vector<int>& query_readers(int owner, std::size_t group) const;
+
   /// The dropped keys of each head that has any, before the first query. Found once for all ranks,
   /// whether they are compensated for or not.
   const std::vector<Dropped>& dropped() const;
@@ -132,6 +137,11 @@ class Problem {
   struct Found;
 
   void find_dropped() const;
+
+  /// For each owner and head group the ranks whose `needed` has any of what it owns.
+  template <class Needed>
+  std::vector<std::vector<std::vector<int>>> readers_of(const Partition& tokens,
+                                                        const Needed& needed) const;
 
   /// For each rank and head group the union of what `see(rank, head)` finds for its heads.
   template <class See>

@@ -120,19 +120,21 @@ class Pull {
     int peer;
     std::function<void()> act;
   };
-  /// What the ranks of a host need of a rank, heads of one group.
+  /// The ranks of a host that need anything of a rank, heads of one group.
   struct Parcel {
     std::vector<int> readers;
     int courier = -1;  ///< none: each fetches for itself
   };
   /// A parcel that this rank fetches for its host.
   struct Relay {
+    Ranges rows;  ///< that some reader wants
     AttendBackward slots{};
     bool summing = false;  ///< the slots of its sums exist
     int sent_home = 0;     ///< when they are complete
   };
   struct Piece {
     std::size_t group;
+    Ranges rows;
     AttendBackward step;
   };
 
@@ -153,33 +155,39 @@ class Pull {
     return of_queries(first_input()) ? problem_.queries_needed(reader, group)
                                      : problem_.keys_needed(reader, group);
   }
-  Block block(Kind kind, std::size_t group, int owner, const Ranges& positions) const {
+  /// Ranks that need anything of the owner's rows, ascending.
+  const std::vector<int>& readers(int owner, std::size_t group) const {
+    return of_queries(first_input()) ? problem_.query_readers(owner, group)
+                                     : problem_.key_readers(owner, group);
+  }
+  bool needs(int reader, int owner, std::size_t group) const {
+    const std::vector<int>& all = readers(owner, group);
+    return std::binary_search(all.begin(), all.end(), reader);
+  }
+  Block block(Kind kind, std::size_t group, Ranges rows) const {
     return {kind, heads_touched(kind, problem_.head_groups()[group], problem_.shape()),
-            rows_of(kind).rows_at(owner, positions)};
+            std::move(rows)};
   }
-  Block wanted(Kind kind, std::size_t group, int reader, int owner) const {
-    return block(kind, group, owner, needed(group, reader));
+  /// The owner's rows that the reader wants, or all of these readers together.
+  Ranges rows(std::size_t group, int reader, int owner) const {
+    return rows_of(first_input()).rows_at(owner, needed(group, reader));
   }
-  /// What all ranks of the host want together.
-  Block wanted_by_host(Kind kind, std::size_t group, int host, int owner) {
-    const auto [found, fresh] = needed_by_host_.try_emplace({host, group});
-    if (fresh) {
-      std::vector<Range> all;
-      for (const int reader : ranks_of(host)) {
-        const Ranges& some = needed(group, reader);
-        all.insert(all.end(), some.begin(), some.end());
-      }
-      found->second = union_of(std::move(all));
+  Ranges rows(std::size_t group, const std::vector<int>& readers, int owner) const {
+    std::vector<Range> all;
+    for (const int reader : readers) {
+      const Ranges some = rows(group, reader, owner);
+      all.insert(all.end(), some.begin(), some.end());
     }
-    return block(kind, group, owner, found->second);
+    return union_of(std::move(all));
   }
 
   Parcel parcel(int owner, std::size_t group, int host) const {
     Parcel p;
-    for (const int reader : ranks_of(host)) {
-      if (reader != owner && !wanted(first_input(), group, reader, owner).empty()) {
-        p.readers.push_back(reader);
-      }
+    const std::vector<int>& all = readers(owner, group);
+    const int last = ranks_of(host).back();
+    for (auto reader = std::lower_bound(all.begin(), all.end(), ranks_of(host).front());
+         reader != all.end() && *reader <= last; ++reader) {
+      if (*reader != owner && host_of(*reader) == host) p.readers.push_back(*reader);
     }
     if (host_of(owner) != host && p.readers.size() > 1) {
       const auto turn = static_cast<std::size_t>(place_in(ranks_of(host_of(owner)), owner)) + group;
@@ -249,7 +257,7 @@ class Pull {
       at({d, Moment::kCompute, Moment::kCompute, owner}, [this, owner] { compute_stage(owner); });
       if (side_.sums.empty()) continue;
       for (std::size_t g = 0; g < groups(); ++g) {
-        if (wanted(first_input(), g, me_.rank(), owner).empty()) continue;
+        if (!needs(me_.rank(), owner, g)) continue;
         const int to = source(owner, g);
         if (to != me_.rank()) not_before(to, returning(d, owner, g, false));
       }
@@ -274,19 +282,19 @@ class Pull {
     Homes& homes = fetched_[static_cast<std::size_t>(d) % fetched_.size()];
     homes.restart();
     for (std::size_t g = 0; g < groups(); ++g) {
-      const Block need = wanted(first_input(), g, me_.rank(), owner);
-      if (need.empty()) continue;
-      Piece piece{g, mine_};
+      if (!needs(me_.rank(), owner, g)) continue;
+      const Ranges need = rows(g, me_.rank(), owner);
+      Piece piece{g, need, mine_};
       const int from = source(owner, g);
       Relay* relay = from == me_.rank() ? &relays_.at({owner, g}) : nullptr;
-      const bool all = relay != nullptr && me_.block(operand(relay->slots, first_input())) == need;
+      const bool all = relay != nullptr && relay->rows == need;
       for (const Kind kind : side_.inputs) {
         SlotId& slot = operand(piece.step, kind);
         if (all) {
           slot = operand(relay->slots, kind);
           continue;
         }
-        slot = me_.slot(wanted(kind, g, me_.rank(), owner), homes.next());
+        slot = me_.slot(block(kind, g, need), homes.next());
         me_.recv(slot, me_.block(slot), from);
         if (relay != nullptr) me_.send(operand(relay->slots, kind), me_.block(slot), from);
       }
@@ -309,14 +317,14 @@ class Pull {
     for (Piece& piece : stages_[static_cast<std::size_t>(d)]) {
       const int to = side_.sums.empty() ? owner : source(owner, piece.group);
       Relay* relay = to == me_.rank() ? &relays_.at({owner, piece.group}) : nullptr;
-      if (relay != nullptr) start_sums(*relay, d, owner, piece.group);
+      if (relay != nullptr) start_sums(*relay, d, piece.group);
       // With the inputs of all of the host the sums of all of it will do.
       const bool all = relay != nullptr &&
                        operand(piece.step, first_input()) == operand(relay->slots, first_input());
       for (const Kind kind : side_.sums) {
         operand(piece.step, kind) =
             all ? operand(relay->slots, kind)
-                : me_.fresh(wanted(kind, piece.group, me_.rank(), owner), sums.next());
+                : me_.fresh(block(kind, piece.group, piece.rows), sums.next());
       }
       compute(piece.step);
       if (all) continue;
@@ -344,6 +352,7 @@ class Pull {
 
   void relay(const Parcel& p, int owner, std::size_t g) {
     Relay& relay = relays_[{owner, g}];
+    relay.rows = rows(g, p.readers, owner);
     relay.sent_home = complete(p, owner);
     // In use until the last reader has asked for its part and the courier has computed its own.
     const Moment asked = relaying(p, owner, g);
@@ -354,7 +363,7 @@ class Pull {
       for (std::size_t i = 0; i < homes.size(); ++i) {
         const Kind kind = side_.inputs[i];
         SlotId& slot = operand(relay.slots, kind);
-        slot = me_.slot(wanted_by_host(kind, g, host_of(me_.rank()), owner), homes[i]);
+        slot = me_.slot(block(kind, g, relay.rows), homes[i]);
         me_.recv(slot, me_.block(slot), owner);
       }
     });
@@ -362,14 +371,13 @@ class Pull {
       if (reader == me_.rank()) continue;
       const Moment met = fetching(reader, owner, g);
       not_before(reader, met);
-      at(sending(met), [this, &relay, reader, owner, g] {
+      const Ranges some = rows(g, reader, owner);
+      at(sending(met), [this, &relay, reader, g, some] {
         for (const Kind kind : side_.inputs) {
-          me_.send(operand(relay.slots, kind), wanted(kind, g, reader, owner), reader);
+          me_.send(operand(relay.slots, kind), block(kind, g, some), reader);
         }
       });
-      if (side_.sums.empty()) continue;
-      take_back(reader, returning(distance(reader, owner), owner, g, false), needed(g, reader),
-                &relay);
+      take_back(reader, returning(distance(reader, owner), owner, g, false), some, &relay);
     }
     if (side_.sums.empty()) return;
     const Moment home = returning(relay.sent_home, owner, g, true);
@@ -382,14 +390,14 @@ class Pull {
     });
   }
 
-  void start_sums(Relay& relay, int time, int owner, std::size_t g) {
+  void start_sums(Relay& relay, int time, std::size_t g) {
     if (relay.summing) return;
     relay.summing = true;
     const std::vector<int>& homes = relayed_sums_.lend(time, relay.sent_home);
     for (std::size_t i = 0; i < homes.size(); ++i) {
       const Kind kind = side_.sums[i];
       operand(relay.slots, kind) =
-          me_.fresh(wanted_by_host(kind, g, host_of(me_.rank()), owner), homes[i]);
+          me_.fresh(block(kind, g, relay.rows), homes[i]);
     }
   }
 
@@ -401,46 +409,44 @@ class Pull {
       for (std::size_t g = 0; g < groups(); ++g) {
         const Parcel p = parcel(owner, g, host);
         if (p.courier >= 0) {
-          serve(p.courier, relaying(p, owner, g), g, wanted_by_host(first_input(), g, host, owner));
-          take_back(p.courier, returning(complete(p, owner), owner, g, true),
-                    needed_by_host_.at({host, g}));
+          const Ranges all = rows(g, p.readers, owner);
+          serve(p.courier, relaying(p, owner, g), g, all);
+          take_back(p.courier, returning(complete(p, owner), owner, g, true), all);
           continue;
         }
         for (const int reader : p.readers) {
-          serve(reader, fetching(reader, owner, g), g, wanted(first_input(), g, reader, owner));
-          take_back(reader, returning(distance(reader, owner), owner, g, false), needed(g, reader));
+          const Ranges some = rows(g, reader, owner);
+          serve(reader, fetching(reader, owner, g), g, some);
+          take_back(reader, returning(distance(reader, owner), owner, g, false), some);
         }
       }
     }
   }
 
-  void serve(int peer, const Moment& met, std::size_t g, const Block& part) {
-    own_sends_.push_back({met, peer, [this, peer, g, rows = part.rows] {
+  void serve(int peer, const Moment& met, std::size_t g, const Ranges& rows) {
+    own_sends_.push_back({met, peer, [this, peer, g, rows] {
                             for (const Kind kind : side_.inputs) {
-                              const Range group = problem_.head_groups()[g];
-                              me_.send(operand(mine_, kind),
-                                       {kind, heads_touched(kind, group, problem_.shape()), rows},
-                                       peer);
+                              me_.send(operand(mine_, kind), block(kind, g, rows), peer);
                             }
                           }});
   }
 
-  /// Receives what `peer` gives back at `met` of the owner's rows at these positions, and adds it
-  /// one stage later, to the sums of a relay or to the rank's own.
-  void take_back(int peer, const Moment& met, const Ranges& positions, Relay* relay = nullptr) {
+  /// Receives what `peer` gives back at `met` of these rows of the owner's, and adds it one stage
+  /// later, to the sums of a relay or to the rank's own.
+  void take_back(int peer, const Moment& met, const Ranges& rows, Relay* relay = nullptr) {
     if (side_.sums.empty()) return;
-    at(met, [this, peer, met, positions] {
+    at(met, [this, peer, met, rows] {
       if (returned_at_ != met.time) returned_.restart();
       returned_at_ = met.time;
       for (const Kind kind : side_.sums) {
-        const SlotId sum = me_.slot(block(kind, met.group, met.owner, positions), returned_.next());
+        const SlotId sum = me_.slot(block(kind, met.group, rows), returned_.next());
         me_.recv(sum, me_.block(sum), peer);
         arrived_[{met.owner, met.group, peer}].push_back(sum);
       }
     });
     const int next = met.time + 1;
     at({next, Moment::kAdd, met.met_in, met.owner, met.group}, [this, peer, met, next, relay] {
-      if (relay != nullptr) start_sums(*relay, next, met.owner, met.group);
+      if (relay != nullptr) start_sums(*relay, next, met.group);
       for (const SlotId sum : arrived_.at({met.owner, met.group, peer})) {
         const Kind kind = me_.block(sum).kind;
         me_.add(sum, operand(relay != nullptr ? relay->slots : mine_, kind));
@@ -457,8 +463,7 @@ class Pull {
   const int ranks_;
   const int ahead_;
   std::vector<std::vector<int>> hosts_;  ///< ranks of each; one of all where nothing is relayed
-  std::map<std::pair<int, std::size_t>, Ranges> needed_by_host_;  ///< by (host, group)
-  std::map<std::pair<int, std::size_t>, int> sources_;            ///< by (owner, group)
+  std::map<std::pair<int, std::size_t>, int> sources_;  ///< by (owner, group)
 
   std::vector<Action> actions_;
   std::vector<OwnSend> own_sends_, early_;

@@ -100,7 +100,7 @@ class Evening {
     if (rows.empty()) return;
     for (int keys = 0; keys < ranks_; ++keys) {
       for (std::size_t g = 0; g < problem_.head_groups().size(); ++g) {
-        if (problem_.keys().rows_at(keys, problem_.keys_needed(rank, g)).empty()) continue;
+        if (!problem_.keys().has_at(keys, problem_.keys_needed(rank, g))) continue;
         Piece piece{rank, rank, keys, problem_.head_groups()[g], rows};
         piece.pairs = count(piece);
         if (piece.pairs > 0) pieces.push_back(piece);

@@ -107,6 +107,14 @@ class Absolute final : public S2 {
     const bool all = keys.end - 1 <= queries.begin && (!others || queries.end <= until(first));
     return all ? Cover::All : Cover::Some;
   }
+  /// Queries of one block, or for which none of the keys is local any more, behind all of them.
+  Index alike(Index head, Index query, Range keys) const override {
+    if (keys.empty()) return kAllAlike;
+    if (query < keys.end - 1) return std::max<Index>(1, keys.begin - query);
+    const bool shards_only = until(block_of(keys.end - 1)) <= query;
+    if (is_dense(head) || s.stride == 1 || shards_only) return kAllAlike;
+    return s.block - (query - block_of(query) * s.block);
+  }
 
  private:
   bool always(Index head, Index block) const {
@@ -151,6 +159,10 @@ class Relative final : public S2 {
       if (any && gap) return Cover::Some;
     }
     return any ? Cover::All : Cover::None;
+  }
+  Index alike(Index head, Index query, Range) const override {
+    if (is_dense(head) || s.stride == 1) return kAllAlike;
+    return s.block - (query - block_of(query) * s.block);
   }
 
  private:
