@@ -156,8 +156,8 @@ class DecodeJob {
     if (verdict_ && o_.slicing && o_.weight_type == Type::bf16) verdict_->bound = 8e-3;
     if (verdict_ && approximate()) verdict_->bound = std::numeric_limits<double>::infinity();
     // All ranks have y.
-    write_out(o_.out, {rows(), 1, model}, leads() ? Ranges{{0, 1}} : Ranges{}, y);
-    write_out(o_.lse, {rows(), o_.decoding.query_heads, 1}, layer.gets(), layer.lse());
+    write_out(o_.out, {rows(), model}, leads() ? Ranges{{0, model}} : Ranges{}, y);
+    write_out(o_.lse, {rows(), o_.decoding.query_heads}, layer.gets(), layer.lse());
     return report(layer.cache_bytes(lengths), lengths);
   }
 
@@ -193,7 +193,7 @@ class DecodeJob {
     decoder.result(o, lse);
     const Index heads = o_.decoding.query_heads;
     write_out(o_.out, {rows(), heads, o_.decoding.d_v}, decoder.gets(), o);
-    write_out(o_.lse, {rows(), heads, 1}, decoder.gets(), lse);
+    write_out(o_.lse, {rows(), heads}, decoder.gets(), lse);
     if (ragged == nullptr) return report(decoder.cache().bytes(lengths, o_.decoding), lengths);
     for (const std::string& text : world_.all_gather(nlohmann::json(ragged->tokens()).dump())) {
       kv_tokens_.push_back(nlohmann::json::parse(text));
@@ -204,19 +204,14 @@ class DecodeJob {
     return report(ragged->bytes(), lengths);
   }
 
-  /// Writes this rank's heads of the last step, `values` [rows, `heads`, numbers], into a file
-  /// [rows, heads, numbers] that all ranks write together, without the extents behind the rows that
-  /// are 1; report() gives it its name.
-  void write_out(const std::string& path, const std::array<Index, 3>& shape, const Ranges& heads,
-                 std::span<const float> values) {
+  /// Writes this rank's heads of the last step, `values` [rows, `heads`, ...], into a file of
+  /// `shape`, [rows, heads, ...], that all ranks write together; report() gives it its name.
+  void write_out(const std::string& path, const std::vector<std::int64_t>& shape,
+                 const Ranges& heads, std::span<const float> values) {
     if (job_.empty()) job_ = agree_on_outputs(world_, {o_.out, o_.lse, o_.json});
     if (path.empty()) return;
-    std::vector<std::int64_t> extents{shape[0]};
-    for (const Index n : {shape[1], shape[2]}) {
-      if (n != 1) extents.push_back(n);
-    }
-    const std::string header = npy_header(NpyHeader::Type::f4, extents);
-    const Index each = shape[2] * static_cast<Index>(sizeof(float));
+    const std::string header = npy_header(NpyHeader::Type::f4, shape);
+    const Index each = (shape.size() > 2 ? shape[2] : 1) * static_cast<Index>(sizeof(float));
     const Index row = shape[1] * each;
     const auto front = static_cast<Index>(header.size());
     std::optional<OutputFile> file;

@@ -105,6 +105,7 @@ def cases():
     table.append(Case("heads", 7, heads=4, key_heads=4, value_heads=4))  # ranks without heads
     table.append(Case("sequence", 8, heads=3, key_heads=1, value_heads=1))
     table.append(Case("sequence", 8, context=(0,)))  # ranks without tokens
+    table.append(Case("sequence", 1, heads=1, key_heads=1, value_heads=1, d_v=1))  # extents of 1 are in the shape, too
     some = (9, 0, 17, 3, 4, 5)  # what sequences have of their own
     for form, ranks, new, tree, context in (
         ("sequence", 1, 1, "levels=1x50", some),
