@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 
 #include "launcher/failure.hpp"
@@ -72,6 +73,10 @@ struct File {
   }
 
   json read() const {
+    std::error_code error;
+    if (!std::filesystem::is_regular_file(path, error)) {
+      fail(error ? error.message() : "is not a regular file");  // a pipe could keep us for ever
+    }
     std::ifstream file(path, std::ios::binary);
     constexpr std::size_t kMostBytes = 1 << 20;
     std::string text(kMostBytes + 1, '\0');
