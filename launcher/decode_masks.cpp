@@ -24,7 +24,7 @@ po::options_description decode_mask_options() {
   return options;
 }
 
-void read_decode_masks(const po::variables_map& values, DecodeOptions& o) {
+std::vector<std::string> read_decode_masks(const po::variables_map& values, DecodeOptions& o) {
   const std::string file = file_name(values, "head-masks");
   const bool given = !values["mask"].defaulted();
   std::optional<Index> layer;
@@ -53,7 +53,8 @@ void read_decode_masks(const po::variables_map& values, DecodeOptions& o) {
   const std::string words = file.empty() ? values["mask"].as<std::string>()
                                          : read_head_masks(file, layer, shape(d.capacity.front()));
   o.mask = words;
-  if (words == "causal" || words == "full") return;
+  std::vector<std::string> paths{file};
+  if (words == "causal" || words == "full") return paths;
   const std::string option =
       file.empty() ? "--mask '" + words + "'" : "--head-masks " + quoted_path(file);
   MaskFiles files;
@@ -80,6 +81,8 @@ void read_decode_masks(const po::variables_map& values, DecodeOptions& o) {
   }
   o.decoding.masks = std::move(masks);
   o.mask_sum = files.sum();
+  paths.insert(paths.end(), files.paths().begin(), files.paths().end());
+  return paths;
 }
 
 }  // namespace dattn

@@ -128,6 +128,13 @@ std::vector<Index> context_of(const po::variables_map& values) {
     }
     at = end + 1;
   }
+  // What is summed up of these must not overflow before the shape is checked.
+  constexpr Index kMostTokens = Index{1} << 40;
+  for (const Index tokens : context) {
+    if (tokens > kMostTokens) {
+      throw Failure(Exit::usage, fmt::format("--context: at most {}, not {}", kMostTokens, tokens));
+    }
+  }
   const Index batch = positive(values, "batch", static_cast<Index>(context.size()));
   constexpr Index kMost = 1 << 20;
   if (batch > kMost)
@@ -453,14 +460,11 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
                   "--lse: each slice of latent-tpla has one of its own; take another --form");
   }
   o.json = file_name(values, "json");
-  std::vector<std::string> inputs = o.weights ? o.weights->paths() : std::vector<std::string>{};
-  for (const char* name : {"q", "k", "v", "x"}) inputs.push_back(file_name(values, name));
   const std::string outputs[] = {o.out, o.lse, o.json};
-  refuse_same_file(inputs, outputs);
   for (const std::string& file : outputs) {
     if (!file.empty() && file != "-") refuse_unwritable(file);
   }
-  const Index each = values["new"].as<Positive>().value;
+  const Index each = at_most("new", values["new"].as<Positive>().value, 1 << 20);
   const Type type = values["dtype"].as<std::string>() == "bf16" ? Type::bf16 : Type::f4;
   std::vector<Index> capacity = o.context;
   for (Index& tokens : capacity) tokens += each * (o.steps + o.warmup);
@@ -475,7 +479,12 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   }
   if (const auto why = complaint(o.decoding))
     throw Failure(Exit::usage, "--heads, --kv-heads, --context, --new: " + *why);
-  read_decode_masks(values, o);
+  std::vector<std::string> inputs = read_decode_masks(values, o);
+  if (o.weights) {
+    for (const std::string& path : o.weights->paths()) inputs.push_back(path);
+  }
+  for (const char* name : {"q", "k", "v", "x"}) inputs.push_back(file_name(values, name));
+  refuse_same_file(inputs, outputs);
   const Decoding& d = o.decoding;
   if (!o.latent && !o.source) {
     o.source = Source::random(

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -186,8 +187,8 @@ void set_mask(const po::variables_map& values, Task& task) {
     MaskFiles files;
     const auto open = [&](const std::string& path) { return files.open(path); };
     task.mask = parse_mask(task.mask_words, task.shape, open);
-    task.mask_files = files.paths();
-    if (!file.empty()) task.mask_files.push_back(file);
+    const auto& named = files.paths();
+    task.input_files.insert(task.input_files.end(), named.begin(), named.end());
     task.mask_sum = files.sum();
   } catch (const BadMaskNumbers& e) {
     const std::string option = file.empty() ? "--mask" : "--head-masks " + quoted_path(file);
@@ -213,6 +214,7 @@ void set_machine(const std::string& words, Task& task) {
   if (words.empty() || words.find('=') != std::string::npos) return;
   if (::access(words.c_str(), F_OK) != 0) return;  // machine_of() complains
   const Machine machine = machine_of(read_machine_file(words), task.type, isa_in_use());
+  task.input_files.push_back(words);
   task.machine = machine.text();
   task.machine_name = machine.name;
 }
@@ -229,6 +231,10 @@ Task make_task(const po::variables_map& values) {
     task.source.add_d_o(d_o);
   }
   task.wish.gradients = !d_o.empty() || values.count("backward") != 0;
+  for (const char* name : {"q", "k", "v", "head-masks"}) {
+    task.input_files.push_back(file_name(values, name));
+  }
+  if (d_o != "random") task.input_files.push_back(d_o);
   task.shape = task.source.shape();
   const std::string dtype = values["dtype"].as<std::string>();
   task.type = dtype == "f8" || (dtype == "auto" && task.source.wide()) ? Type::f8
@@ -255,6 +261,11 @@ Task make_task(const po::variables_map& values) {
   set_mask(values, task);
   task.scale = values.count("scale") != 0 ? values["scale"].as<Finite>().value
                                           : 1 / std::sqrt(static_cast<double>(task.shape.d_qk));
+  if (task.type != Type::f8 && std::abs(task.scale) > std::numeric_limits<float>::max()) {
+    throw Failure(Exit::usage, fmt::format("--scale: {} is beyond float32, in which scores are; "
+                                           "take a smaller one, or --dtype f8",
+                                           task.scale));
+  }
   if (values.count("strategy") != 0) task.wish.strategy = values["strategy"].as<std::string>();
   task.wish.partition = values["partition"].as<std::string>();
   if (values.count("mesh") != 0) task.wish.mesh = values["mesh"].as<MeshSize>().extents;

@@ -29,14 +29,14 @@ struct Task {
   Shape shape;
   Type type = Type::f4;
   MaskPtr mask;
-  std::string mask_words;               ///< as the user wrote it
-  std::vector<std::string> mask_files;  ///< that say it, or that it names
-  std::string mask_sum;                 ///< over what these files held
+  std::string mask_words;  ///< as the user wrote it
+  std::string mask_sum;    ///< over what the files that it names held
   double scale = 1;
-  Wish wish;                 ///< without the number of ranks and their hosts
-  std::string hosts;         ///< --hosts, or empty
-  std::string machine;       ///< --machine as parse_machine() reads it, or empty
-  std::string machine_name;  ///< what it was measured on, if it is a file's
+  Wish wish;                             ///< without the number of ranks and their hosts
+  std::string hosts;                     ///< --hosts, or empty
+  std::string machine;                   ///< --machine as parse_machine() reads it, or empty
+  std::string machine_name;              ///< what it was measured on, if it is a file's
+  std::vector<std::string> input_files;  ///< all that options name, which no output may replace
 
   /// Forward, or forward and backward.
   std::vector<Pass> passes() const { return wish.passes(); }

@@ -92,6 +92,7 @@ Exit plan_command(const std::vector<std::string>& arguments) {
   if (!json_path.empty() && json_path != "-") refuse_unwritable(json_path);
 
   Task task = make_task(values);
+  refuse_same_file(task.input_files, std::span(&json_path, 1));
   task.wish.hosts = hosts_from(task.hosts, static_cast<int>(ranks), {});
   const Setting setting{task, std::vector<int>(static_cast<std::size_t>(ranks), threads), false, {}};
   const Machine machine = machine_of(task.machine, {.name = task.machine_name});

@@ -96,12 +96,10 @@ RunOptions read_options(const po::variables_map& values) {
   options.k = path("k");
   options.v = path("v");
   if (grad != "random") options.grad = grad;
-  std::vector<std::string> inputs = options.task.mask_files;
-  inputs.insert(inputs.end(), {options.q, options.k, options.v, options.grad});
   const std::string outputs[] = {options.out, options.lse,   options.dq,
                                  options.dk,  options.dv,    options.json,
                                  options.csv, options.trace, options.manifest};
-  refuse_same_file(inputs, outputs);
+  refuse_same_file(options.task.input_files, outputs);
   for (const std::string& file : outputs) {
     if (!file.empty() && file != "-") refuse_unwritable(file);
   }

@@ -21,6 +21,8 @@ def decode_cases(add):
         add(f"decode context {word}", f"decode --context {word}", USAGE, "--context")
     add("decode contexts for another batch", "decode --context 5,6 --batch 3", USAGE, "--context: 2 lengths for a batch of 3")
     add("decode batch too large", "decode --context 5 --batch 2M", USAGE, "--batch: at most 1048576")
+    add("decode contexts too large", "decode --context 9000000000000000000,9000000000000000000", USAGE, "--context: at most 1099511627776")
+    add("decode new too large", "decode --new 9000000000000000000", USAGE, "--new: at most 1048576")
     for option in ("batch", "new", "steps", "threads", "memory", "heads", "kv-heads", "head-dim", "value-dim"):
         add(f"decode {option} 0", f"decode --{option} 0", USAGE, f"--{option}")
     for option in ("hidden", "kv-rank", "nope-dim", "rope-dim", "v-dim", "slices", "calibration"):
@@ -34,6 +36,7 @@ def decode_cases(add):
     add("decode mask unknown", small + "--mask sparse", USAGE, "--mask 'sparse'.*causal")
     add("decode mask of a batch", small + "--mask batch:sequences=1", USAGE, "--mask.*each sequence; --context and --batch")
     add("decode mask and head masks", small + "--mask full --head-masks masks.json", USAGE, "--mask and --head-masks: give one")
+    add("decode json over head masks", "decode --context 5 --steps 1 --head-masks good.json --json good.json", USAGE, "good.json.*input")
     add("decode mask of latents", latent + "--mask window:3,0", USAGE, "--mask: latent attention is causal")
     for option in ("hidden", "q-rank", "nope-dim", "rope-dim", "v-dim"):
         add(f"decode {option} alone", f"decode --{option} 4", USAGE, f"--{option}: .*--model, --kv-rank or --weights")

@@ -135,6 +135,10 @@ def write_fixtures(folder):
         "layers": '{"layers": {"1-3": {"mask": "full"}, "2": {"mask": "full"}}}',
         "good": '{"mask": "stream:sink=1,recent=3", "key_heads": {"0,2": "causal"}}',
         "layered": '{"layers": {"0,5": {"mask": "full"}, "1-4": {"heads": {"0-7": "causal"}}}}',
+        "machine": '{"version": 1, "command": "machine", "name": "n", "hosts": "1", "ranks": 1, "threads": 1, "memory_bytes": 0, '
+        '"inside": null, "between": null, "isa": "portable", "kernels": ['
+        + ", ".join(f'{{"isa": "portable", "dtype": "{t}", "rate": 1e9, "backward_rate": 1e9, "rows": 0}}' for t in ("f4", "bf16", "f8"))
+        + "]}",
         "empty": "",
         "text": "mask: full",
     }
@@ -270,6 +274,7 @@ def cases():
     add("product beyond 2^60", "plan --ranks 2 --tokens 4G --heads 1K", USAGE, "2.60")
     for word in ("nan", "inf", "-inf", "1e999", "abc", "0,5", "0x1p3", "''"):
         add(f"scale {word}", f"{run}--scale {word}", USAGE, "--scale")
+    add("scale beyond float32", run + "--scale -1e39", USAGE, "--scale: -1e\\+39 is beyond float32.*--dtype f8")
     add("dtype f2", run + "--dtype f2", USAGE, "--dtype.*f4")
     add("wire unknown", run + "--wire bfloat16", USAGE, "--wire.*exact, bf16")
     add("wire bf16 of f8", plan + "--dtype f8 --wire bf16", USAGE, "--wire bf16.*--dtype f4")
@@ -301,6 +306,9 @@ def cases():
     add("plan without ranks", "plan --tokens 31", USAGE, "--ranks")
     for word in ("nonsense", "latency", "latency=", "rate=0", "bandwidth=nan", "latency=-1", "rate=1e999", "latency=1;rate=2"):
         add(f"machine {word}", f"{plan}--machine {word}", USAGE, "--machine")
+    for name, why in (("folder", "not a regular file"), ("pipe", "not a regular file"), ("text", "not a JSON object"), ("good", '"version"')):
+        add(f"machine in {name}", f"{plan}--machine {name}.json", INPUT, f"--machine '{name}.json': .*{why}")
+    add("machine in a file", plan + "--machine machine.json", 0, "verdict: ok")
 
     # Masks.
     for word in (
@@ -410,6 +418,10 @@ def cases():
     add("json over csv", run + "--json X --csv X", USAGE, "X.*output")
     add("two reports to stdout", run + "--json - --csv -", USAGE, "--json, --csv")
     add("plan json into nowhere", plan + "--json nowhere/x", OUTPUT, "nowhere/x.*mkdir")
+    add("plan json over q", f"plan --ranks 4 {FILES} --json q.npy", USAGE, "q.npy.*input")
+    add("plan json over head masks", plan + "--head-masks good.json --json good.json", USAGE, "good.json.*input")
+    add("plan json over a mask's file", f"{plan}{blocks}columns.npy --json rows.npy", USAGE, "rows.npy.*input")
+    add("trace over the machine's file", run + "--machine machine.json --trace machine.json", USAGE, "machine.json.*input")
     add("plan json empty", plan + "--json ''", USAGE, "--json")
 
     # Conversion of weights.
