@@ -13,7 +13,6 @@
 #include "comm/wait.hpp"
 
 namespace dattn::comm {
-
 namespace {
 
 /// Pieces of a message that MPI has and that are not done, at most: of each that does not fit the
@@ -32,6 +31,7 @@ void Request::Impl::start() {
     const int code = MPI_Irecv(nullptr, 0, MPI_BYTE, peer, tag + 2 * kTags, comm, &go_ahead);
     if (code != MPI_SUCCESS) throw Error(code, describe());
     outbox->add(*this);
+    outbox->advance();  // the receiver may well have asked
     return;
   }
   while (posted < pieces.size()) post_next();
