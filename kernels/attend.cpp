@@ -21,7 +21,8 @@ namespace {
 /// Units of work that a block is cut into at least, where it is large enough: what many threads
 /// need. Not the number of threads, so that the bits of a result do not depend on it.
 constexpr Index kUnits = 64;
-/// Tiles of keys of a unit, at least: what a part of the keys costs to merge must not count.
+/// Tiles of keys that a row sees of a part, at least: what a part of the keys costs to merge must
+/// not count.
 constexpr Index kTilesOfPart = 4;
 /// Bytes of packed keys and values that exist at a time, beside those of a single head.
 constexpr Index kPackBytes = Index{256} << 20;
@@ -303,6 +304,29 @@ class Worker {
   std::optional<LiveRows> fresh_;  ///< what there was no room for
 };
 
+/// How many keys a row sees, at most, among some rows here and there.
+template <class T>
+Index keys_of_row(const ForwardBlock<T>& block) {
+  constexpr Index kRows = 8;
+  Index most = 0;
+  std::vector<Index> known;  // variants
+  for (const HeadGroup& group : block.groups) {
+    const Index head = block.where.query_heads.begin + group.heads.begin;
+    const Index variant = block.mask.variant(head);
+    if (std::find(known.begin(), known.end(), variant) != known.end()) continue;
+    known.push_back(variant);
+    for (Index i = 0; i < kRows; ++i) {
+      const Range rows = even_part(block.q.rows, kRows, i);
+      if (rows.empty()) continue;
+      const LiveRows live(block.where, block.mask, head, {rows.end - 1, rows.end});
+      Index keys = 0;
+      for (const Range span : live.of(rows.end - 1)) keys += span.size();
+      most = std::max(most, keys);
+    }
+  }
+  return most;
+}
+
 /// The tiles of keys that few rows see, as those of a sequence see few of a batch's; of many rows
 /// all tiles.
 template <class T>
@@ -396,10 +420,14 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
   }
   const Ranges seen = tiles_seen(block);
   if (seen.empty()) return;
-  const Index parts = tiles >= kUnits
-                          ? 1
-                          : std::clamp<Index>((kUnits + tiles - 1) / tiles, 1,
-                                              std::max<Index>(1, size(seen) / kTilesOfPart));
+  // Rows that see few keys see few parts: the others' records would be cleared and merged for
+  // nothing.
+  Index parts = 1;
+  if (tiles < kUnits && size(seen) >= 2 * kTilesOfPart) {
+    const Index most = (keys_of_row(block) + kernel.tile - 1) / kernel.tile;  // tiles
+    parts =
+        std::clamp<Index>((kUnits + tiles - 1) / tiles, 1, std::max<Index>(1, most / kTilesOfPart));
+  }
   const std::vector<Range> tiles_of_part = even_cuts(seen, parts);
   // With one tile of queries a pack would be read once: each unit then packs for itself.
   const bool shared = most_lanes > kLanes;

@@ -71,19 +71,25 @@ LiveRows::LiveRows(const Where& where, const Mask& mask, Index head, Range rows,
         }
         const Run run = seen.run.part(seen.members);
         spans.clear();
-        mask.members(head, q.at(i), run, spans);
+        Index first = 0;  // what spans are counted from
+        if (run.step == 1) {
+          mask.spans(head, q.at(i), run.bounds(), spans);
+          first = run.first;
+        } else {
+          mask.members(head, q.at(i), run, spans);
+        }
         for (const Range span : spans) {
-          add({seen.members.begin + span.begin, seen.members.begin + span.end});
+          add({seen.members.begin + span.begin - first, seen.members.begin + span.end - first});
         }
         same = std::min(same, mask.alike(head, q.at(i), run.bounds()));
       }
       const std::size_t end = spans_.size();
       single_ = single_ && end - begin <= 1;
       const Range one = end > begin ? spans_[begin] : Range{0, 0};
-      const Index first = i++;
-      while (i < q.count && q.at(i) - q.at(first) < same) ++i;
-      row_.insert(row_.end(), static_cast<std::size_t>(i - first), {begin, end, begin});
-      one_.insert(one_.end(), static_cast<std::size_t>(i - first), one);
+      const Index from = i++;
+      while (i < q.count && q.at(i) - q.at(from) < same) ++i;
+      row_.insert(row_.end(), static_cast<std::size_t>(i - from), {begin, end, begin});
+      one_.insert(one_.end(), static_cast<std::size_t>(i - from), one);
     }
   }
 }

@@ -77,24 +77,36 @@ class Neighbor final : public Mask {
     const Point q = grid_.point(query);
     const Range inside = intersect(keys, {0, grid_.size()});
     if (inside.empty()) return;
-    Box within = grid_.box(inside);
+    Box within;
+    const bool everything = inside == Range{0, grid_.size()};
+    if (!everything) within = grid_.box(inside);
     for (std::size_t d = 0; d < kMostDims; ++d) {
-      const Range among = within[d];
+      const Range among = everything ? Range{0, axes_[d].length} : within[d];
       const Index step = axes_[d].dilation;
       within[d] = seen(d, q[d]);
-      within[d].begin +=
-          (std::max<Index>(0, among.begin - within[d].begin) + step - 1) / step * step;
+      if (within[d].begin < among.begin) {
+        within[d].begin += (among.begin - within[d].begin + step - 1) / step * step;
+      }
       within[d].end = std::min(within[d].end, among.end);
     }
-    std::vector<Range> found;
+    // Behind those of others, and joined in place: this is called row by row.
+    const std::size_t first = out.size();
     for (Index x = within[0].begin; x < within[0].end; x += axes_[0].dilation) {
       for (Index y = within[1].begin; y < within[1].end; y += axes_[1].dilation) {
-        row({x, y, 0}, within[2], keys, found);
+        row({x, y, 0}, within[2], keys, out);
       }
     }
-    std::sort(found.begin(), found.end());
-    const std::size_t first = out.size();
-    for (const Range range : found) append(out, first, range);
+    const auto found = out.begin() + static_cast<std::ptrdiff_t>(first);
+    if (!std::is_sorted(found, out.end())) std::sort(found, out.end());
+    std::size_t end = first;
+    for (std::size_t i = first; i < out.size(); ++i) {
+      if (end > first && out[end - 1].end == out[i].begin) {
+        out[end - 1].end = out[i].end;
+      } else {
+        out[end++] = out[i];
+      }
+    }
+    out.resize(end);
   }
   /// By boxes that hold the tokens: they say None and All often enough.
   Cover cover(Index head, Range queries, Range keys) const override {
