@@ -141,7 +141,7 @@ Index ideal_bytes(const Task& task, const Problem& problem, int rank, int thread
     most = attend_bytes(s, rows, s.query_heads, size(seen), threads, kernel);
     if (task.wish.gradients) {
       most = std::max(most, attend_backward_bytes(s, rows, {0, s.query_heads}, size(seen),
-                                                  s.key_heads, s.value_heads, threads, kernel));
+                                                  s.key_heads, threads, kernel));
     }
   }
   return rows * s.query_heads * numbers * sum_bytes_of(task.type) + most +

@@ -22,25 +22,38 @@ constexpr Index kChunkBytes = 1400 << 10;
 /// chunk that it sees, and only those that it sees need stay in the cache.
 constexpr Index kSparseChunk = 8;
 
+/// Floats of a row of dK or dV in here.
+Index padded(Index dim, const Kernel& kernel) {
+  return (dim + kernel.pad - 1) / kernel.pad * kernel.pad;
+}
+
+/// Tiles of keys of a chunk where the mask leaves none out. `packs` is bytes of a packed tile.
+Index tiles_of_chunk(Index packs, Index d_qk, Index d_v, const Kernel& kernel) {
+  const Index sums = kernel.backward_tile * (padded(d_qk, kernel) + padded(d_v, kernel)) * 4;
+  return std::max<Index>(1, kChunkBytes / (packs + sums));
+}
+
 template <class T>
 class Worker {
  public:
-  /// `most_tiles` of keys are a unit's, at most.
-  Worker(const BackwardBlock<T>& block, Index most_tiles)
+  /// Chunks have `most_tiles` of keys, at most; `packs` is memory for as many.
+  Worker(const BackwardBlock<T>& block, Index most_tiles, std::byte* packs)
       : block_(block),
         kernel_(block.kernel),
         lanes_(kernel_.lanes),
         panels_(kernel_.backward_panels),
-        dk_row_((block.q.dim + kernel_.pad - 1) / kernel_.pad * kernel_.pad),
-        dv_row_((block.v.dim + kernel_.pad - 1) / kernel_.pad * kernel_.pad),
-        chunk_(std::max<Index>(1, kChunkBytes / (block.k_bytes() + block.v_bytes() +
-                                                 kernel_.backward_tile * (dk_row_ + dv_row_) * 4))),
+        dk_row_(padded(block.q.dim, kernel_)),
+        dv_row_(padded(block.v.dim, kernel_)),
+        chunk_(
+            tiles_of_chunk(block.k_bytes() + block.v_bytes(), block.q.dim, block.v.dim, kernel_)),
+        most_tiles_(most_tiles),
+        packs_(block, most_tiles, packs),
         q_(aligned(kernel_.q_backward_size(block.d_qk()))),
         d_o_(aligned(kernel_.q_backward_size(block.d_v()))),
         scratch_(aligned(kernel_.backward_scratch(block.d_qk(), block.d_v()))),
         dq_(panels_ * lanes_ * block.q.dim),
-        dk_(std::min(kSparseChunk * chunk_, most_tiles) * kernel_.backward_tile * dk_row_),
-        dv_(std::min(kSparseChunk * chunk_, most_tiles) * kernel_.backward_tile * dv_row_),
+        dk_(most_tiles_ * kernel_.backward_tile * dk_row_),
+        dv_(most_tiles_ * kernel_.backward_tile * dv_row_),
         lse_(panels_ * lanes_),
         delta_(panels_ * lanes_),
         row_of_(static_cast<std::size_t>(panels_ * lanes_)),
@@ -54,13 +67,12 @@ class Worker {
   }
 
   /// Adds what the unit's keys give to dk, dv and, by rows, to `dq` times `factor`. Where `written`
-  /// is given, dq is a copy of which only rows with a flag there, [row][head], hold numbers.
-  void run(const Unit& unit, const BackwardPacks<T>& packs, View<float> dq, float factor,
-           char* written, Poller& poller) {
+  /// is given, dq is a copy of which only rows with a flag there hold numbers.
+  void run(const Unit& unit, View<float> dq, float factor, View<char> written, Poller& poller) {
     for (Index from = unit.tiles.begin; from < unit.tiles.end;) {
       const Range tiles{from, chunk_end(unit, from)};
       for (Index g = unit.groups.begin; g < unit.groups.end; ++g) {
-        chunk(g, tiles, packs, dq, factor, written, poller);
+        chunk(g, tiles, dq, factor, written, poller);
       }
       from = tiles.end;
     }
@@ -71,7 +83,7 @@ class Worker {
   /// of it at most.
   Index chunk_end(const Unit& unit, Index from) const {
     constexpr Index kRows = 8;
-    const Index most = std::min(unit.tiles.end, from + kSparseChunk * chunk_);
+    const Index most = std::min(unit.tiles.end, from + most_tiles_);
     if (most - from <= chunk_) return most;
     Index end = most;
     for (Index g = unit.groups.begin; g < unit.groups.end; ++g) {
@@ -98,8 +110,8 @@ class Worker {
     return end;
   }
 
-  void chunk(Index g, Range tiles, const BackwardPacks<T>& packs, View<float> dq, float factor,
-             char* written, Poller& poller) {
+  void chunk(Index g, Range tiles, View<float> dq, float factor, View<char> written,
+             Poller& poller) {
     const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
     const TakenKeys& keys = block_.keys_of(g);
     const Index rows_of_tile = kernel_.backward_tile;
@@ -111,6 +123,7 @@ class Worker {
       seeing = {std::min(seeing.begin, rows.begin), std::max(seeing.end, rows.end)};
     }
     if (seeing.empty()) return;
+    packs_.begin(tiles, group, keys);
     std::fill_n(dk_.get(), tiles.size() * rows_of_tile * dk_row_, 0.0f);
     std::fill_n(dv_.get(), tiles.size() * rows_of_tile * dv_row_, 0.0f);
     const Index lanes = block_.q.rows * group.heads.size();
@@ -131,7 +144,7 @@ class Worker {
         if (t >= last || !find_pieces(live, now, group, block_.tile(t))) continue;
         if (!packed) start(g, now);
         packed = true;
-        step(g, live, t, packs, (t - tiles.begin) * rows_of_tile);
+        step(g, live, t, (t - tiles.begin) * rows_of_tile);
         poller.after(static_cast<double>(now.size() * block_.tile(t).size()) *
                      static_cast<double>(6 * block_.q.dim + 4 * block_.v.dim));
       }
@@ -199,7 +212,7 @@ class Worker {
     return rules_[block_.taken_by[static_cast<std::size_t>(g)]][static_cast<std::size_t>(p)];
   }
 
-  void step(Index g, const LiveRows& live, Index t, const BackwardPacks<T>& packs, Index row) {
+  void step(Index g, const LiveRows& live, Index t, Index row) {
     const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
     const Range tile = block_.tile(t);
     std::vector<const Piece*> lists;
@@ -219,8 +232,8 @@ class Worker {
     }
     kernel_.backward({.q = q_.get(),
                       .d_o = d_o_.get(),
-                      .k = packs.k(group.key_head, t),
-                      .v = packs.v(group.value_head, t),
+                      .k = packs_.k(t),
+                      .v = packs_.v(t),
                       .d_qk = block_.d_qk(),
                       .d_v = block_.d_v(),
                       .panels = static_cast<int>(used_),
@@ -237,15 +250,15 @@ class Worker {
                       .dv = dv_.get() + row * dv_row_});
   }
 
-  void give_dq(Index lanes, View<float> dq, float factor, char* written) const {
+  void give_dq(Index lanes, View<float> dq, float factor, View<char> written) const {
     std::vector<float*> row(static_cast<std::size_t>(lanes_));
     for (Index p = 0; p < used_; ++p) {
       for (Index i = 0; i < lanes_; ++i) {
         const auto at = static_cast<std::size_t>(p * lanes_ + i);
         float*& to = row[static_cast<std::size_t>(i)];
         to = p * lanes_ + i < lanes ? dq.at(row_of_[at], head_of_[at]) : nullptr;
-        if (to == nullptr || written == nullptr) continue;
-        char& flag = written[row_of_[at] * dq.heads + head_of_[at]];
+        if (to == nullptr || written.data == nullptr) continue;
+        char& flag = *written.at(row_of_[at], head_of_[at]);
         if (flag == 0) std::fill_n(to, dq.dim, 0.0f);
         flag = 1;
       }
@@ -272,7 +285,9 @@ class Worker {
   Index lanes_;
   Index panels_;
   Index dk_row_, dv_row_;
-  Index chunk_;  ///< tiles of keys
+  Index chunk_;       ///< tiles of keys that stay in the cache,
+  Index most_tiles_;  ///< and that a chunk has, at most
+  BackwardPacks<T> packs_;
   Buffer<std::byte> q_, d_o_;
   Buffer<std::byte> scratch_;
   Buffer<float> dq_, dk_, dv_;
@@ -316,8 +331,10 @@ void backward_block(View<const T> q, View<const T> k, View<const T> v, View<cons
   const Index dq_size = q.rows * q.heads * q.dim;
   const Index parts = sparse_parts(block, clusters, parts_of(count, block.tiles, dq_size));
   const std::vector<Unit> units = units_of(block, clusters, parts);
-  Index most_tiles = 0;
+  Index most_tiles = 0;  // of a chunk
   for (const Unit& unit : units) most_tiles = std::max(most_tiles, unit.tiles.size());
+  most_tiles = std::min(most_tiles, kSparseChunk * tiles_of_chunk(block.k_bytes() + block.v_bytes(),
+                                                                  q.dim, v.dim, kernel));
   CallWorkspace workspace(work);
   auto* copies =
       parts > 1 ? workspace.take<float>(Workspace::Use::partials, parts * dq_size) : nullptr;
@@ -326,27 +343,24 @@ void backward_block(View<const T> q, View<const T> k, View<const T> v, View<cons
   };
   // Which rows of a copy somebody has written; the others are not even zero.
   std::vector<char> written(parts > 1 ? static_cast<std::size_t>(parts * q.rows * q.heads) : 0);
-  const auto flags = [&](Index part) { return written.data() + part * q.rows * q.heads; };
-  BackwardPacks<T> packs(block, workspace);
+  const auto flags = [&](Index part) {  // those of a row side by side
+    return View<char>{written.data() + part, q.rows, q.heads, parts};
+  };
+  const Index packs_bytes = BackwardPacks<T>::bytes(block, most_tiles);
+  auto* packs = workspace.take<std::byte>(Workspace::Use::k, work.threads * packs_bytes);
   Caught caught;
 #pragma omp parallel num_threads(work.threads)
   {
     const Entered entered(kernel);
     Poller poller(work.poll, caught, omp_get_thread_num() == 0);
-    std::vector<T> spare;
-#pragma omp for schedule(dynamic, 4)
-    for (Index job = 0; job < packs.jobs(); ++job) {
-      packs.fill(job, spare);
-      poller.after(static_cast<double>(kernel.backward_tile * (k.dim + v.dim)) * 8);
-    }
-    Worker<T> worker(block, most_tiles);
+    Worker<T> worker(block, most_tiles, packs + omp_get_thread_num() * packs_bytes);
 #pragma omp for schedule(dynamic)
     for (std::size_t i = 0; i < units.size(); ++i) {
       const Unit& unit = units[i];
       if (parts > 1) {
-        worker.run(unit, packs, copy(unit.part), 1.0f, flags(unit.part), poller);
+        worker.run(unit, copy(unit.part), 1.0f, flags(unit.part), poller);
       } else {
-        worker.run(unit, packs, dq, block.scale, nullptr, poller);
+        worker.run(unit, dq, block.scale, {}, poller);
       }
     }
     if (parts > 1) {
@@ -356,7 +370,7 @@ void backward_block(View<const T> q, View<const T> k, View<const T> v, View<cons
         for (Index h = 0; h < q.heads; ++h) {
           std::fill(sum.begin(), sum.end(), 0.0f);
           for (Index part = 0; part < parts; ++part) {
-            if (flags(part)[row * q.heads + h] == 0) continue;
+            if (*flags(part).at(row, h) == 0) continue;
             const float* from = copy(part).at(row, h);
             for (Index i = 0; i < q.dim; ++i) sum[static_cast<std::size_t>(i)] += from[i];
           }
@@ -420,13 +434,11 @@ void attend_backward(View<const BFloat16> q, View<const BFloat16> k, View<const 
 }
 
 Index attend_backward_bytes(const Shape& shape, Index queries, Range query_heads, Index keys,
-                            Index key_heads, Index value_heads, int threads, const Kernel& kernel) {
+                            Index key_heads, int threads, const Kernel& kernel) {
   const auto d_qk = static_cast<int>(shape.d_qk);
   const auto d_v = static_cast<int>(shape.d_v);
   const Index tiles = (keys + kernel.backward_tile - 1) / kernel.backward_tile;
-  const Index k_bytes = aligned(kernel.k_backward_size(d_qk));
-  const Index v_bytes = aligned(kernel.v_backward_size(d_v));
-  const Index packs = tiles * (key_heads * k_bytes + value_heads * v_bytes);
+  const Index pack = aligned(kernel.k_backward_size(d_qk)) + aligned(kernel.v_backward_size(d_v));
   // Query heads that share no key or value head are clusters of their own.
   const Index unit =
       std::lcm(shape.query_heads / shape.key_heads, shape.query_heads / shape.value_heads);
@@ -434,17 +446,20 @@ Index attend_backward_bytes(const Shape& shape, Index queries, Range query_heads
   const Index numbers = queries * query_heads.size() * shape.d_qk;
   const Index parts = parts_of(clusters, tiles, numbers);
   const Index copies = parts > 1 ? parts * (numbers * 4 + queries * query_heads.size()) : 0;
-  const auto padded = [&](Index dim) { return (dim + kernel.pad - 1) / kernel.pad * kernel.pad; };
-  const Index sums = kernel.backward_tile * (padded(shape.d_qk) + padded(shape.d_v)) * 4;
-  const Index chunk = std::max<Index>(1, kChunkBytes / (k_bytes + v_bytes + sums));
+  const Index sums =
+      kernel.backward_tile * (padded(shape.d_qk, kernel) + padded(shape.d_v, kernel)) * 4;
+  const Index chunk =
+      std::min(tiles, kSparseChunk * tiles_of_chunk(pack, shape.d_qk, shape.d_v, kernel));
   const Index lanes = Index{kernel.backward_panels} * kernel.lanes;
   const Index worker = aligned(kernel.q_backward_size(d_qk)) +
                        aligned(kernel.q_backward_size(d_v)) +
                        aligned(kernel.backward_scratch(d_qk, d_v)) + lanes * shape.d_qk * 4 +
-                       kSparseChunk * chunk * sums + lanes * 24;
+                       chunk * (pack + sums) + lanes * 24;
   // Orders of the keys, one for each head at most.
   const Index orders = query_heads.size() * keys * (8 + 4 * key_heads);
-  return packs + copies + orders + threads * worker;
+  // What each tile of keys is seen by: once, and of each thread.
+  const Index seen = (query_heads.size() + threads) * tiles * 40;
+  return copies + orders + seen + threads * worker;
 }
 
 void delta_of(View<const float> o, View<const float> d_o, View<float> out) {

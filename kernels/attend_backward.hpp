@@ -37,10 +37,9 @@ void attend_backward(View<const BFloat16> q, View<const BFloat16> k, View<const 
                      const Mask& mask, const Work& work);
 
 /// Memory in bytes that attend_backward takes with this kernel beside its arguments, at most, for
-/// `queries` rows of the query heads `query_heads` and `keys` rows of so many key and value heads.
+/// `queries` rows of the query heads `query_heads` and `keys` rows of so many key heads.
 Index attend_backward_bytes(const Shape& shape, Index queries, Range query_heads, Index keys,
-                            Index key_heads, Index value_heads, int threads,
-                            const Kernel& kernel);
+                            Index key_heads, int threads, const Kernel& kernel);
 
 /// The same in double, by the reference loops: exact to double rounding, and slow.
 void attend_backward(View<const double> q, View<const double> k, View<const double> v,

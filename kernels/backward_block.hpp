@@ -134,66 +134,66 @@ void take_keys(BackwardBlock<T>& block, const std::vector<Cluster>& clusters, co
   }
 }
 
-/// Packed tiles of all key heads and value heads that groups read, all threads' to read.
+/// Packed tiles of the key head and the value head that one thread is at, packed when first needed:
+/// what no query sees is never packed, and what is packed is still in the cache when it is read.
 template <class T>
 class BackwardPacks {
  public:
-  BackwardPacks(const BackwardBlock<T>& block, CallWorkspace& workspace)
+  /// Of one thread, for so many tiles at a time; aligned.
+  static Index bytes(const BackwardBlock<T>& block, Index tiles) {
+    return tiles * (block.k_bytes() + block.v_bytes());
+  }
+  BackwardPacks(const BackwardBlock<T>& block, Index tiles, std::byte* memory)
       : block_(block),
-        keys_of_k_(static_cast<std::size_t>(block.k.heads)),
-        keys_of_v_(static_cast<std::size_t>(block.v.heads)) {
-    for (std::size_t g = 0; g < block.groups.size(); ++g) {
-      const TakenKeys* keys = block.taken[block.taken_by[g]].get();
-      keys_of_k_[static_cast<std::size_t>(block.groups[g].key_head)] = keys;
-      keys_of_v_[static_cast<std::size_t>(block.groups[g].value_head)] = keys;
-    }
-    k_ =
-        workspace.take<std::byte>(Workspace::Use::k, block.k.heads * block.tiles * block.k_bytes());
-    v_ =
-        workspace.take<std::byte>(Workspace::Use::v, block.v.heads * block.tiles * block.v_bytes());
-  }
+        k_{memory, block.k_bytes(), std::vector<char>(static_cast<std::size_t>(tiles))},
+        v_{memory + tiles * block.k_bytes(), block.v_bytes(), k_.there} {}
 
-  Index jobs() const { return (block_.k.heads + block_.v.heads) * block_.tiles; }
-  /// `spare` is the calling thread's.
-  void fill(Index job, std::vector<T>& spare) {
-    const Index head = job / block_.tiles;
-    const Index t = job % block_.tiles;
-    if (head < block_.k.heads) {
-      const TakenKeys* keys = keys_of_k_[static_cast<std::size_t>(head)];
-      if (keys == nullptr) return;  // no query head of the block reads it
-      block_.kernel.pack_k_backward(rows(block_.k, head, t, *keys, spare), k(head, t));
-    } else {
-      const Index h = head - block_.k.heads;
-      const TakenKeys* keys = keys_of_v_[static_cast<std::size_t>(h)];
-      if (keys == nullptr) return;
-      block_.kernel.pack_v_backward(rows(block_.v, h, t, *keys, spare), v(h, t));
+  /// The next ones are of these tiles and of a group's heads.
+  void begin(Range tiles, const HeadGroup& group, const TakenKeys& keys) {
+    for (auto& [side, head] : {std::pair{&k_, group.key_head}, std::pair{&v_, group.value_head}}) {
+      if (side->head == head && tiles_ == tiles && keys_ == &keys) continue;
+      std::fill(side->there.begin(), side->there.end(), char{0});
+      side->head = head;
     }
+    tiles_ = tiles;
+    keys_ = &keys;
   }
-  std::byte* k(Index head, Index t) const {
-    return k_ + (head * block_.tiles + t) * block_.k_bytes();
-  }
-  std::byte* v(Index head, Index t) const {
-    return v_ + (head * block_.tiles + t) * block_.v_bytes();
-  }
+  const std::byte* k(Index t) { return pack(k_, block_.k, t, block_.kernel.pack_k_backward); }
+  const std::byte* v(Index t) { return pack(v_, block_.v, t, block_.kernel.pack_v_backward); }
 
  private:
+  struct Side {
+    std::byte* memory;
+    Index bytes;  ///< of a tile
+    std::vector<char> there;
+    Index head = -1;
+  };
+
+  std::byte* pack(Side& side, View<const T> view, Index t, void (*fill)(const Rows&, void*)) {
+    std::byte* to = side.memory + (t - tiles_.begin) * side.bytes;
+    char& there = side.there[static_cast<std::size_t>(t - tiles_.begin)];
+    if (there == 0) fill(rows(view, side.head, t), to);
+    there = 1;
+    return to;
+  }
   /// The rows of a tile: where they lie, or gathered.
-  Rows rows(View<const T> view, Index head, Index t, const TakenKeys& keys,
-            std::vector<T>& spare) const {
+  Rows rows(View<const T> view, Index head, Index t) {
     const Range tile = block_.tile(t);
-    if (keys.rows.empty()) return rows_of(view, head, tile);
-    spare.resize(static_cast<std::size_t>(tile.size() * view.dim));
+    if (keys_->rows.empty()) return rows_of(view, head, tile);
+    gathered_.resize(static_cast<std::size_t>(tile.size() * view.dim));
     for (Index i = 0; i < tile.size(); ++i) {
-      std::copy_n(view.at(keys.row(tile.begin + i), head), view.dim, spare.data() + i * view.dim);
+      std::copy_n(view.at(keys_->row(tile.begin + i), head), view.dim,
+                  gathered_.data() + i * view.dim);
     }
-    return {spare.data(), view.dim, static_cast<int>(tile.size()), static_cast<int>(view.dim),
+    return {gathered_.data(), view.dim, static_cast<int>(tile.size()), static_cast<int>(view.dim),
             element_of<T>()};
   }
 
   const BackwardBlock<T>& block_;
-  std::byte* k_;
-  std::byte* v_;
-  std::vector<const TakenKeys*> keys_of_k_, keys_of_v_;  ///< by head
+  Side k_, v_;
+  Range tiles_;
+  const TakenKeys* keys_ = nullptr;
+  std::vector<T> gathered_;
 };
 
 }  // namespace dattn

@@ -32,7 +32,7 @@ Index kernel_bytes(const Problem& problem, const Program& program, int threads) 
         most = std::max(most, attend_backward_bytes(
                                   shape, block(back->q).row_count(), heads,
                                   block(back->k).row_count(), shape.key_heads_of(heads).size(),
-                                  shape.value_heads_of(heads).size(), threads, kernel));
+                                  threads, kernel));
       }
     }
   }
