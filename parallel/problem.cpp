@@ -8,6 +8,7 @@
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"
 #include "parallel/plan.hpp"
+#include "parallel/ring_rows.hpp"
 #include "parallel/schedule.hpp"
 
 namespace dattn {
@@ -66,6 +67,8 @@ struct Problem::Found {
   std::vector<std::vector<std::vector<int>>> key_readers;  ///< [owner][group]
   std::once_flag query_readers_once;
   std::vector<std::vector<std::vector<int>>> query_readers;  ///< likewise
+  std::mutex rings_mutex;
+  std::map<RingMembers, const RingRows> rings;
   std::once_flag dropped_once;
   std::vector<Dropped> dropped;
   std::vector<std::vector<Index>> dropped_of;  ///< [rank][entry of dropped]
@@ -208,6 +211,13 @@ const std::vector<int>& Problem::query_readers(int owner, std::size_t group) con
         queries_, [&](int r, std::size_t g) -> const Ranges& { return queries_needed(r, g); });
   });
   return found_->query_readers[static_cast<std::size_t>(owner)][group];
+}
+
+const RingRows& Problem::ring_rows(const RingMembers& ring) const {
+  const std::lock_guard lock(found_->rings_mutex);
+  const auto found = found_->rings.find(ring);
+  if (found != found_->rings.end()) return found->second;
+  return found_->rings.emplace(ring, RingRows(*this, ring)).first->second;
 }
 
 void Problem::find_dropped() const {

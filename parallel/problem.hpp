@@ -13,7 +13,9 @@
 
 namespace dattn {
 
+class RingRows;
 class Schedule;
+struct RingMembers;
 
 /// How sums travel from rank to rank: in the type that they are added up in, or rounded to
 /// bfloat16, where m and l of a Partial stay float32. Either way they are added up, and
@@ -98,6 +100,10 @@ class Problem {
   /// queries_needed() has any of its queries. Ascending; found once for all ranks.
   const std::vector<int>& key_readers(int owner, std::size_t group) const;
   const std::vector<int>& query_readers(int owner, std::size_t group) const;
+
+  /// What of the rows of each member of such a ring is needed how far around it. Found once for all
+  /// ranks.
+  const RingRows& ring_rows(const RingMembers& ring) const;
 
   /// The dropped keys of each head that has any, before the first query. Found once for all ranks,
   /// whether they are compensated for or not.

@@ -6,36 +6,6 @@
 #include "kernels/check.hpp"
 
 namespace dattn {
-namespace {
-
-/// Those of `rows` that stand at `positions`.
-Ranges rows_within(const Partition& tokens, const Ranges& rows, const Ranges& positions) {
-  Ranges out;
-  for (Range left : rows) {
-    while (!left.empty()) {
-      const int rank = tokens.owner(left.begin);
-      const Range here = intersect(left, tokens.rows(rank));
-      for (const Range found : tokens.rows_at(rank, positions)) append(out, intersect(found, here));
-      left.begin = here.end;
-    }
-  }
-  return out;
-}
-
-/// `all` with `more`, both ascending.
-void unite(Ranges& all, const Ranges& more) {
-  const auto known = [&](Range some) {
-    const auto behind = std::upper_bound(all.begin(), all.end(), some.begin,
-                                         [](Index at, const Range& r) { return at < r.end; });
-    return behind != all.end() && behind->contains(some);
-  };
-  if (std::all_of(more.begin(), more.end(), known)) return;
-  std::vector<Range> both(all.begin(), all.end());
-  both.insert(both.end(), more.begin(), more.end());
-  all = union_of(std::move(both));
-}
-
-}  // namespace
 
 Strips::Strips(const Problem& problem, const std::vector<int>& ring, int rank, bool queries,
                Held held, const StandsFor& stands_for)
@@ -56,9 +26,15 @@ Strips::Strips(const Problem& problem, const std::vector<int>& ring, int rank, b
   for (std::size_t g = 0; g < groups.size(); ++g) {
     const bool packed = problem.is_sparse(g);
     const bool joins = !strips_.empty() && !strips_.back().packed && !packed;
-    if (!joins) strips_.push_back({groups[g], packed, {}, {}, {}, {}, {}});
+    if (!joins) strips_.push_back({groups[g], packed, {}, {}, {}, {}});
     strips_.back().heads.end = groups[g].end;
-    if (packed) pack(strips_.size() - 1, g, queries, stands_for);
+    if (!packed) continue;
+    RingMembers all{queries, g, {}, {}};
+    for (const int r : ring_) {
+      all.held.push_back(held_(queries ? Kind::Q : Kind::K, r, strips_.size() - 1).rows);
+      all.ranks.push_back(stands_for ? stands_for(r) : std::vector<int>{r});
+    }
+    pack(strips_.back(), all);
   }
 }
 
@@ -67,42 +43,25 @@ int Strips::member(int places) const {
   return ring_[static_cast<std::size_t>(((here_ + places) % count + count) % count)];
 }
 
-void Strips::pack(std::size_t at, std::size_t group, bool queries, const StandsFor& stands_for) {
-  Strip& strip = strips_[at];
+void Strips::pack(Strip& strip, const RingMembers& all) const {
   const int count = members();
-  const Partition& tokens = queries ? problem_.queries() : problem_.keys();
-  const Kind kind = queries ? Kind::Q : Kind::K;
-  const auto need = [&](int places) {
-    const int reader = member(places);
-    Ranges all;
-    for (const int r : stands_for ? stands_for(reader) : std::vector<int>{reader}) {
-      unite(all, queries ? problem_.queries_needed(r, group) : problem_.keys_needed(r, group));
-    }
-    return all;
+  const auto place = [&](int places) {
+    return static_cast<std::size_t>(((here_ + places) % count + count) % count);
   };
-  const auto rows = [&](int owner, const Ranges& positions) {
-    return rows_within(tokens, held_(kind, member(owner), at).rows, positions);
+  const RingRows& needed = problem_.ring_rows(all);
+  const auto rows = [&](int owner, int reader) {
+    return rows_needed(problem_, all, place(owner), place(reader));
   };
-  // A shard that is at hop h visits this member and those up to the one before its owner. So the
-  // larger h, the fewer: readers come in one by one.
-  for (auto* all :
-       {&strip.arriving, &strip.leaving, &strip.needed, &strip.needed_of_own, &strip.wanted}) {
-    all->resize(static_cast<std::size_t>(count));
+  for (auto* by_hop : {&strip.arriving, &strip.leaving, &strip.needed, &strip.needed_of_own}) {
+    by_hop->resize(static_cast<std::size_t>(count));
   }
-  Ranges from_here;
-  Ranges behind;
-  const Ranges own = need(0);
-  for (int hop = count - 1; hop >= 0; --hop) {
+  for (int hop = 0; hop < count; ++hop) {
     const auto h = static_cast<std::size_t>(hop);
-    const int last = count - 1 - hop;  // places to the right of the last reader
-    if (last > 0) unite(behind, need(last));
-    if (hop + 1 < count) strip.leaving[h] = rows(-hop, behind);
-    if (hop == 0) break;
-    unite(from_here, last == 0 ? own : need(last));
-    strip.wanted[h] = from_here;
-    strip.arriving[h] = rows(-hop, from_here);
-    strip.needed[h] = rows(-hop, own);
-    strip.needed_of_own[h] = rows(0, need(hop));
+    if (hop + 1 < count) strip.leaving[h] = needed.needed_from(place(-hop), hop + 1);
+    if (hop == 0) continue;
+    strip.arriving[h] = needed.needed_from(place(-hop), hop);
+    strip.needed[h] = rows(-hop, 0);
+    strip.needed_of_own[h] = rows(0, hop);
   }
 }
 
@@ -127,15 +86,6 @@ Block Strips::needed(Kind kind, std::size_t strip, int hop) const {
 
 Block Strips::needed_of_own(Kind kind, std::size_t strip, int hop) const {
   return block(held_(kind, member(0), strip), strips_[strip], strips_[strip].needed_of_own, hop);
-}
-
-Block Strips::arriving_beside(const Block& held, std::size_t strip, int hop) const {
-  const Strip& s = strips_[strip];
-  Block all = block(held, s, s.arriving, hop);
-  if (!s.packed) return all;
-  const Partition& tokens = of_queries(held.kind) ? problem_.queries() : problem_.keys();
-  all.rows = rows_within(tokens, held.rows, s.wanted[static_cast<std::size_t>(hop)]);
-  return all;
 }
 
 }  // namespace dattn

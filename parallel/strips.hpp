@@ -5,6 +5,7 @@
 
 #include "parallel/block.hpp"
 #include "parallel/problem.hpp"
+#include "parallel/ring_rows.hpp"
 
 namespace dattn {
 
@@ -48,9 +49,6 @@ class Strips {
   /// Of this member's own what the member `hop` places to the right needs, to which it comes at
   /// that one's hop `hop`.
   Block needed_of_own(Kind kind, std::size_t strip, int hop) const;
-  /// What of `held` comes for hop `hop` to a rank beside this one, if its ring has the same readers
-  /// at every place as this one. @pre 0 < hop < members()
-  Block arriving_beside(const Block& held, std::size_t strip, int hop) const;
 
  private:
   struct Strip {
@@ -58,10 +56,9 @@ class Strips {
     bool packed = false;
     // Rows by hop, where packed.
     std::vector<Ranges> arriving, leaving, needed, needed_of_own;
-    std::vector<Ranges> wanted;  ///< positions by hop that are needed here or further on
   };
 
-  void pack(std::size_t strip, std::size_t group, bool queries, const StandsFor& stands_for);
+  void pack(Strip& strip, const RingMembers& all) const;
   /// Of `all` the heads of a strip, and if it is packed these rows by hop.
   Block block(const Block& all, const Strip& strip, const std::vector<Ranges>& rows, int hop) const;
 

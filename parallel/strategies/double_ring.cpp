@@ -21,26 +21,29 @@ class Rings {
       : problem_(problem),
         rank_(rank),
         queries_(queries),
-        host_(problem.mesh().coordinate(rank, kOuter)),
-        outer_(
-            problem, problem.mesh().group(rank, kOuter), rank, queries,
-            [&problem](Kind kind, int member) { return owned(problem, kind, member); },
-            [&problem](int member) { return problem.mesh().group(member, kInner); }) {}
+        place_(static_cast<std::size_t>(problem.mesh().coordinate(rank, kInner))) {
+    for (const int member : problem.mesh().group(rank, kInner)) {
+      outer_.emplace_back(
+          problem, problem.mesh().group(member, kOuter), member, queries,
+          [&problem](Kind kind, int other) { return owned(problem, kind, other); },
+          [&problem](int other) { return problem.mesh().group(other, kInner); });
+    }
+  }
 
-  int hosts() const { return outer_.members(); }
-  const Strips& outer() const { return outer_; }
+  int hosts() const { return outer().members(); }
+  const Strips& outer() const { return outer_[place_]; }
 
   /// The ring inside this host, of what has come from the host `turn` places to the left.
   Strips inner(int turn) const {
     const Mesh& mesh = problem_.mesh();
-    const auto source = static_cast<std::size_t>((host_ - turn + hosts()) % hosts());
     return {problem_,
             mesh.group(rank_, kInner),
             rank_,
             queries_,
-            [this, &mesh, source, turn](Kind kind, int member, std::size_t strip) {
-              const Block held = owned(problem_, kind, mesh.group(member, kOuter)[source]);
-              return turn == 0 ? held : outer_.arriving_beside(held, strip, turn);
+            [this, &mesh, turn](Kind kind, int member, std::size_t strip) {
+              if (turn == 0) return owned(problem_, kind, member);
+              const auto place = static_cast<std::size_t>(mesh.coordinate(member, kInner));
+              return outer_[place].arriving(kind, strip, turn);
             },
             {}};
   }
@@ -49,8 +52,8 @@ class Rings {
   const Problem& problem_;
   int rank_;
   bool queries_;
-  int host_;
-  Strips outer_;
+  std::size_t place_;          ///< in the inner ring
+  std::vector<Strips> outer_;  ///< of each member of the inner ring
 };
 
 Program program(const Problem& problem, int rank) {

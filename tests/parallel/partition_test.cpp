@@ -66,18 +66,22 @@ TEST(Partition, AgreesWithBruteForce) {
           }
         }
         EXPECT_EQ(listed_positions(p.positions(rows)), expected);
-        const Ranges wanted{{first, first + n / 4}, {first + n / 2, first + n / 2 + 3}};
-        for (int r = 0; r < ranks; ++r) {
-          std::vector<Index> found;
-          for (const Range at : p.rows_at(r, wanted)) {
-            for (Index i = at.begin; i < at.end; ++i) found.push_back(i);
+        Ranges many;  // from before the first position to behind the last one
+        for (Index at = first - 4; at < first + n + 4; at += 5)
+          many.push_back({at, at + at % 2 + 2});
+        const Ranges few{{first, first + n / 4}, {first + n / 2, first + n / 2 + 3}};
+        for (const Ranges& wanted : {few, many, Ranges{}}) {
+          for (int r = 0; r < ranks; ++r) {
+            Ranges right;
+            for (Index i = p.rows(r).begin; i < p.rows(r).end; ++i) {
+              const Index at = position[static_cast<std::size_t>(i)];
+              const bool is_wanted = std::any_of(wanted.begin(), wanted.end(),
+                                                 [&](Range some) { return some.contains(at); });
+              if (is_wanted) append(right, {i, i + 1});
+            }
+            EXPECT_EQ(p.rows_at(r, wanted), right);
+            EXPECT_EQ(p.has_at(r, wanted), !right.empty());
           }
-          std::vector<Index> right;
-          for (Index i = p.rows(r).begin; i < p.rows(r).end; ++i) {
-            const Index at = position[static_cast<std::size_t>(i)];
-            if (wanted[0].contains(at) || wanted[1].contains(at)) right.push_back(i);
-          }
-          EXPECT_EQ(found, right);
         }
       }
     }
