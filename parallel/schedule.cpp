@@ -348,21 +348,23 @@ Ranges keys_of(const Problem& problem, const Piece& piece) {
   const auto& groups = problem.head_groups();
   const bool whole = piece.rows == problem.queries().rows(piece.queries);
   const Runs queries = whole ? Runs{} : problem.queries().positions({piece.rows});
-  std::vector<Range> seen;
+  std::vector<Range> rows;
+  const auto add = [&](const Ranges& positions) {
+    const Ranges part = problem.keys().rows_at(piece.keys, positions);
+    rows.insert(rows.end(), part.begin(), part.end());
+  };
   for (std::size_t g = 0; g < groups.size(); ++g) {
     const Range heads = intersect(groups[g], piece.heads);
     if (heads.empty()) continue;
     if (whole) {
-      const Ranges& part = problem.keys_needed(piece.queries, g);
-      seen.insert(seen.end(), part.begin(), part.end());
+      add(problem.keys_needed(piece.queries, g));
       continue;
     }
     for (const auto& [head, times] : variants(problem.mask(), heads)) {
-      const Ranges part = keys_seen(problem.mask(), head, queries, problem.shape().keys);
-      seen.insert(seen.end(), part.begin(), part.end());
+      add(keys_seen(problem.mask(), head, queries, problem.shape().keys));
     }
   }
-  return problem.keys().rows_at(piece.keys, union_of(std::move(seen)));
+  return union_of(std::move(rows));
 }
 
 Schedule::Schedule(const Problem& problem, std::vector<Piece> pieces)
