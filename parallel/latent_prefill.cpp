@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <type_traits>
 
 #include "kernels/bfloat.hpp"
 #include "kernels/check.hpp"
@@ -17,6 +18,28 @@ namespace {
 constexpr Index kRows = 512;   ///< tokens whose hidden states are there at a time
 constexpr Index kKeys = 1024;  ///< keys, and
 constexpr Index kHeads = 16;   ///< heads, that are expanded at a time
+
+/// Bytes of a token's query and Partials of a head.
+Index bytes_a_head(const LatentSizes& sizes, Type type) {
+  return sizes.d_qk() * bytes_of(type) + record_length(sizes.d_v) * bytes_of(Type::f4);
+}
+
+/// Heads whose queries and Partials are there at a time: as many as are expanded, since all heads
+/// take far more than the latents of some ranks do. Where ranks are so many that they take less,
+/// all, and no latents are kept.
+Index heads_at_once(const LatentSizes& sizes, Type type, int ranks) {
+  const Index latents = ranks * sizes.row() * bytes_of(type);
+  const Index others = (sizes.heads - kHeads) * bytes_a_head(sizes, type);
+  return latents < others ? kHeads : sizes.heads;
+}
+
+/// Numbers that are float where the kernel works on float: nothing to convert.
+template <class E>
+void convert(const float* from, Index count, E* to) {
+  if constexpr (!std::is_same_v<E, float>) {
+    std::transform(from, from + count, to, [](float x) { return E(x); });
+  }
+}
 
 Index own_count(const Decoding& decoding, std::span<const Index> lengths, int ranks, int rank) {
   Index count = 0;
@@ -43,14 +66,23 @@ Index prefill_bytes(const LatentSizes& sizes, const Decoding& decoding,
                     std::span<const Index> lengths, int ranks, int threads) {
   Index tokens = 0;
   for (const Index length : lengths) tokens += (length + ranks - 1) / ranks;
+  const bool narrow = decoding.type == Type::bf16;
   const Index heads = std::min(sizes.heads, kHeads);
-  const Index kept = tokens * (sizes.heads * (sizes.d_qk() + sizes.d_v + 2) + sizes.model);
-  const Index some = kKeys * (heads * (sizes.d_qk() + sizes.d_v) + sizes.row()) +
-                     kRows * (sizes.model + sizes.q_rank + sizes.row() + sizes.heads * sizes.d_v);
+  const Index at_once = heads_at_once(sizes, decoding.type, ranks);
+  const Index blocks = at_once < sizes.heads ? ranks : std::min(ranks, 3);  // of latents
+  const Index kept =
+      tokens * (at_once * bytes_a_head(sizes, decoding.type) + 4 * (sizes.q_width() + sizes.model) +
+                blocks * sizes.row() * bytes_of(decoding.type));
+  const Index some =
+      kKeys * (heads * (sizes.d_qk() + sizes.d_v) * (narrow ? 6 : 4) + 4 * sizes.row()) +
+      4 * kRows *
+          (sizes.model + sizes.q_width() + sizes.row() +
+           at_once * std::max(sizes.d_qk(), sizes.d_v + 1));
   Shape shape = expanded_shape(sizes, tokens, tokens);
   shape.query_heads = shape.key_heads = shape.value_heads = heads;
-  return 4 * (kept + some) + 3 * tokens * sizes.row() * bytes_of(decoding.type) +
-         attend_bytes(shape, tokens, heads, kKeys, threads, *chosen_isa().f4);
+  return kept + some +
+         attend_bytes(shape, tokens, heads, kKeys, threads,
+                      narrow ? *chosen_isa().bf16 : *chosen_isa().f4);
 }
 
 template <comm::Transport T>
@@ -98,13 +130,10 @@ template <class E>
 void LatentPrefill<T>::make_as(const Hidden& hidden) {
   const Index tokens = tokens_of(transport_.rank());
   rows_.resize(block_bytes(transport_.rank()));
-  q_.resize(static_cast<std::size_t>(tokens * sizes_.heads * sizes_.d_qk()));
-  records_.resize(static_cast<std::size_t>(tokens * sizes_.heads * (sizes_.d_v + 2)));
-  clear(View<float>{records_.data(), tokens, sizes_.heads, sizes_.d_v + 2});
+  c_q_.resize(static_cast<std::size_t>(tokens * sizes_.q_width()));
   const View<E> rows{reinterpret_cast<E*>(rows_.data()), tokens, 1, sizes_.row()};
-  const View<float> q{q_.data(), tokens, sizes_.heads, sizes_.d_qk()};
+  const View<float> c_q{c_q_.data(), tokens, 1, sizes_.q_width()};
   std::vector<float> x(static_cast<std::size_t>(kRows * sizes_.model));
-  std::vector<float> c_q(static_cast<std::size_t>(kRows * sizes_.q_width()));
   Work alone = work_;  // a rank may fail here: no other is heard
   alone.poll = {};
   Index at = 0;
@@ -115,33 +144,68 @@ void LatentPrefill<T>::make_as(const Hidden& hidden) {
       const Runs positions{own.part(some)};
       hidden(s, positions, x.data());
       const View<const float> from{x.data(), some.size(), 1, sizes_.model};
-      const View<float> made{c_q.data(), some.size(), 1, sizes_.q_width()};
       const Range here{at, at + some.size()};
       std::visit(
           [&](const auto& w) {
             latent_rows<E>(w, from, positions, rows.part(here), alone);
-            compressed_queries(w, from, made, alone);
-            expanded_queries(w, {0, sizes_.heads}, made, positions, q.part(here), alone);
+            compressed_queries(w, from, c_q.part(here), alone);
           },
           weights_);
     }
   }
 }
 
-/// The own queries meet the keys of the tokens of `owner`, whose rows `block` has.
+/// Makes the queries of some heads, which have met nothing yet.
 template <comm::Transport T>
 template <class E>
-void LatentPrefill<T>::meet(std::span<const std::byte> block, int owner) {
+void LatentPrefill<T>::ask(Range heads) {
+  const Index tokens = tokens_of(transport_.rank());
+  const Index numbers = heads.size() * sizes_.d_qk();  // of a token
+  q_.resize(static_cast<std::size_t>(tokens * numbers) * sizeof(E));
+  records_.resize(static_cast<std::size_t>(tokens * heads.size() * record_length(sizes_.d_v)));
+  clear(View<float>{records_.data(), tokens, heads.size(), record_length(sizes_.d_v)});
+  const View<const float> c_q{c_q_.data(), tokens, 1, sizes_.q_width()};
+  constexpr bool kIsFloat = std::is_same_v<E, float>;
+  const Buffer<float> wide(kIsFloat ? 0 : std::min(kRows, tokens) * numbers);
+  Index at = 0;
+  for (std::size_t s = 0; s < lengths_.size(); ++s) {
+    const Run own = own_tokens(decoding_, s, lengths_[s], transport_.size(), transport_.rank());
+    for (Range some{0, 0}; some.end < own.count; at += some.size()) {
+      some = {some.end, std::min(own.count, some.end + kRows)};
+      const Range here{at, at + some.size()};
+      E* to = reinterpret_cast<E*>(q_.data()) + at * numbers;
+      float* made = wide.get();
+      if constexpr (kIsFloat) made = to;
+      const View<float> q{made, some.size(), heads.size(), sizes_.d_qk()};
+      std::visit(
+          [&](const auto& w) {
+            expanded_queries(w, heads, c_q.part(here), {own.part(some)}, q, work_);
+          },
+          weights_);
+      convert(made, q.size(), to);
+    }
+  }
+}
+
+/// The queries of some heads meet the keys of the tokens of `owner`, whose rows `block` has.
+template <comm::Transport T>
+template <class E>
+void LatentPrefill<T>::meet(std::span<const std::byte> block, int owner, Range asking_heads) {
   const int ranks = transport_.size();
   const Index tokens = tokens_of(transport_.rank());
   const Index most_keys = std::min(kKeys, tokens_of(owner));
-  const Index most_heads = std::min(kHeads, sizes_.heads);
+  const Index most_heads = std::min(kHeads, asking_heads.size());
+  constexpr bool kIsFloat = std::is_same_v<E, float>;
   const View<const E> rows{reinterpret_cast<const E*>(block.data()), tokens_of(owner), 1,
                            sizes_.row()};
-  const View<const float> q{q_.data(), tokens, sizes_.heads, sizes_.d_qk()};
-  const View<float> records{records_.data(), tokens, sizes_.heads, sizes_.d_v + 2};
+  const View<const E> q{reinterpret_cast<const E*>(q_.data()), tokens, asking_heads.size(),
+                        sizes_.d_qk()};
+  const View<float> records{records_.data(), tokens, asking_heads.size(),
+                            record_length(sizes_.d_v)};
   const Buffer<float> keys(most_keys * most_heads * sizes_.d_qk());
   const Buffer<float> values(most_keys * most_heads * sizes_.d_v);
+  const Buffer<E> narrow_keys(kIsFloat ? 0 : most_keys * most_heads * sizes_.d_qk());
+  const Buffer<E> narrow_values(kIsFloat ? 0 : most_keys * most_heads * sizes_.d_v);
   Index q_row = 0;
   Index k_row = 0;
   for (std::size_t s = 0; s < lengths_.size(); ++s) {
@@ -153,16 +217,25 @@ void LatentPrefill<T>::meet(std::span<const std::byte> block, int owner) {
       some = {some.end, std::min(seen.count, some.end + kKeys)};
       const Run at = seen.part(some);
       if (at.first > asking.at(asking.count - 1)) break;  // nobody here sees them
-      for (Range heads{0, 0}; heads.end < sizes_.heads;) {
-        heads = {heads.end, std::min(sizes_.heads, heads.end + kHeads)};
+      for (Range heads{0, asking_heads.begin}; heads.end < asking_heads.end;) {
+        heads = {heads.end, std::min(asking_heads.end, heads.end + kHeads)};
+        const Range here{heads.begin - asking_heads.begin, heads.end - asking_heads.begin};
         const View<float> k{keys.get(), at.count, heads.size(), sizes_.d_qk()};
         const View<float> v{values.get(), at.count, heads.size(), sizes_.d_v};
         const View<const E> from = rows.part({k_row + some.begin, k_row + some.end});
         std::visit([&](const auto& w) { expand<E>(w, heads, from, k, v, work_); }, weights_);
+        View<const E> narrow_k{narrow_keys.get(), k.rows, k.heads, k.dim};
+        View<const E> narrow_v{narrow_values.get(), v.rows, v.heads, v.dim};
+        if constexpr (kIsFloat) {
+          narrow_k = k;
+          narrow_v = v;
+        } else {
+          convert(k.data, k.size(), narrow_keys.get());
+          convert(v.data, v.size(), narrow_values.get());
+        }
         const Range mine{q_row, q_row + asking.count};
-        attend(q.part(mine).only(heads), View<const float>(k), View<const float>(v),
-               records.part(mine).only(heads), {shape, heads, heads, heads, {asking}, {at}}, *mask,
-               work_);
+        attend(q.part(mine).only(here), narrow_k, narrow_v, records.part(mine).only(here),
+               {shape, heads, heads, heads, {asking}, {at}}, *mask, work_);
       }
     }
     q_row += asking.count;
@@ -178,62 +251,72 @@ LatentTimes LatentPrefill<T>::run() {
   const int rank = transport_.rank();
   const int right = (rank + 1) % ranks;
   const int left = (rank + ranks - 1) % ranks;
-  std::vector<std::byte> spares[2];
-  std::span<const std::byte> held = rows_;
-  for (int hop = 0; hop < ranks; ++hop) {
-    // Hop by hop the rows of the next rank to the left come in, while those before are computed.
-    const int owner = (rank + ranks - hop) % ranks;
-    const int next = (owner + ranks - 1) % ranks;
-    typename T::Request sent, arriving;
-    std::vector<std::byte>& spare = spares[hop % 2];
-    if (hop + 1 < ranks) {
-      spare.resize(block_bytes(next));
-      if (!spare.empty()) arriving = transport_.recv(comm::strips_of(std::span(spare)), left);
-      if (!held.empty()) {
-        sent = transport_.send(comm::strips_of(held), right);
-        times.bytes_sent += std::ssize(held);
-        ++times.messages;
+  const bool narrow = decoding_.type == Type::bf16;
+  const Index at_once = heads_at_once(sizes_, decoding_.type, ranks);
+  const bool keeps = at_once < sizes_.heads;
+  // Rows of the ranks to the left, hop by hop; where none are kept, two blocks take turns.
+  std::vector<std::vector<std::byte>> arrived(static_cast<std::size_t>(keeps ? ranks : 2));
+  const auto block = [&](int hop) -> std::vector<std::byte>& {
+    return arrived[static_cast<std::size_t>(keeps ? hop : hop % 2)];
+  };
+  y_.assign(static_cast<std::size_t>(tokens_of(rank) * sizes_.model), 0.0F);
+  for (Range heads{0, 0}; heads.end < sizes_.heads;) {
+    const bool turns = heads.end == 0;  // for the first heads the ring turns
+    heads = {heads.end, std::min(sizes_.heads, heads.end + at_once)};
+    double from = seconds_now();
+    narrow ? ask<BFloat16>(heads) : ask<float>(heads);
+    times.project += seconds_now() - from;
+    for (int hop = 0; hop < ranks; ++hop) {
+      // The rows of the next rank to the left come in, while those before are computed.
+      const int owner = (rank + ranks - hop) % ranks;
+      const int next = (owner + ranks - 1) % ranks;
+      const std::span<const std::byte> held = hop == 0 ? rows_ : block(hop);
+      typename T::Request sent, arriving;
+      if (turns && hop + 1 < ranks) {
+        std::vector<std::byte>& spare = block(hop + 1);
+        spare.resize(block_bytes(next));
+        if (!spare.empty()) arriving = transport_.recv(comm::strips_of(std::span(spare)), left);
+        if (!held.empty()) {
+          sent = transport_.send(comm::strips_of(held), right);
+          times.bytes_sent += std::ssize(held);
+          ++times.messages;
+        }
       }
+      from = seconds_now();
+      narrow ? meet<BFloat16>(held, owner, heads) : meet<float>(held, owner, heads);
+      const double met = seconds_now();
+      arriving.wait();
+      sent.wait();
+      times.attention.compute += met - from;
+      times.attention.wait += seconds_now() - met;
     }
-    const double from = seconds_now();
-    decoding_.type == Type::bf16 ? meet<BFloat16>(held, owner) : meet<float>(held, owner);
-    const double met = seconds_now();
-    arriving.wait();
-    sent.wait();
-    times.attention.compute += met - from;
-    times.attention.wait += seconds_now() - met;
-    if (hop + 1 < ranks) held = spare;
+    from = seconds_now();
+    put_out(heads);
+    times.project += seconds_now() - from;
   }
-  const double attended = seconds_now();
-  finish();
-  times.project = seconds_now() - attended;
+  c_q_ = {};
+  q_ = {};
+  records_ = {};
+  weights_ = {};
   times.seconds = seconds_now() - start;
   return times;
 }
 
-/// Partials become y; what a prefill alone needs goes.
+/// Adds what some heads have found to y.
 template <comm::Transport T>
-void LatentPrefill<T>::finish() {
-  q_ = {};
+void LatentPrefill<T>::put_out(Range all) {
   const Index tokens = tokens_of(transport_.rank());
-  const View<const float> records{records_.data(), tokens, sizes_.heads, sizes_.d_v + 2};
-  y_.assign(static_cast<std::size_t>(tokens * sizes_.model), 0.0F);
+  const View<const float> records{records_.data(), tokens, all.size(), record_length(sizes_.d_v)};
   const View<float> y{y_.data(), tokens, 1, sizes_.model};
   std::vector<float> o, lse;
   for (Range some{0, 0}; some.end < tokens;) {
     some = {some.end, std::min(tokens, some.end + kRows)};
-    o.resize(static_cast<std::size_t>(some.size() * sizes_.heads * sizes_.d_v));
-    lse.resize(static_cast<std::size_t>(some.size() * sizes_.heads));
-    dattn::finish(records.part(some), std::span(o), std::span(lse));
-    const View<const float> heads{o.data(), some.size(), sizes_.heads, sizes_.d_v};
-    std::visit(
-        [&](const auto& w) {
-          project_out(w, {0, sizes_.heads}, heads, y.part(some), work_);
-        },
-        weights_);
+    o.resize(static_cast<std::size_t>(some.size() * all.size() * sizes_.d_v));
+    lse.resize(static_cast<std::size_t>(some.size() * all.size()));
+    finish(records.part(some), std::span(o), std::span(lse));
+    const View<const float> heads{o.data(), some.size(), all.size(), sizes_.d_v};
+    std::visit([&](const auto& w) { project_out(w, all, heads, y.part(some), work_); }, weights_);
   }
-  records_ = {};
-  weights_ = {};
 }
 
 template class LatentPrefill<comm::Communicator>;

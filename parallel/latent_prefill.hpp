@@ -5,7 +5,8 @@
 
 namespace dattn {
 
-/// The positions of a rank among these of the cache: every P-th, as decoding's partition deals them.
+/// The positions of a rank among these of the cache: every P-th, as decoding's partition deals
+/// them.
 Run own_positions(Range keys, int ranks, int rank);
 
 /// The tokens of a sequence that a rank prefills, counted from the sequence's first: those at its
@@ -19,7 +20,9 @@ Index prefill_bytes(const LatentSizes& sizes, const Decoding& decoding,
 /// Prefill of one layer of multi-head latent attention: every sequence attends to itself, causally.
 /// Tokens are split over the ranks; each has all heads of its tokens. The latents go around a ring,
 /// kv_rank + d_rope numbers a token; K and V of the heads are expanded from them where they arrive,
-/// some keys and heads at a time (192 and 128 numbers a head in DeepSeek's models).
+/// some keys and heads at a time (192 and 128 numbers a head in DeepSeek's models). Q, K and V are
+/// of the type of the cache; sums are float32. Queries and Partials are there for some heads at a
+/// time; the latents that have come are kept for the heads that follow.
 template <comm::Transport T>
 class LatentPrefill {
  public:
@@ -31,10 +34,11 @@ class LatentPrefill {
                 Type weight_type = Type::f4);
   LatentPrefill(const LatentPrefill&) = delete;  // what polls is this one
 
-  /// Makes the rows of the cache and the queries of the own tokens. No message.
+  /// Makes the rows of the cache of the own tokens, and what their queries are made from. No
+  /// message.
   void make(const Hidden& hidden);
 
-  /// Attends, and makes y; then weights and queries are gone. Collective.
+  /// Attends, and makes y; then weights and all that attention took are gone. Collective.
   LatentTimes run();
 
   /// Rows of the cache of the own tokens, sequence after sequence: [tokens, kv_rank + d_rope],
@@ -47,8 +51,10 @@ class LatentPrefill {
   template <class E>
   void make_as(const Hidden& hidden);
   template <class E>
-  void meet(std::span<const std::byte> block, int owner);
-  void finish();
+  void ask(Range heads);
+  template <class E>
+  void meet(std::span<const std::byte> block, int owner, Range heads);
+  void put_out(Range heads);
   Index tokens_of(int rank) const;
   std::size_t block_bytes(int rank) const;
 
@@ -60,8 +66,9 @@ class LatentPrefill {
   Work work_;
   Workspace workspace_;
   std::vector<std::byte> rows_;
-  std::vector<float> q_;        ///< [tokens, heads, d_qk]
-  std::vector<float> records_;  ///< [tokens, heads, d_v + 2]
+  std::vector<float> c_q_;      ///< what queries are made from, [tokens, q_width]
+  std::vector<std::byte> q_;    ///< [tokens, heads at a time, d_qk], of the type of the cache
+  std::vector<float> records_;  ///< [tokens, heads at a time, d_v + 2]
   std::vector<float> y_;
 };
 

@@ -14,8 +14,10 @@ namespace {
 
 using End = comm::Loopback::Endpoint;
 
+// Of 22 heads 16 are attended first; the latents of 5 ranks in float32 are kept for the others,
+// those of 8 in bfloat16 are more than the queries and Partials of all heads.
 const LatentSizes kSizes{
-    .model = 40, .heads = 18, .q_rank = 20, .kv_rank = 24, .d_nope = 10, .d_rope = 6, .d_v = 8};
+    .model = 40, .heads = 22, .q_rank = 20, .kv_rank = 24, .d_nope = 10, .d_rope = 6, .d_v = 8};
 const std::vector<Index> kLengths{9, 0, 1100,
                                   30};  // more keys than are expanded at a time, if P = 1
 const std::vector<Index> kCapacity{12, 5, 1102, 33};
@@ -128,6 +130,26 @@ TEST(LatentPrefill, AgreesWithTheLayerAndLeavesTheCacheOfEveryForm) {
       }
     });
   }
+}
+
+// DeepSeek-V3, bfloat16: of each token of a rank 192 numbers of a query and 130 of a Partial,
+// for 16 heads of 128, beside what its queries are made from, y, and the latents of all ranks.
+TEST(LatentPrefill, HoldsSomeHeadsAtATime) {
+  const LatentSizes sizes{
+      .model = 7168, .heads = 128, .q_rank = 1536, .kv_rank = 512, .d_nope = 128, .d_rope = 64};
+  const auto a_token = [&](int ranks) {
+    const Index context = 16384 * ranks;
+    const Decoding d = latent_decoding(sizes, {context}, 1, Type::bf16);
+    const Index few = prefill_bytes(sizes, d, std::vector<Index>{context / 2}, ranks, 1);
+    return static_cast<double>(prefill_bytes(sizes, d, std::vector<Index>{context}, ranks, 1) -
+                               few) /
+           8192;
+  };
+  const double head = 192 * 2 + 130 * 4;
+  const double others = (1536 + 7168) * 4;
+  EXPECT_NEAR(a_token(2), 16 * head + others + 2 * 1152, 64);
+  EXPECT_NEAR(a_token(64), 16 * head + others + 64 * 1152, 64);
+  EXPECT_NEAR(a_token(256), 128 * head + others + 3 * 1152, 64);
 }
 
 TEST(LatentPrefill, IsCutForSlices) {
