@@ -52,8 +52,11 @@ std::vector<SeenTile> seen_tiles(const BackwardBlock<T>& block, Index group, con
       Range tiles{block.tiles, 0};
       for (Index row = rows.begin; row < rows.end;) {
         const std::span<const Range> spans = live.of(row);
-        Index same = 1;  // rows that share their spans
-        while (row + same < rows.end && live.of(row + same).data() == spans.data()) ++same;
+        Index same = 1;                                          // rows that share their spans
+        const auto shares = [&](std::span<const Range> other) {  // empty ones may lie anywhere
+          return other.data() == spans.data() && other.size() == spans.size();
+        };
+        while (row + same < rows.end && shares(live.of(row + same))) ++same;
         for (const Range span : spans) {
           const auto first = static_cast<std::size_t>(span.begin / size);
           const auto last = static_cast<std::size_t>((span.end - 1) / size);
