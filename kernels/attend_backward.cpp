@@ -116,9 +116,10 @@ class Worker {
     const TakenKeys& keys = block_.keys_of(g);
     const Index rows_of_tile = kernel_.backward_tile;
     // Of the queries, those that see some of the keys.
+    const std::vector<SeenTile>& seen = block_.seen_by(g);
     Range seeing{block_.q.rows, 0};
     for (Index t = tiles.begin; t < tiles.end; ++t) {
-      const Range rows = block_.seen_by(g)[static_cast<std::size_t>(t)].rows;
+      const Range rows = seen[static_cast<std::size_t>(t)].rows;
       if (rows.empty()) continue;
       seeing = {std::min(seeing.begin, rows.begin), std::max(seeing.end, rows.end)};
     }
@@ -142,7 +143,14 @@ class Worker {
         // Rows of many spans leave whole stretches of tiles out.
         t = std::max(t, live.next(block_.tile(t).begin) / rows_of_tile);
         if (t >= last || !find_pieces(live, now, group, block_.tile(t))) continue;
-        if (!packed) start(g, now);
+        if (!packed) {
+          start(g, now);
+          const Range next{rows.end, std::min(rows.end + rows.size(), seeing.end)};
+          for (Index h = group.heads.begin; h < group.heads.end; ++h) {
+            prefetch(block_.q, h, next);
+            prefetch(block_.d_o, h, next);
+          }
+        }
         packed = true;
         step(g, live, t, (t - tiles.begin) * rows_of_tile);
         poller.after(static_cast<double>(now.size() * block_.tile(t).size()) *

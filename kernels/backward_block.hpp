@@ -172,7 +172,10 @@ class BackwardPacks {
   std::byte* pack(Side& side, View<const T> view, Index t, void (*fill)(const Rows&, void*)) {
     std::byte* to = side.memory + (t - tiles_.begin) * side.bytes;
     char& there = side.there[static_cast<std::size_t>(t - tiles_.begin)];
-    if (there == 0) fill(rows(view, side.head, t), to);
+    if (there == 0) {
+      fill(rows(view, side.head, t), to);
+      if (t + 1 < tiles_.end && keys_->rows.empty()) prefetch(view, side.head, block_.tile(t + 1));
+    }
     there = 1;
     return to;
   }

@@ -41,19 +41,6 @@ bool all_finite(View<const T> rows, Index head, Range range) {
   return (all & kEach << (8 * sizeof(T) - 1)) == 0;
 }
 
-/// Asks for rows that are read or written soon: they lie apart, where no hardware looks ahead.
-template <class T>
-void prefetch(const T* row, Index numbers) {
-  constexpr Index kLine = 64;
-  const auto* at = reinterpret_cast<const char*>(row);
-  const Index bytes = numbers * static_cast<Index>(sizeof(T));
-  for (Index i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i, 0, 2);
-}
-template <class T>
-void prefetch(View<const T> view, Index head, Range rows) {
-  for (Index row = rows.begin; row < rows.end; ++row) prefetch(view.at(row, head), view.dim);
-}
-
 /// A tile of keys and values as the kernel reads it.
 struct PackedTile {
   const std::byte* k;
