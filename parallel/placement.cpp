@@ -5,7 +5,7 @@
 #include <map>
 #include <numeric>
 
-#include "kernels/area.hpp"
+#include "parallel/head_cost.hpp"
 
 namespace dattn {
 namespace {
@@ -13,36 +13,22 @@ namespace {
 /// Loads within this factor of each other count as equal: what replicates less is then better.
 constexpr double kNear = 1.01;
 
-/// Allowed pairs of each query head.
-std::vector<Index> pairs_by_head(const Shape& shape, const Mask& mask) {
-  std::map<Index, Index> known;  // by variant
-  std::vector<Index> pairs;
-  for (Index h = 0; h < shape.query_heads; ++h) {
-    const auto [at, is_new] = known.try_emplace(mask.variant(h));
-    if (is_new) {
-      at->second = area(mask, h, {{shape.first_query(), shape.queries, 1}}, {{0, shape.keys, 1}});
-    }
-    pairs.push_back(at->second);
-  }
-  return pairs;
-}
-
-Index load_of(const Ranges& heads, const std::vector<Index>& pairs) {
+Index load_of(const Ranges& heads, const std::vector<Index>& costs) {
   Index sum = 0;
   for (const Range r : heads) {
-    sum = std::accumulate(pairs.begin() + r.begin, pairs.begin() + r.end, sum);
+    sum = std::accumulate(costs.begin() + r.begin, costs.begin() + r.end, sum);
   }
   return sum;
 }
 
 /// The heads `heads`, `unit` by unit, heaviest unit first, each to the member with least so far; of
 /// members with as much to the one with fewest units.
-std::vector<Ranges> by_cost(const std::vector<Index>& pairs, const Ranges& heads, Index unit,
+std::vector<Ranges> by_cost(const std::vector<Index>& costs, const Ranges& heads, Index unit,
                             int members) {
   std::map<Index, std::vector<Index>, std::greater<>> units_of;  // first heads, by cost
   for (const Range range : heads) {
     for (Index h = range.begin; h < range.end; h += unit) {
-      units_of[load_of(Ranges{{h, h + unit}}, pairs)].push_back(h);
+      units_of[load_of(Ranges{{h, h + unit}}, costs)].push_back(h);
     }
   }
   struct Member {
@@ -79,37 +65,37 @@ Index unit_of(const Shape& shape) {
   return std::lcm(shape.query_heads / shape.key_heads, shape.query_heads / shape.value_heads);
 }
 
-Index most_of(const std::vector<Ranges>& placed, const std::vector<Index>& pairs) {
+Index most_of(const std::vector<Ranges>& placed, const std::vector<Index>& costs) {
   Index load = 0;
-  for (const Ranges& heads : placed) load = std::max(load, load_of(heads, pairs));
+  for (const Ranges& heads : placed) load = std::max(load, load_of(heads, costs));
   return load;
 }
 
 /// The first of these ways to place heads that is near enough to the most even one.
 std::size_t first_near(const std::vector<std::vector<Ranges>>& ways,
-                       const std::vector<Index>& pairs) {
-  Index least = most_of(ways.front(), pairs);
-  for (const auto& way : ways) least = std::min(least, most_of(way, pairs));
+                       const std::vector<Index>& costs) {
+  Index least = most_of(ways.front(), costs);
+  for (const auto& way : ways) least = std::min(least, most_of(way, costs));
   std::size_t i = 0;
-  while (static_cast<double>(most_of(ways[i], pairs)) > kNear * static_cast<double>(least)) ++i;
+  while (static_cast<double>(most_of(ways[i], costs)) > kNear * static_cast<double>(least)) ++i;
   return i;
 }
 
 }  // namespace
 
 Placement place_heads(const Shape& shape, const Mask& mask, int members) {
-  const std::vector<Index> pairs = pairs_by_head(shape, mask);
+  const std::vector<Index> costs = cost_by_head(shape, mask);
   std::vector<Ranges> even;
   for (int m = 0; m < members; ++m) {
     append(even.emplace_back(), even_part(shape.query_heads, members, m));
   }
   const Ranges all{{0, shape.query_heads}};
-  const std::vector<std::vector<Ranges>> ways{even, by_cost(pairs, all, unit_of(shape), members),
-                                              by_cost(pairs, all, 1, members)};
-  const std::size_t best = first_near(ways, pairs);
-  const double mean = static_cast<double>(load_of(all, pairs)) / members;
+  const std::vector<std::vector<Ranges>> ways{even, by_cost(costs, all, unit_of(shape), members),
+                                              by_cost(costs, all, 1, members)};
+  const std::size_t best = first_near(ways, costs);
+  const double mean = static_cast<double>(load_of(all, costs)) / members;
   const auto over_mean = [&](const std::vector<Ranges>& way) {
-    return mean > 0 ? static_cast<double>(most_of(way, pairs)) / mean : 1;
+    return mean > 0 ? static_cast<double>(most_of(way, costs)) / mean : 1;
   };
   return {ways[best], best == 0, over_mean(ways[best]), over_mean(even)};
 }
@@ -128,9 +114,10 @@ HeadSplit split_heads(const Shape& shape, const Mask& mask, int members) {
     const bool few = load_of(Ranges{{h, h + unit}}, pairs) * kFewer <= most;
     append(few ? whole : split.shared, {h, h + unit});
   }
-  const std::vector<std::vector<Ranges>> ways{by_cost(pairs, whole, unit, members),
-                                              by_cost(pairs, whole, 1, members)};
-  split.whole = ways[first_near(ways, pairs)];
+  const std::vector<Index> costs = cost_by_head(shape, mask);
+  const std::vector<std::vector<Ranges>> ways{by_cost(costs, whole, unit, members),
+                                              by_cost(costs, whole, 1, members)};
+  split.whole = ways[first_near(ways, costs)];
   return split;
 }
 

@@ -10,16 +10,16 @@ namespace dattn {
 struct Placement {
   std::vector<Ranges> heads;  ///< by member; every query head is somebody's
   bool even = true;           ///< neighbouring heads in parts that differ by one at most
-  /// Allowed pairs of the most loaded member over the mean, as placed and in even parts.
+  /// What its heads cost the most loaded member over the mean, as placed and in even parts.
   double most = 1;
   double most_even = 1;
 };
 
 /// Even parts of neighbouring heads, as Ulysses has them, unless these leave some member more than
-/// heads placed by cost do: longest processing time first (Graham 1969) over the exact number of
-/// allowed pairs, of all heads that share a key or value head together if that is near enough,
-/// else head by head, whose keys several members then hold. Heads of equal cost go to members in
-/// order, so that neighbours stay together.
+/// heads placed by cost do: longest processing time first (Graham 1969) over what they
+/// cost a kernel (head_cost.hpp), of all heads that share a key or value head together if that is
+/// near enough, else head by head, whose keys several members then hold. Heads of equal cost go to
+/// members in order, so that neighbours stay together.
 Placement place_heads(const Shape& shape, const Mask& mask, int members);
 
 /// Heads that see much go to all members together, each some of their queries; heads that see at

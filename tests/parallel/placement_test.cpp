@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "parallel/head_cost.hpp"
 #include "parallel/rehearse.hpp"
 #include "parallel/strategies.hpp"
 
@@ -101,26 +102,65 @@ TEST(Placement, IsNeverFarFromTheBestThereIs) {
              std::to_string(h);
   }
   const MaskPtr mask = parse_mask(words, shape);
-  std::vector<double> pairs;
-  for (Index h = 0; h < 7; ++h) {
-    double sum = 0;
-    for (Index q = 0; q < 200; ++q) {
-      for (Index k = 0; k < 200; ++k) sum += mask->allows(h, q, k) ? 1 : 0;
-    }
-    pairs.push_back(sum);
-  }
+  const std::vector<Index> costs = cost_by_head(shape, *mask);
   double best = 1e9;
   for (int way = 0; way < 3 * 3 * 3 * 3 * 3 * 3 * 3; ++way) {
     double load[3] = {};
     for (int h = 0, rest = way; h < 7; ++h, rest /= 3)
-      load[rest % 3] += pairs[static_cast<std::size_t>(h)];
+      load[rest % 3] += static_cast<double>(costs[static_cast<std::size_t>(h)]);
     best = std::min(best, std::max({load[0], load[1], load[2]}));
   }
-  const double mean = std::accumulate(pairs.begin(), pairs.end(), 0.0) / 3;
+  const double mean = std::accumulate(costs.begin(), costs.end(), 0.0) / 3;
   const Placement placed = place_heads(shape, *mask, 3);
   EXPECT_LE(placed.most, (4.0 / 3 - 1.0 / 9) * best / mean);  // Graham's bound
   EXPECT_GE(placed.most, best / mean - 1e-9);
   expect_each_head_once(placed, shape);
+}
+
+TEST(Placement, CountsRowsWhereTheySeeFewKeys) {
+  // 131 thousand pairs of the causal head, 16 thousand of each window's: by pairs alone it would be
+  // left to itself, and the windows, whose rows cost more than their keys, to the other member.
+  const Shape shape{512, 512, 5, 5, 5, 4, 4};
+  const Placement placed = place(shape, "causal@0;window:31,0@1-4", 2);
+  EXPECT_EQ(size(placed.heads[0]), 2);
+  EXPECT_EQ(size(placed.heads[1]), 3);
+}
+
+TEST(HeadCost, IsOfThePairsThatAreComputedAndOfRows) {
+  for (const Lengths l : {Lengths{96, 96}, Lengths{37, 90}}) {
+    const Shape shape{l.queries, l.keys, 1, 1, 1, 4, 4};
+    for (const auto& [words, step] : {std::pair{"full", 1},
+                                      {"causal", 1},
+                                      {"window:5,3", 1},
+                                      {"s2:block=8,local=1,stride=3", 1},
+                                      {"dilated:9,3,4", 4}}) {
+      const MaskPtr mask = parse_mask(words, shape);
+      Index cost = 64 * l.queries;
+      for (Index begin = 0; begin < l.queries; begin += 16 * step) {
+        for (Index residue = 0; residue < step; ++residue) {
+          Index rows = 0;
+          std::vector<bool> seen(static_cast<std::size_t>(l.keys));
+          for (Index i = 0; i < 16; ++i) {
+            const Index row = begin + residue + i * step;
+            if (row >= l.queries) break;
+            ++rows;
+            for (Index k = 0; k < l.keys; ++k) {
+              if (mask->allows(0, shape.first_query() + row, k)) {
+                seen[static_cast<std::size_t>(k)] = true;
+              }
+            }
+          }
+          cost += rows * std::count(seen.begin(), seen.end(), true);
+        }
+      }
+      EXPECT_EQ(cost_by_head(shape, *mask).front(), cost) << words << ", " << l.queries;
+    }
+  }
+  // A sample of many rows: each group of 16 computes 16 * 15 / 2 pairs behind its queries.
+  constexpr Index kTokens = 1 << 16;
+  const Shape shape{kTokens, kTokens, 1, 1, 1, 4, 4};
+  EXPECT_EQ(cost_by_head(shape, *parse_mask("causal", shape)).front(),
+            kTokens * (kTokens + 1) / 2 + kTokens / 16 * 120 + 64 * kTokens);
 }
 
 TEST(Placement, OfMoreMembersThanHeadsLeavesSomeIdle) {
