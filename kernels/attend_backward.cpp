@@ -10,6 +10,7 @@
 
 #include "kernels/backward_units.hpp"
 #include "kernels/check.hpp"
+#include "kernels/key_order.hpp"
 #include "kernels/residues.hpp"
 
 namespace dattn {
@@ -399,6 +400,17 @@ void backward_by_residues(View<const T> q, View<const T> k, View<const T> v, Vie
                           const Work& work) {
   check_attend_backward(q, k, v, d_o, lse, delta, dq, dk, dv, where, work);
   if (q.size() == 0 || k.rows == 0) return;
+  if (steps_differ(where, mask)) {
+    for (const HeadGroup& group : head_groups(where, mask)) {
+      const Range key_head{group.key_head, group.key_head + 1};
+      const Range value_head{group.value_head, group.value_head + 1};
+      backward_by_residues(q.only(group.heads), k.only(key_head), v.only(value_head),
+                           d_o.only(group.heads), lse.only(group.heads), delta.only(group.heads),
+                           dq.only(group.heads), dk.only(key_head), dv.only(value_head),
+                           group_in_order(where, group, {}), mask, work);
+    }
+    return;
+  }
   const std::vector<Residue> residues = residues_of(where, mask);
   if (residues.empty()) {
     return backward_block(q, k, v, d_o, lse, delta, dq, dk, dv, where, mask, work);

@@ -71,6 +71,14 @@ void attend_by_residues(View<const T> q, View<const T> k, View<const T> v, View<
   CHECK(out.rows == q.rows && out.heads == q.heads && out.dim == record_length(where.shape.d_v),
         out.rows, out.heads, out.dim);
   if (q.size() == 0 || k.rows == 0) return;
+  if (steps_differ(where, mask)) {
+    for (const HeadGroup& group : head_groups(where, mask)) {
+      attend_by_residues(q.only(group.heads), k.only({group.key_head, group.key_head + 1}),
+                         v.only({group.value_head, group.value_head + 1}), out.only(group.heads),
+                         group_in_order(where, group, {}), mask, work);
+    }
+    return;
+  }
   const std::vector<Residue> residues = residues_of(where, mask);
   if (residues.empty()) return attend_by_readers(q, k, v, out, where, mask, work);
   for (const Residue& r : residues) {

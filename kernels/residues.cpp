@@ -67,4 +67,12 @@ std::vector<Residue> residues_of(const Where& where, const Mask& mask) {
   return found;
 }
 
+bool steps_differ(const Where& where, const Mask& mask) {
+  const Range heads = where.query_heads;
+  for (Index h = heads.begin + 1; h < heads.end; ++h) {
+    if (mask.step(h) != mask.step(heads.begin)) return true;
+  }
+  return false;
+}
+
 }  // namespace dattn

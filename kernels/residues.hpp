@@ -31,4 +31,8 @@ struct Residue {
 /// too small to be worth a call each.
 std::vector<Residue> residues_of(const Where& where, const Mask& mask);
 
+/// Whether heads of the block have different steps. Together they have fewer residues than some of
+/// them by themselves, or none.
+bool steps_differ(const Where& where, const Mask& mask);
+
 }  // namespace dattn
