@@ -153,7 +153,16 @@ Runs Partition::positions(const Ranges& rows) const {
       const Range here = intersect(left, own);
       const Runs runs = part(owned_[static_cast<std::size_t>(rank)],
                              {here.begin - own.begin, here.end - own.begin});
-      out.insert(out.end(), runs.begin(), runs.end());
+      for (const Run& run : runs) {
+        // What one rank's tokens go on with at the next one's is one run to a kernel.
+        const bool goes_on = !out.empty() && out.back().step == run.step &&
+                             out.back().at(out.back().count) == run.first;
+        if (goes_on) {
+          out.back().count += run.count;
+        } else {
+          out.push_back(run);
+        }
+      }
       left.begin = here.end;
     }
   }

@@ -26,7 +26,7 @@ class Partition {
   Range rows(int rank) const;
   /// The rank that owns `row`.
   int owner(Index row) const;
-  /// Positions of these rows, in their order.
+  /// Positions of these rows, in their order; runs that go on at the next rank are joined.
   Runs positions(const Ranges& rows) const;
   /// Which of the rows of `rank` lie at `positions`, ascending.
   Ranges rows_at(int rank, const Ranges& positions) const;

@@ -66,6 +66,9 @@ TEST(Partition, AgreesWithBruteForce) {
           }
         }
         EXPECT_EQ(listed_positions(p.positions(rows)), expected);
+        if (kind.name == "contiguous" && n > 0) {
+          EXPECT_EQ(p.positions({{0, n}}).size(), 1U);
+        }
         Ranges many;  // from before the first position to behind the last one
         for (Index at = first - 4; at < first + n + 4; at += 5)
           many.push_back({at, at + at % 2 + 2});
