@@ -18,6 +18,7 @@
 #include "launcher/decode_prefill.hpp"
 #include "launcher/file_sum.hpp"
 #include "launcher/links.hpp"
+#include "launcher/moved.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/report.hpp"
 #include "launcher/together.hpp"
@@ -148,7 +149,7 @@ class DecodeJob {
       world_.barrier();
       const LatentTimes t = layer.step(lengths, {x.data(), rows(), 1, model}, y);
       note(turn, {t.seconds, t.project, t.attention.compute, t.gather + t.attention.wait, t.reduce},
-           t.bytes_sent, t.between_hosts, t.messages);
+           t.bytes_sent, t.between_hosts, t.messages, t.envelopes);
     }
     world_.phase("check and output");
     if (o_.check) verdict_ = check_latent(world_, weights(), o_.decoding, lengths, hidden, y);
@@ -183,7 +184,8 @@ class DecodeJob {
       tensors.ask(decoder, lengths);
       world_.barrier();
       const RunTimes t = decoder.step(lengths);
-      note(turn, {t.seconds, 0, t.compute, t.wait, 0}, t.bytes_sent, t.between_hosts, t.messages);
+      note(turn, {t.seconds, 0, t.compute, t.wait, 0}, t.bytes_sent, t.between_hosts, t.messages,
+           t.envelopes);
     }
     world_.phase("check and output");
     if (o_.check) verdict_ = check_heads(world_, decoder, tensors, lengths);
@@ -233,11 +235,13 @@ class DecodeJob {
     files_.push_back(std::move(*file));
   }
 
-  void note(int turn, const Step& step, Index bytes, Index between_hosts, Index messages) {
+  void note(int turn, const Step& step, Index bytes, Index between_hosts, Index messages,
+            Index envelopes) {
     if (turn >= o_.warmup) steps_.push_back(step);
     bytes_ = bytes;
     between_hosts_ = between_hosts;
     messages_ = messages;
+    envelopes_ = envelopes;
   }
 
   /// Whether the form computes something else than the model.
@@ -269,7 +273,7 @@ class DecodeJob {
     phases = {middle(&Step::project), middle(&Step::compute), middle(&Step::wait),
               middle(&Step::reduce)};
     world_.all_reduce_max(phases);
-    std::array<std::int64_t, 4> sums{cached, bytes_, messages_, between_hosts_};
+    std::array<std::int64_t, 5> sums{cached, bytes_, messages_, between_hosts_, envelopes_};
     world_.all_reduce_sum(std::span<std::int64_t>(sums));
     std::array<std::int64_t, 3> most{cached, bytes_, memory_};
     world_.all_reduce_max(std::span<std::int64_t>(most));
@@ -315,6 +319,7 @@ class DecodeJob {
           {"hosts", hosts_.text()},
           {"bytes_between_hosts_step", sums[3]},
           {"messages_step", sums[2]}};
+      if (o_.verify_wire) j["verified_step"] = verified_json(sums[4]);
       if (!o_.latent) j["mask"] = o_.mask;
       if (!kv_tokens_.empty()) {
         j["kv_tokens"] = kv_tokens_;
@@ -364,6 +369,7 @@ class DecodeJob {
         text += fmt::format("hosts: {}; {} of a step go between them\n", hosts_.text(),
                             in_bytes(sums[3]));
       }
+      if (o_.verify_wire) text += "each step: " + verified_line(sums[4]);
       if (has_values_choice()) {
         const bool is_before = o_.values == Values::before;
         const Values other = is_before ? Values::after : Values::before;
@@ -404,6 +410,7 @@ class DecodeJob {
   Index bytes_ = 0;
   Index between_hosts_ = 0;
   Index messages_ = 0;
+  Index envelopes_ = 0;
   std::optional<DecodePrefill> prefill_;
   std::optional<DecodeVerdict> verdict_;
   std::string job_;                                     ///< of agree_on_outputs()

@@ -430,10 +430,6 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   o.seed = values["seed"].as<Count>().value;
   o.check = values.count("check") != 0;
   o.verify_wire = verifies_wire(values);
-  if (o.verify_wire && o.latent) {
-    throw Failure(Exit::usage,
-                  "--verify-wire: layers of latent attention send without digests; leave it out");
-  }
   o.drawn = values["cache"].as<std::string>() == "drawn";
   o.prefills = values["cache"].as<std::string>() == "prefill";
   if (o.prefills && !o.latent) {

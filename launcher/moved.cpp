@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "parallel/envelope.hpp"
+#include "parallel/verifying.hpp"
 
 namespace dattn {
 namespace {
@@ -32,16 +32,22 @@ Index envelopes(const RunReport& report, Pass pass) {
 
 }  // namespace
 
-std::string verified_line(const RunReport& report, Pass pass) {
-  const Index count = envelopes(report, pass);
+std::string verified_line(Index messages) {
   return fmt::format(
-      "verified: {} messages as they were sent, by digests; {} beside what is sent\n", count,
-      in_bytes(count * static_cast<Index>(sizeof(Envelope))));
+      "verified: {} messages as they were sent, by digests; {} beside what is sent\n", messages,
+      in_bytes(messages * kEnvelopeBytes));
+}
+
+std::string verified_line(const RunReport& report, Pass pass) {
+  return verified_line(envelopes(report, pass));
+}
+
+nlohmann::json verified_json(Index messages) {
+  return {{"messages", messages}, {"envelope_bytes", messages * kEnvelopeBytes}};
 }
 
 nlohmann::json verified_json(const RunReport& report, Pass pass) {
-  const Index count = envelopes(report, pass);
-  return {{"messages", count}, {"envelope_bytes", count * static_cast<Index>(sizeof(Envelope))}};
+  return verified_json(envelopes(report, pass));
 }
 
 std::string moved_line(const RunReport& report, Pass pass) {

@@ -15,5 +15,8 @@ nlohmann::json moved_json(const RunReport& report, Pass pass);
 /// What --verify-wire has compared in a pass, and the bytes that it took beside those sent.
 std::string verified_line(const RunReport& report, Pass pass);
 nlohmann::json verified_json(const RunReport& report, Pass pass);
+/// The same of so many messages.
+std::string verified_line(Index messages);
+nlohmann::json verified_json(Index messages);
 
 }  // namespace dattn

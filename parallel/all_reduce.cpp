@@ -5,15 +5,10 @@
 #include <numeric>
 
 #include "kernels/check.hpp"
+#include "parallel/sealed.hpp"
 
 namespace dattn {
 namespace {
-
-/// One message between this rank and `peer`, a member of the group.
-struct Exchanged {
-  int peer;
-  Ranges records;
-};
 
 comm::Strips strips_at(std::byte* begin, const Ranges& records, Index record_bytes) {
   comm::Strips strips;
@@ -24,17 +19,32 @@ comm::Strips strips_at(std::byte* begin, const Ranges& records, Index record_byt
   return strips;
 }
 
+/// As complaints say it.
+std::string words_of(Reduction::Round round) {
+  switch (round) {
+    case Reduction::Round::sum_inside:
+      return "addend of an all-reduce inside the host";
+    case Reduction::Round::sum_between:
+      return "addend of an all-reduce between hosts";
+    case Reduction::Round::share_between:
+      return "sum of an all-reduce between hosts";
+    case Reduction::Round::share_inside:
+      break;
+  }
+  return "sum of an all-reduce inside the host";
+}
+
 }  // namespace
 
 template <comm::Transport T>
-AllReduce<T>::AllReduce(T& transport, std::vector<int> group, const Hosts& hosts)
-    : transport_(&transport), group_(std::move(group)), hosts_(hosts) {
+AllReduce<T>::AllReduce(T& transport, std::vector<int> group, const Hosts& hosts, bool verifies)
+    : transport_(&transport), group_(std::move(group)), hosts_(hosts), verifies_(verifies) {
   const auto found = std::find(group_.begin(), group_.end(), transport.rank());
   CHECK(found != group_.end(), transport.rank());
   CHECK(hosts.count() == 1 || hosts.size() == transport.size(), hosts.size(), transport.size());
   here_ = static_cast<int>(found - group_.begin());
   // Whatever the group: all ranks split together.
-  if (hosts.count() > 1) channel_.emplace(transport.split(0, transport.rank()));
+  if (hosts.count() > 1 || verifies) channel_.emplace(transport.split(0, transport.rank()));
   const bool all = static_cast<int>(group_.size()) == transport.size();
   if (!all) part_.emplace(transport.split(group_.front(), here_));
 }
@@ -48,8 +58,8 @@ Hosts AllReduce<T>::hosts() const {
 
 template <comm::Transport T>
 void AllReduce<T>::reserve(Index records, Index record_bytes) {
-  const auto bytes =
-      static_cast<std::size_t>(Reduction(group_, hosts_, records).scratch(here_) * record_bytes);
+  const auto bytes = static_cast<std::size_t>(
+      Reduction(group_, hosts_, records, verifies_).scratch(here_) * record_bytes);
   if (scratch_.size() < bytes) scratch_.resize(bytes);
 }
 
@@ -60,40 +70,45 @@ typename AllReduce<T>::Sent AllReduce<T>::operator()(std::span<std::byte> record
   const Index count = std::ssize(records) / record_bytes;
   CHECK(count * record_bytes == std::ssize(records), records.size(), record_bytes);
   if (group_.size() == 1 || count == 0) return {};
-  const Reduction how(group_, hosts_, count);
-  if (how.across()) {
-    CHECK(operation.commutative);
-    over_hosts(how, records, record_bytes, operation);
+  const Reduction how(group_, hosts_, count, verifies_);
+  CHECK(operation.commutative || !how.across());
+  Index envelopes = 0;
+  if (how.by_messages()) {
+    envelopes = by_messages(how, records, record_bytes, operation);
   } else {
     transport().all_reduce(records, record_bytes, operation);
   }
+  if (verifies_) require_same_bytes(transport(), transport_->rank(), records);
   const Index sent = how.sent_by(here_);
-  return {sent * record_bytes, (sent - how.sent_to(here_, how.host_of(here_))) * record_bytes};
+  return {sent * record_bytes, (sent - how.sent_to(here_, how.host_of(here_))) * record_bytes,
+          envelopes};
 }
 
 template <comm::Transport T>
-void AllReduce<T>::over_hosts(const Reduction& how, std::span<std::byte> records,
-                              Index record_bytes, const comm::Operation& operation) {
+Index AllReduce<T>::by_messages(const Reduction& how, std::span<std::byte> records,
+                                Index record_bytes, const comm::Operation& operation) {
   using Round = Reduction::Round;
   const int members = static_cast<int>(group_.size());
   reserve(std::ssize(records) / record_bytes, record_bytes);
 
+  Index envelopes = 0;
   /// Exchanges the messages of a round; `into` says where what a member sends goes.
   const auto exchange = [&](Round round, const auto& into) {
-    std::vector<typename T::Request> requests;
+    SealedMessages<T> messages(*channel_, words_of(round), verifies_);
     const auto rank = [&](int member) { return group_[static_cast<std::size_t>(member)]; };
     for (int i = 1; i < members; ++i) {  // everybody starts with another peer
       const int from = (here_ + members - i) % members;
       const Ranges some = how.sent(round, from, here_);
-      if (!some.empty()) requests.push_back(channel_->recv(into(from, some), rank(from)));
+      if (!some.empty()) messages.recv(into(from, some), rank(from));
     }
     for (int i = 1; i < members; ++i) {
       const int to = (here_ + i) % members;
       const Ranges some = how.sent(round, here_, to);
       if (some.empty()) continue;
-      requests.push_back(channel_->send(strips_at(records.data(), some, record_bytes), rank(to)));
+      messages.send(comm::read_only(strips_at(records.data(), some, record_bytes)), rank(to));
     }
-    for (auto& request : requests) request.wait();
+    messages.wait();
+    envelopes += messages.envelopes();
   };
   /// Sums up `own` over some holders of it, of which this rank is number `self` and the others have
   /// theirs in the scratch memory, one behind the other, each dense.
@@ -148,6 +163,7 @@ void AllReduce<T>::over_hosts(const Reduction& how, std::span<std::byte> records
   sum_up(part, std::ssize(how.by_host()), host);
   exchange(Round::share_between, in_place);
   exchange(Round::share_inside, in_place);
+  return envelopes;
 }
 
 std::vector<int> all_ranks(int ranks) {

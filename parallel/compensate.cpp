@@ -22,9 +22,10 @@ void add_doubles(const std::byte* in, std::byte* inout, std::int64_t records,
 }  // namespace
 
 template <comm::Transport T>
-Compensation<T>::Compensation(const Problem& problem, int rank)
+Compensation<T>::Compensation(const Problem& problem, int rank, bool verifies)
     : problem_(problem),
       rank_(rank),
+      verifies_(verifies),
       length_(static_cast<std::size_t>(problem.shape().d_qk + problem.shape().d_v)),
       all_(pseudo_keys(problem)) {
   for (const PseudoKey& one : all_) counts_.push_back(one.count);
@@ -94,11 +95,11 @@ typename Compensation<T>::Sent Compensation<T>::start(T& transport) {
   const auto bytes = static_cast<std::int64_t>(length_ * sizeof(double));
   if (!by_rank && transport.size() > 1) {
     if (!all_reduce_) {
-      all_reduce_.emplace(transport, all_ranks(transport.size()), problem_.hosts());
+      all_reduce_.emplace(transport, all_ranks(transport.size()), problem_.hosts(), verifies_);
     }
     const auto summed = (*all_reduce_)(std::as_writable_bytes(std::span(sums_)), bytes,
                                        comm::operation<add_doubles>());
-    sent = {summed.bytes, summed.between_hosts, 1};
+    sent = {summed.bytes, summed.between_hosts, 1, summed.envelopes};
   }
   std::vector<Sum>& means = numbers<Sum>();
   std::vector<comm::Strips> strips(static_cast<std::size_t>(transport.size()));  // by owner
@@ -116,29 +117,27 @@ typename Compensation<T>::Sent Compensation<T>::start(T& transport) {
     }
   }
   if (!by_rank) return sent;
+  messages_.emplace(transport, "means", verifies_);
   for (int peer = 0; peer < transport.size(); ++peer) {
     if (peer == rank_) continue;
     const comm::Strips& theirs = strips[static_cast<std::size_t>(peer)];
     const comm::Strips& mine = strips[static_cast<std::size_t>(rank_)];
-    if (!theirs.empty()) requests_.push_back(transport.recv(theirs, peer));
+    if (!theirs.empty()) messages_->recv(theirs, peer);
     if (mine.empty()) continue;
-    requests_.push_back(transport.send(comm::read_only(mine), peer));
+    messages_->send(comm::read_only(mine), peer);
     sent.bytes += comm::total(mine);
     if (!problem_.hosts().together(peer, rank_)) sent.between_hosts += comm::total(mine);
     ++sent.messages;
   }
+  sent.envelopes = messages_->envelopes();
   return sent;
 }
 
 template <comm::Transport T>
-void Compensation<T>::wait() {
-  for (auto& request : requests_) request.wait();
-  requests_.clear();
-}
-
-template <comm::Transport T>
-void Compensation<T>::require_same(T& transport) {
-  if (transport.size() == 1) return;
+void Compensation<T>::wait(T& transport) {
+  if (messages_) messages_->wait();
+  messages_.reset();
+  if (!verifies_ || transport.size() == 1) return;
   // Whatever type the numbers have: the others are none.
   require_same_bytes(transport, rank_,
                      floats_.empty() ? std::as_bytes(std::span<const double>(doubles_))

@@ -9,6 +9,7 @@
 #include "kernels/view.hpp"
 #include "parallel/all_reduce.hpp"
 #include "parallel/pseudo_keys.hpp"
+#include "parallel/sealed.hpp"
 
 namespace dattn {
 
@@ -20,8 +21,9 @@ namespace dattn {
 template <comm::Transport T>
 class Compensation {
  public:
-  /// @pre `problem` outlives this
-  Compensation(const Problem& problem, int rank);
+  /// With `verifies` what ranks send is held against its Envelope, and in the end they compare what
+  /// they have. @pre `problem` outlives this; without comm::has_digest() none that verifies
+  Compensation(const Problem& problem, int rank, bool verifies = false);
 
   /// Sums up what is dropped of the rank's own rows, in their order. k [own keys, key heads, d_qk],
   /// v [own keys, value heads, d_v]
@@ -34,17 +36,15 @@ class Compensation {
     Index bytes = 0;
     Index between_hosts = 0;  ///< of these, to other hosts
     Index messages = 0;
+    Index envelopes = 0;  ///< in none of these
   };
   /// Collective: starts to exchange what was summed up, before any other message of a run. Errors
   /// are the transport's.
   template <class E>
   Sent start(T& transport);
-  /// Until what start() has sent and asked for is there. No wait is longer than the transport's
-  /// deadline.
-  void wait();
-  /// Collective, after wait(): throws Corruption unless all ranks have the same pseudo-keys.
-  /// @pre comm::has_digest()
-  void require_same(T& transport);
+  /// Collective where it verifies: until what start() has sent and asked for is there. Throws
+  /// Corruption. No wait is longer than the transport's deadline.
+  void wait(T& transport);
 
   /// out <- out merged with attention of q to all pseudo-keys. q [rows, query heads, d_qk], any
   /// rows of Q with all heads; out [rows, query heads, d_v + 2], their records. @pre as
@@ -59,14 +59,15 @@ class Compensation {
 
   const Problem& problem_;
   int rank_;
+  bool verifies_;
   std::size_t length_;  ///< of a pseudo-key, in numbers
   std::vector<PseudoKey> all_;
   std::vector<Index> counts_;  ///< of all_
   std::vector<double> sums_;   ///< of the rank's own keys, or of all after start(); by entry
   std::vector<float> floats_;
   std::vector<double> doubles_;
-  std::optional<AllReduce<T>> all_reduce_;  ///< of sums_, once started
-  std::vector<typename T::Request> requests_;
+  std::optional<AllReduce<T>> all_reduce_;     ///< of sums_, once started
+  std::optional<SealedMessages<T>> messages_;  ///< under way
 };
 
 }  // namespace dattn

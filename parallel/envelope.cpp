@@ -19,6 +19,13 @@ std::uint64_t seal_of(const Envelope& envelope) {
   return comm::digest_of(std::as_bytes(std::span(&envelope, 1)).first(offsetof(Envelope, seal)));
 }
 
+[[noreturn]] void complain(const std::string& message, const char* what, std::uint64_t got,
+                           std::uint64_t sent) {
+  throw Corruption(message + " is not what was sent: " + what + " corrupted, XXH3-64 " +
+                   comm::digest_text(got) + " where the sender had " + comm::digest_text(sent) +
+                   "; memory or the network changed it: look at both hosts");
+}
+
 /// Ranks that have the same bytes, or the first two that do not.
 struct Sameness {
   std::uint64_t digest;
@@ -45,6 +52,29 @@ void compare(const std::byte* in, std::byte* inout, std::int64_t records, std::i
 
 }  // namespace
 
+Envelope envelope_of(const std::string& name, std::int64_t bytes) {
+  Envelope envelope;
+  envelope.bytes = bytes;
+  envelope.block = hash_of(name);
+  name.copy(envelope.name.data(), envelope.name.size() - 1);
+  return envelope;
+}
+
+void seal(Envelope& envelope, std::uint64_t digest) {
+  envelope.digest = digest;
+  envelope.seal = seal_of(envelope);
+}
+
+void require_intact(const Envelope& envelope, const std::string& message) {
+  const std::uint64_t seal = seal_of(envelope);
+  if (seal != envelope.seal) complain(message, "what comes beside it is", seal, envelope.seal);
+}
+
+void require_digest(const Envelope& envelope, std::uint64_t digest, const std::string& message,
+                    const char* when) {
+  if (digest != envelope.digest) complain(message, when, digest, envelope.digest);
+}
+
 Envelopes::Envelopes(const Program& program, bool digests)
     : program_(program),
       digests_(digests),
@@ -68,23 +98,14 @@ void Envelopes::start() {
 
 Envelope& Envelopes::write(int i, std::int64_t bytes) {
   const auto& send = std::get<Send>(program_.steps[static_cast<std::size_t>(i)]);
-  const std::string name = text(send.block);
   Envelope& envelope = all_[static_cast<std::size_t>(i)];
-  envelope = {};
-  envelope.bytes = bytes;
+  envelope = envelope_of(text(send.block), bytes);
   envelope.number = sent_[static_cast<std::size_t>(send.peer)]++;
-  envelope.block = hash_of(name);
   envelope.from = program_.rank;
   envelope.step = i;
   envelope.pass = static_cast<std::int32_t>(program_.pass);
   envelope.run = run_;
-  name.copy(envelope.name.data(), envelope.name.size() - 1);
   return envelope;
-}
-
-void Envelopes::seal(Envelope& envelope, std::uint64_t digest) const {
-  envelope.digest = digest;
-  envelope.seal = seal_of(envelope);
 }
 
 Envelope& Envelopes::expect(int i) {
@@ -96,12 +117,7 @@ Envelope& Envelopes::expect(int i) {
 
 void Envelopes::check_identity(int i) const {
   const Envelope& envelope = at(i);
-  if (digests_) {
-    const std::uint64_t seal = seal_of(envelope);
-    if (seal != envelope.seal) {
-      throw Corruption(complaint(i, "what comes beside it is", seal, envelope.seal));
-    }
-  }
+  if (digests_) require_intact(envelope, message(i));
   const auto& recv = std::get<Recv>(program_.steps[static_cast<std::size_t>(i)]);
   const std::int64_t expected = expected_[static_cast<std::size_t>(i)];
   const auto words = [](std::int64_t number, int pass, int run) {
@@ -125,23 +141,22 @@ void Envelopes::check_identity(int i) const {
 }
 
 void Envelopes::check_bytes(int i, std::uint64_t digest) const {
-  if (digest != at(i).digest) throw Corruption(complaint(i, "it is", digest, at(i).digest));
+  require_digest(at(i), digest, message(i));
 }
 
 void Envelopes::check_still(int i, std::uint64_t digest) const {
-  if (digest != at(i).digest) {
-    throw Corruption(
-        complaint(i, "while it was looked at in the sender's memory it was", digest, at(i).digest));
-  }
+  require_digest(at(i), digest, message(i), "while it was looked at in the sender's memory it was");
 }
 
-std::string Envelopes::complaint(int i, const char* what, std::uint64_t got,
-                                 std::uint64_t sent) const {
+Index Envelopes::bytes() const {
+  const std::size_t numbers = expected_.capacity() + sent_.capacity() + got_.capacity();
+  return static_cast<Index>(all_.capacity() * sizeof(Envelope) + numbers * sizeof(std::int64_t));
+}
+
+std::string Envelopes::message(int i) const {
   const auto& recv = std::get<Recv>(program_.steps[static_cast<std::size_t>(i)]);
   return text(recv.block) + " from rank " + std::to_string(recv.peer) + " (its step " +
-         std::to_string(at(i).step) + ") is not what was sent: " + what + " corrupted, XXH3-64 " +
-         comm::digest_text(got) + " where the sender had " + comm::digest_text(sent) +
-         "; memory or the network changed it: look at both hosts";
+         std::to_string(at(i).step) + ")";
 }
 
 template <comm::Transport T>

@@ -9,6 +9,7 @@
 
 #include "comm/transport.hpp"
 #include "parallel/engine.hpp"
+#include "parallel/verifying.hpp"
 
 namespace dattn {
 
@@ -26,10 +27,21 @@ struct Envelope {
   std::array<char, 72> name{};  ///< the Block's text, or the front of it; ends with 0
   std::uint64_t seal = 0;       ///< XXH3-64 of all that stands above; 0 without digests
 };
-static_assert(sizeof(Envelope) == 128);
+static_assert(sizeof(Envelope) == kEnvelopeBytes);
 
 /// Envelopes travel by this tag, messages by 0: the k-th of a channel goes with its k-th message.
 inline constexpr int kEnvelopeTag = 1;
+
+/// Of a message of so many bytes that is called `name`; not sealed yet.
+Envelope envelope_of(const std::string& name, std::int64_t bytes);
+/// The digest of its bytes is known, so that it can leave.
+void seal(Envelope& envelope, std::uint64_t digest);
+/// Throws Corruption, which begins with `message` (what it is and from whom), unless the envelope
+/// is as it was sealed.
+void require_intact(const Envelope& envelope, const std::string& message);
+/// The same unless the message's bytes have this digest. `when` says what they are, or were.
+void require_digest(const Envelope& envelope, std::uint64_t digest, const std::string& message,
+                    const char* when = "it is");
 
 /// One rank's envelopes of a Program: those it sends, and those that it holds against what it gets.
 class Envelopes {
@@ -45,8 +57,6 @@ class Envelopes {
   /// What goes beside the message of step `i`, a Send of so many bytes; stays where it is until the
   /// next run. Not sealed yet.
   Envelope& write(int i, std::int64_t bytes);
-  /// The digest of its bytes is known, so that it can leave.
-  void seal(Envelope& envelope, std::uint64_t digest) const;
   /// Where what goes beside the message of step `i`, a Recv, is to arrive.
   Envelope& expect(int i);
 
@@ -60,8 +70,12 @@ class Envelopes {
 
   const Envelope& at(int i) const { return all_[static_cast<std::size_t>(i)]; }
 
+  /// Memory in bytes, as envelope_bytes() has it.
+  Index bytes() const;
+
  private:
-  std::string complaint(int i, const char* what, std::uint64_t got, std::uint64_t sent) const;
+  /// What came with the Recv of step `i`, and from where.
+  std::string message(int i) const;
 
   const Program& program_;
   bool digests_;

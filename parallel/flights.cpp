@@ -101,7 +101,7 @@ typename T::Request Flights<T>::seal(const Send& step, const comm::ConstStrips& 
     const auto& came = digests_[static_cast<std::size_t>(step.slot)];
     const bool same = came && !rounded && step.block == homes_.slot(step.slot).block;
     const double from = course_.now();
-    envelopes_->seal(envelope, same ? *came : digest(pieces));
+    dattn::seal(envelope, same ? *came : digest(pieces));
     course_.computed(from);
   }
   if (step.peer != program_.rank) ++course_.times.envelopes;

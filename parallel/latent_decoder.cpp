@@ -53,7 +53,8 @@ LatentDecoder<T>::LatentDecoder(const LatentSizes& sizes, const MakeWeights& wei
                                 std::optional<Mesh> mesh, T& transport, EngineOptions options,
                                 Type weight_type, const Hosts& hosts, Values values)
     : transport_(transport),
-      all_reduce_(transport, all_ranks(transport.size()), hosts),
+      verifies_(options.verify_wire),
+      all_reduce_(transport, all_ranks(transport.size()), hosts, verifies_),
       work_(scaled({.threads = options.threads, .isa = options.isa}, sizes)),
       decoder_(
           decoding, form, std::move(mesh), transport,
@@ -132,7 +133,8 @@ HandOver LatentDecoder<T>::take(std::span<const std::byte> rows, std::span<const
       from[p].push_back({cache.keys(*first), 1, theirs.count * row, theirs.count * row});
     }
   }
-  return exchange(transport_, to, from, decoder_.problem().hosts());
+  return exchange(transport_, to, from, decoder_.problem().hosts(),
+                  SealedMessages<T>(transport_, "rows of the cache", verifies_));
 }
 
 template <comm::Transport T>
@@ -226,6 +228,7 @@ std::vector<float> LatentDecoder<T>::attend(std::span<const Index> lengths, Late
   times.bytes_sent += times.attention.bytes_sent;
   times.between_hosts += times.attention.between_hosts;
   times.messages += times.attention.messages;
+  times.envelopes += times.attention.envelopes;
   const Index rows = decoder_.decoding().queries * static_cast<Index>(lengths.size());
   const Index heads = size(decoder_.gets());
   std::vector<float> o(static_cast<std::size_t>(rows * heads * sizes_.kv_rank));
@@ -237,12 +240,13 @@ std::vector<float> LatentDecoder<T>::attend(std::span<const Index> lengths, Late
   std::vector<float> lse;
   const HandOver done =
       values_->merge(transport_, decoder_.problem().hosts(),
-                     {o.data(), rows, heads, sizes_.kv_rank}, lse_, values, lse, work_);
+                     {o.data(), rows, heads, sizes_.kv_rank}, lse_, values, lse, work_, verifies_);
   times.attention.wait += done.seconds;
   times.project += seconds_now() - start - done.seconds;
   times.bytes_sent += done.bytes_sent;
   times.between_hosts += done.between_hosts;
   times.messages += done.messages;
+  times.envelopes += done.envelopes;
   lse_ = std::move(lse);
   return values;
 }

@@ -28,6 +28,7 @@ struct LatentTimes {
   Index bytes_sent = 0;     ///< of all of these
   Index between_hosts = 0;  ///< of these, to other hosts
   Index messages = 0;
+  Index envelopes = 0;  ///< beside messages; in no other figure
 };
 
 /// What it took to hand a cache over, of this rank.
@@ -36,6 +37,7 @@ struct HandOver {
   Index bytes_sent = 0;
   Index between_hosts = 0;  ///< of these
   Index messages = 0;
+  Index envelopes = 0;  ///< in none of these
 };
 
 /// Hidden states of some tokens of a sequence, counted from the first of its prefixes: writes x
@@ -107,6 +109,7 @@ class LatentDecoder {
   void make_queries(std::span<const Index> lengths);
 
   T& transport_;
+  bool verifies_;
   AllReduce<T> all_reduce_;
   Work work_;
   Decoder<T> decoder_;

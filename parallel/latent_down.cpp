@@ -80,7 +80,7 @@ void DownProjections<T>::make(View<const float> x, const Work& work, LatentTimes
       },
       columns_);
   times.project += seconds_now() - start;
-  gather_columns(group_, all, parts_, times);
+  gather_columns(group_, all, parts_, times, "x W_DQ and x W_DKV");
   const double gathered = seconds_now();
   latents_ = {all.data + sizes_.q_rank, x.rows, 1, sizes_.row(), width};
   queries_ = x;

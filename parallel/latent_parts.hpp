@@ -7,6 +7,7 @@
 #include "comm/transport.hpp"
 #include "kernels/latent/weights.hpp"
 #include "parallel/latent_decoder.hpp"
+#include "parallel/sealed.hpp"
 
 namespace dattn {
 
@@ -42,25 +43,25 @@ inline void add_floats(const std::byte* in, std::byte* inout, std::int64_t recor
 
 /// One message from each rank to each: to[r] are the bytes for rank r, from[r] where those of rank
 /// r go; both ends of an empty one leave it out. Ranks are on `hosts`. What a rank has for itself
-/// is copied. Collective.
+/// is copied. `messages` are fresh ones over the transport. Collective.
 template <comm::Transport T>
 HandOver exchange(T& transport, const std::vector<comm::ConstStrips>& to,
-                  const std::vector<comm::Strips>& from, const Hosts& hosts) {
+                  const std::vector<comm::Strips>& from, const Hosts& hosts,
+                  SealedMessages<T> messages) {
   HandOver done;
   const double start = seconds_now();
   const int ranks = transport.size();
   const int rank = transport.rank();
-  std::vector<typename T::Request> requests;
   for (int i = 1; i < ranks; ++i) {  // everybody starts with another peer
     const auto peer = static_cast<std::size_t>((rank + ranks - i) % ranks);
     if (comm::total(from[peer]) == 0) continue;
-    requests.push_back(transport.recv(from[peer], static_cast<int>(peer)));
+    messages.recv(from[peer], static_cast<int>(peer));
   }
   for (int i = 1; i < ranks; ++i) {
     const auto peer = static_cast<std::size_t>((rank + i) % ranks);
     const Index bytes = comm::total(to[peer]);
     if (bytes == 0) continue;
-    requests.push_back(transport.send(to[peer], static_cast<int>(peer)));
+    messages.send(to[peer], static_cast<int>(peer));
     done.bytes_sent += bytes;
     if (!hosts.together(rank, static_cast<int>(peer))) done.between_hosts += bytes;
     ++done.messages;
@@ -69,16 +70,17 @@ HandOver exchange(T& transport, const std::vector<comm::ConstStrips>& to,
   std::vector<std::byte> kept(static_cast<std::size_t>(comm::total(to[own])));
   comm::pack(to[own], kept);
   comm::unpack(kept, from[own]);
-  for (auto& request : requests) request.wait();
+  messages.wait();
+  done.envelopes = messages.envelopes();
   done.seconds = seconds_now() - start;
   return done;
 }
 
 /// Collective: rank r of a group has the columns parts[r] of `all` [rows, 1, columns], and gets the
-/// others.
+/// others. `what` they are, as complaints say it.
 template <comm::Transport T>
 void gather_columns(AllReduce<T>& group, View<float> all, std::span<const Range> parts,
-                    LatentTimes& times) {
+                    LatentTimes& times, const char* what) {
   T& transport = group.transport();
   if (transport.size() == 1 || all.rows == 0) return;
   const auto strips = [&](Range part) -> comm::Strips {
@@ -92,11 +94,14 @@ void gather_columns(AllReduce<T>& group, View<float> all, std::span<const Range>
   for (std::size_t r = 0; r < parts.size(); ++r) from[r] = strips(parts[r]);
   to[own] = {};
   from[own] = {};
-  const HandOver done = exchange(transport, to, from, group.hosts());
+  const HandOver done =
+      exchange(transport, to, from, group.hosts(),
+               SealedMessages<T>(transport, what, group.verifies(), group.group()));
   times.gather += done.seconds;
   times.bytes_sent += done.bytes_sent;
   times.between_hosts += done.between_hosts;
   times.messages += done.messages;
+  times.envelopes += done.envelopes;
 }
 
 /// Collective: numbers <- their sum over a group. Counts bytes and the message; gives seconds.
@@ -108,6 +113,7 @@ double add_up(AllReduce<T>& all_reduce, std::span<float> numbers, LatentTimes& t
       all_reduce(std::as_writable_bytes(numbers), sizeof(float), comm::operation<add_floats>());
   times.bytes_sent += sent.bytes;
   times.between_hosts += sent.between_hosts;
+  times.envelopes += sent.envelopes;
   ++times.messages;
   return seconds_now() - start;
 }

@@ -94,6 +94,7 @@ LatentPrefill<T>::LatentPrefill(const LatentSizes& sizes, LatentWeights weights,
       decoding_(decoding),
       lengths_(std::move(lengths)),
       transport_(transport),
+      verifies_(options.verify_wire),
       work_(scaled({.threads = options.threads, .isa = options.isa, .workspace = &workspace_},
                    sizes)) {
   std::visit([&](const auto& w) { CHECK(w.part == whole(sizes), w.part.heads.end); }, weights_);
@@ -271,13 +272,13 @@ LatentTimes LatentPrefill<T>::run() {
       const int owner = (rank + ranks - hop) % ranks;
       const int next = (owner + ranks - 1) % ranks;
       const std::span<const std::byte> held = hop == 0 ? rows_ : block(hop);
-      typename T::Request sent, arriving;
+      SealedMessages<T> messages(transport_, "latents of the prefill", verifies_);
       if (turns && hop + 1 < ranks) {
         std::vector<std::byte>& spare = block(hop + 1);
         spare.resize(block_bytes(next));
-        if (!spare.empty()) arriving = transport_.recv(comm::strips_of(std::span(spare)), left);
+        if (!spare.empty()) messages.recv(comm::strips_of(std::span(spare)), left);
         if (!held.empty()) {
-          sent = transport_.send(comm::strips_of(held), right);
+          messages.send(comm::strips_of(held), right);
           times.bytes_sent += std::ssize(held);
           ++times.messages;
         }
@@ -285,8 +286,8 @@ LatentTimes LatentPrefill<T>::run() {
       from = seconds_now();
       narrow ? meet<BFloat16>(held, owner, heads) : meet<float>(held, owner, heads);
       const double met = seconds_now();
-      arriving.wait();
-      sent.wait();
+      messages.wait();
+      times.envelopes += messages.envelopes();
       times.attention.compute += met - from;
       times.attention.wait += seconds_now() - met;
     }

@@ -63,6 +63,7 @@ class LatentPrefill {
   Decoding decoding_;
   std::vector<Index> lengths_;
   T& transport_;
+  bool verifies_;
   Work work_;
   Workspace workspace_;
   std::vector<std::byte> rows_;

@@ -22,12 +22,6 @@ namespace {
 constexpr Index kTile = 1024;  ///< tokens whose partial scores go into one message
 constexpr Index kRows = 512;   ///< tokens whose rows are made at a time
 
-std::vector<int> ranks_with_the_same_heads(int rank, int slices) {
-  std::vector<int> all(static_cast<std::size_t>(slices));
-  std::iota(all.begin(), all.end(), rank / slices * slices);
-  return all;
-}
-
 double square(View<const float> x, Index row, Range dims) {
   double sum = 0;
   for (Index d = dims.begin; d < dims.end; ++d) {
@@ -51,6 +45,19 @@ std::optional<std::string> complaint(const Slicing& slicing, const LatentSizes& 
     return "a Hadamard basis wants a kv_rank that is a power of two, not " + text(sizes.kv_rank);
   }
   return std::nullopt;
+}
+
+std::vector<int> ranks_with_the_same_heads(int rank, int slices) {
+  std::vector<int> all(static_cast<std::size_t>(slices));
+  std::iota(all.begin(), all.end(), rank / slices * slices);
+  return all;
+}
+
+Index summed_over_slices(const Slicing& slicing, const LatentSizes& sizes, const Decoding& decoding,
+                         Index rows, Index heads) {
+  const Index longest = *std::max_element(decoding.capacity.begin(), decoding.capacity.end());
+  const Index scores = slicing.exact ? decoding.queries * std::min(kTile, longest) : 0;
+  return heads * std::max(scores, rows * sizes.d_v);
 }
 
 LatentWeights in_basis(const LatentWeights& weights, const Slicing& slicing,
@@ -77,8 +84,9 @@ SlicedDecoder<T>::SlicedDecoder(const LatentSizes& sizes, const MakeWeights& wei
                                 View<const float> calibration, T& transport, EngineOptions options,
                                 Type weight_type, const Hosts& hosts)
     : transport_(transport),
-      all_reduce_(transport, all_ranks(transport.size()), hosts),
-      over_slices_(transport, ranks_with_the_same_heads(transport.rank(), slicing.slices), hosts),
+      all_reduce_(transport, all_ranks(transport.size()), hosts, options.verify_wire),
+      over_slices_(transport, ranks_with_the_same_heads(transport.rank(), slicing.slices), hosts,
+                   options.verify_wire),
       decoding_(decoding),
       slicing_(slicing),
       work_(scaled({.threads = options.threads, .isa = options.isa, .workspace = &workspace_},
@@ -226,7 +234,8 @@ HandOver SlicedDecoder<T>::take(std::span<const std::byte> rows, std::span<const
       receives.push_back({into + own_row - rope, theirs.count, rope, ranks * own_row});
     }
   }
-  return exchange(transport_, to, from, all_reduce_.hosts());
+  return exchange(transport_, to, from, all_reduce_.hosts(),
+                  SealedMessages<T>(transport_, "rows of the cache", all_reduce_.verifies()));
 }
 
 template <comm::Transport T>
@@ -286,7 +295,7 @@ void SlicedDecoder<T>::make_queries(std::span<const Index> lengths, View<float> 
     const Range part = even_part(heads.size(), over_slices_.ranks(), r);
     parts.push_back({part.begin * d_qk, part.end * d_qk});
   }
-  gather_columns(over_slices_, {all.data, q.rows, 1, heads.size() * d_qk}, parts, times);
+  gather_columns(over_slices_, {all.data, q.rows, 1, heads.size() * d_qk}, parts, times, "queries");
   const double gathered = seconds_now();
   std::visit([&](const auto& w) { absorb<float>(w, heads, View<const float>(all), q, work_); },
              weights_);

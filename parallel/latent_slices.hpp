@@ -29,6 +29,14 @@ struct Slicing {
 /// Why so many ranks cannot cut a latent so, with the fix; nothing if they can.
 std::optional<std::string> complaint(const Slicing& slicing, const LatentSizes& sizes, int ranks);
 
+/// The ranks that have slices of the heads of `rank`, in order.
+std::vector<int> ranks_with_the_same_heads(int rank, int slices);
+
+/// Numbers that they add up at a time, at most, where a step has `rows` (sequences * new tokens)
+/// and they `heads`.
+Index summed_over_slices(const Slicing& slicing, const LatentSizes& sizes, const Decoding& decoding,
+                         Index rows, Index heads);
+
 /// The weights folded, in the basis that the latent is cut in; `calibration` [tokens, model] is
 /// what a PCA basis is fitted to.
 LatentWeights in_basis(const LatentWeights& weights, const Slicing& slicing,

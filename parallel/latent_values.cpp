@@ -83,7 +83,7 @@ std::vector<float> PartialValues::records(View<const float> o, std::span<const f
 template <comm::Transport T>
 HandOver PartialValues::merge(T& transport, const Hosts& hosts, View<const float> o,
                               std::span<const float> lse, std::vector<float>& values,
-                              std::vector<float>& merged, const Work& work) const {
+                              std::vector<float>& merged, const Work& work, bool verifies) const {
   const std::vector<float> mine = records(o, lse, work);
   const Index length = record_length(sizes_.d_v);
   const auto bytes = [&](Index records) {
@@ -104,7 +104,8 @@ HandOver PartialValues::merge(T& transport, const Hosts& hosts, View<const float
     from[r] = {{received.data() + static_cast<Index>(r) * bytes(records), 1, bytes(records),
                 bytes(records)}};
   }
-  const HandOver done = exchange(transport, to, from, hosts);
+  const HandOver done = exchange(transport, to, from, hosts,
+                                 SealedMessages<T>(transport, "Partials of values", verifies));
   for (std::size_t r = 1; r < ranks; ++r) {
     dattn::merge(arrived.data() + static_cast<Index>(r) * records * length, arrived.data(), records,
                  length);
@@ -118,9 +119,9 @@ HandOver PartialValues::merge(T& transport, const Hosts& hosts, View<const float
 
 template HandOver PartialValues::merge(comm::Communicator&, const Hosts&, View<const float>,
                                        std::span<const float>, std::vector<float>&,
-                                       std::vector<float>&, const Work&) const;
+                                       std::vector<float>&, const Work&, bool) const;
 template HandOver PartialValues::merge(comm::Loopback::Endpoint&, const Hosts&, View<const float>,
                                        std::span<const float>, std::vector<float>&,
-                                       std::vector<float>&, const Work&) const;
+                                       std::vector<float>&, const Work&, bool) const;
 
 }  // namespace dattn

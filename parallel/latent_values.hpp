@@ -35,11 +35,12 @@ class PartialValues {
 
   /// From what this rank's keys give, O [rows, all heads, kv_rank] and LSE [rows, all heads], the
   /// values [rows, own heads, d_v] and LSE [rows, own heads] over the keys of all ranks. One
-  /// message from each rank to each, merged in the order of ranks. Collective; seconds are those of
-  /// the exchange.
+  /// message from each rank to each, merged in the order of ranks; with `verifies` each is held
+  /// against its Envelope. Collective; seconds are those of the exchange.
   template <comm::Transport T>
   HandOver merge(T& transport, const Hosts& hosts, View<const float> o, std::span<const float> lse,
-                 std::vector<float>& values, std::vector<float>& merged, const Work& work) const;
+                 std::vector<float>& values, std::vector<float>& merged, const Work& work,
+                 bool verifies) const;
 
  private:
   std::vector<float> records(View<const float> o, std::span<const float> lse,

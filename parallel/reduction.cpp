@@ -6,8 +6,9 @@
 
 namespace dattn {
 
-Reduction::Reduction(const std::vector<int>& group, const Hosts& hosts, Index records)
-    : records_(records) {
+Reduction::Reduction(const std::vector<int>& group, const Hosts& hosts, Index records,
+                     bool own_messages)
+    : records_(records), own_messages_(own_messages && group.size() > 1) {
   std::map<int, int> numbers;
   for (int member = 0; member < static_cast<int>(group.size()); ++member) {
     const int host = hosts.of(group[static_cast<std::size_t>(member)]);
@@ -65,7 +66,7 @@ Ranges Reduction::sent(Round round, int from, int to) const {
 }
 
 Index Reduction::sent_by(int member) const {
-  if (!across()) {  // reduce-scatter and all-gather of equal parts, to the next rank
+  if (!by_messages()) {  // reduce-scatter and all-gather of equal parts, to the next rank
     const Index own = even_part(records_, members(), member).size();
     const Index next = even_part(records_, members(), (member + 1) % members()).size();
     return 2 * records_ - own - next;
@@ -76,7 +77,7 @@ Index Reduction::sent_by(int member) const {
 }
 
 Index Reduction::sent_to(int member, int host) const {
-  if (!across()) return sent_by(member);
+  if (!by_messages()) return sent_by(member);
   if (host == host_of(member)) {
     const Index own = size(slice(member));
     return records_ - own + (size_of(host) - 1) * own;
@@ -86,9 +87,23 @@ Index Reduction::sent_to(int member, int host) const {
 }
 
 Index Reduction::scratch(int member) const {
-  if (!across()) return 0;
+  if (!by_messages()) return 0;
   return std::max((size_of(host_of(member)) - 1) * size(slice(member)),
                   (std::ssize(sizes_) - 1) * size(part(member)));
+}
+
+Index Reduction::messages(int member) const {
+  Index most = 0;
+  if (!by_messages()) return most;
+  for (const Round round : kRounds) {
+    Index count = 0;
+    for (int other = 0; other < members(); ++other) {
+      count += sent(round, member, other).empty() ? 0 : 1;
+      count += sent(round, other, member).empty() ? 0 : 1;
+    }
+    most = std::max(most, count);
+  }
+  return most;
 }
 
 double Reduction::seconds(const Machine& machine, Index record_bytes) const {

@@ -22,11 +22,15 @@ namespace dattn {
 /// whenever messages come.
 class Reduction {
  public:
-  /// `group` are the ranks, in the order of their axis.
-  Reduction(const std::vector<int>& group, const Hosts& hosts, Index records);
+  /// `group` are the ranks, in the order of their axis. With `own_messages` it is by messages of
+  /// ours on one host, too: as one slice a rank, as many bytes in all.
+  Reduction(const std::vector<int>& group, const Hosts& hosts, Index records,
+            bool own_messages = false);
 
-  /// Whether the group is on several hosts. What follows about rounds and parts is of these only.
+  /// Whether the group is on several hosts.
   bool across() const { return sizes_.size() > 1; }
+  /// Whether it is by messages of ours. What follows about rounds and parts is of these only.
+  bool by_messages() const { return across() || own_messages_; }
 
   /// Each is over for a rank when all that it sends and receives in it is there.
   enum class Round { sum_inside, sum_between, share_between, share_inside };
@@ -48,8 +52,10 @@ class Reduction {
   Index sent_by(int member) const;
   Index sent_to(int member, int host) const;
   /// Records that a member must have room for beside its own: what the others of its host, or other
-  /// hosts, have of its slice. On one host none, for the library has its own memory.
+  /// hosts, have of its slice. Where it is the library's none, which has its own memory.
   Index scratch(int member) const;
+  /// Messages that a member sends and receives in a round, at most.
+  Index messages(int member) const;
 
   /// What it takes from when the last member begins, each record of `record_bytes`.
   double seconds(const Machine& machine, Index record_bytes) const;
@@ -63,6 +69,7 @@ class Reduction {
   Range cut(Range records, int member) const;
 
   Index records_;
+  bool own_messages_;
   std::vector<std::vector<int>> by_host_;
   std::vector<Index> sizes_;  ///< of these
   std::vector<int> host_of_;  ///< by member

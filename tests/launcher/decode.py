@@ -56,6 +56,10 @@ class Case:
         words = " ".join(("", *((f"tree {self.tree}",) if self.tree else ()), *self.more))
         return f"{self.form}{mesh}{slices} P={self.ranks} {self.dtype} {heads} new={self.new} context={self.context}{words}"
 
+    def verifies(self):
+        """Whether it runs with --verify-wire, which changes no figure: some of every form."""
+        return self.ranks in (3, 4) or "--hosts" in self.more
+
     def capacity(self):
         return [tokens + self.new * (STEPS + WARMUP) for tokens in self.context]
 
@@ -287,6 +291,7 @@ class Bench:
         self.scratch = scratch
         self.lock = threading.Lock()
         self.count = 0
+        self.has_digests = "with xxHash" in start.run(["--version"]).stdout
         self.y = {}  # y and LSE of exact latent forms: by what they were given
 
     def folder(self):
@@ -302,6 +307,7 @@ class Bench:
         words += ["--threads", "1", "--check", "--out", str(folder / "o.npy"), "--json", str(folder / "r.json")]
         words += [*(("--mesh", "x".join(map(str, case.mesh))) if case.mesh else ()), *case.more]
         words += ["--prefix-tree", case.tree] if case.tree else []
+        words += ["--verify-wire"] if case.verifies() and self.has_digests else []
         words += ["--lse", str(folder / "l.npy")] if case.form != "latent-tpla" else []
         if not case.latent:
             for name in "qkv":
@@ -370,6 +376,9 @@ class Bench:
         sent, messages = traffic(case)
         require(report["bytes_step"] == sent, f"a step sends {report['bytes_step']} bytes, not {sent}")
         require(report["messages_step"] == messages, f"{report['messages_step']} messages, not {messages}")
+        if case.verifies() and self.has_digests:
+            verified = report["verified_step"]["messages"]
+            require((verified > 0) == (messages > 0), f"{verified} messages of {messages} were verified")
         between = between_hosts(case)
         require(report["bytes_between_hosts_step"] == between, f"{report['bytes_between_hosts_step']} bytes between hosts, not {between}")
         ranks = cached(case)

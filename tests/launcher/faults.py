@@ -31,6 +31,8 @@ RING = f"run {MACHINE} --tokens 200 --heads 4 --head-dim 16 --strategy ring --ma
 DECODE = "decode --context 96 --heads 4 --kv-heads 4 --head-dim 16 --threads 1 --form sequence --out O.npy"
 BY_MPI = RING + " --windows off"
 VERIFIED = BY_MPI + " --verify-wire"
+TREE = VERIFIED.replace("ring", "tree")
+LATENT = "decode --context 41 --form latent-tpla --hidden 24 --heads 4 --kv-rank 16 --nope-dim 8 --rope-dim 4 --v-dim 8 --threads 1 --verify-wire --out O.npy"
 LARGE = BY_MPI.replace("--tokens 200", "--tokens 4000")
 SWEEP = f"bench {MACHINE} --tokens 200,201 --heads 4 --head-dim 16 --strategy ring --mask full --threads 1 --repeat 1 --warmup 0 --out rows.jsonl"
 WATCHED = " --watchdog 2 --flight-dir flight"
@@ -66,6 +68,9 @@ CASES = (
     Fault("bit of a message", "rank=0 call=send at=1 do=corrupt", CORRUPT, r"\[rank 1\] dattn run: step \d+ \(recv +K.*\): K\[.*\] from rank 0 \(its step \d+\) is not what was sent: it is corrupted, XXH3-64 [0-9a-f]{16} where the sender had [0-9a-f]{16}; memory or the network .*; see dattn report flight", r"culprit: rank 1 .*failed: step", VERIFIED),
     Fault("bit of what comes beside it", "rank=2 call=send at=4 do=corrupt", CORRUPT, r"\[rank 0\] dattn run: step \d+ \(recv +V.*\): V.* from rank 2 .*: what comes beside it is corrupted", r"culprit: rank 0 .*failed: step", VERIFIED),
     Fault("bit of a message, while decoding", "rank=0 call=send at=3 do=corrupt", CORRUPT, r"\[rank \d\] dattn decode: .*from rank 0 .*is corrupted, XXH3-64", r"culprit: rank \d .*failed: step", DECODE + " --verify-wire"),
+    Fault("bit of an addend", "rank=1 call=send at=1 do=corrupt", CORRUPT, r"\[rank [02]\] dattn run: step \d+ \(reduce.*\): addend of an all-reduce inside the host from rank 1 is not what was sent: it is corrupted, XXH3-64 .*; see dattn report flight", r"culprit: rank [02] .*failed: step", TREE),
+    Fault("bit of an addend, on pretended hosts", "rank=1 call=send at=1 do=corrupt", CORRUPT, r"\[rank [02]\] dattn run: .*: addend of an all-reduce between hosts from rank 1 is not what was sent", r"culprit: rank [02] .*failed: step", TREE + " --hosts 0,1,2"),
+    Fault("bit of what a latent layer exchanges", "rank=2 call=send at=1 do=corrupt", CORRUPT, r"\[rank [01]\] dattn decode: x W_DQ and x W_DKV from rank 2 is not what was sent", r"culprit: rank [01] .*failed: x W_DQ", LATENT),
     Fault("killed before the manifest", "rank=0 call=rename at=3 do=kill", KILLED, words=RING + " --manifest M.json", kept=("L.npy", "O.npy")),
     Fault("another MPI on one rank", "rank=1 call=version at=1 do=other", USAGE, r"\[rank 0\] dattn run: rank 1 has MPI library '.*' where rank 0 has '.*'; install the same dattn and the same MPI on all hosts"),
     Fault("disk full at a later rank", "rank=1 call=write at=1 do=full", OUTPUT, r"\[rank 1\].*No space left.*free space"),

@@ -91,7 +91,6 @@ def refused(start, folder):
         ("verify rows.json", CORRUPT, "has no rows [2,9223372036854775807,9223372036854775807]"),
         ("run --tokens 9 --manifest -", USAGE, "--manifest"),
         ("run --tokens 9 --out o.npy --manifest o.npy", USAGE, "same file"),
-        ("decode --model deepseek-v2-lite --context 5 --verify-wire", USAGE, "--verify-wire: layers of latent"),
     ):
         done = start.run(words.split(), cwd=folder)
         require(done.returncode == code and says in done.stdout + done.stderr, (words, done.returncode, done.stdout, done.stderr))

@@ -5,7 +5,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
+#include "comm/digest.hpp"
 #include "parallel/mesh.hpp"
 #include "parallel/sums.hpp"
 #include "tests/parallel/on_all_ranks.hpp"
@@ -41,6 +43,7 @@ std::vector<float> in_order(const std::vector<std::vector<float>>& all, const Ho
     }
     return some.back();
   };
+  if (hosts.count() == 1) return fold(all);
   std::vector<std::vector<float>> by_host;
   for (int host = 0; host < hosts.count(); ++host) {
     std::vector<std::vector<float>> there;
@@ -73,6 +76,37 @@ TEST(AllReduceOnHosts, HasTheBitsOfItsOrderOnAllRanks) {
           }
         });
       }
+    }
+  }
+}
+
+// One that verifies has the same bits, on one host those of the order of ranks, and as many bytes
+// in all; an envelope goes with each message.
+TEST(AllReduceThatVerifies, HasTheSameBits) {
+  if (!comm::has_digest()) GTEST_SKIP() << "this build has no xxHash";
+  const Index record = kNumbers * static_cast<Index>(sizeof(float));
+  const comm::Operation rule = sum_rule(Kind::O, Type::f4);
+  for (const auto& [words, ranks] :
+       {std::pair{"1", 2}, std::pair{"1", 5}, std::pair{"0,1,1,0,2", 5}}) {
+    const Hosts hosts = parse_hosts(words, ranks);
+    for (const Index records : {Index{3}, Index{64}}) {
+      std::vector<std::vector<float>> all;
+      for (int r = 0; r < ranks; ++r) all.push_back(partials(r, records));
+      const std::vector<float> want = in_order(all, hosts, rule, record, records);
+      std::vector<Index> bytes(static_cast<std::size_t>(ranks));
+      on_all_ranks(ranks, {"rendezvous", true, 3}, 5, [&](comm::Loopback::Endpoint& end) {
+        AllReduce<comm::Loopback::Endpoint> all_reduce(end, all_ranks(ranks), hosts, true);
+        for (int turn = 0; turn < 2; ++turn) {
+          std::vector<float> own = all[static_cast<std::size_t>(end.rank())];
+          const auto sent = all_reduce(std::as_writable_bytes(std::span(own)), record, rule);
+          EXPECT_EQ(std::memcmp(own.data(), want.data(), want.size() * sizeof(float)), 0)
+              << words << ", " << records << " records, rank " << end.rank();
+          EXPECT_GT(sent.envelopes, 0);
+          bytes[static_cast<std::size_t>(end.rank())] = sent.bytes;
+        }
+      });
+      EXPECT_EQ(std::accumulate(bytes.begin(), bytes.end(), Index{0}),
+                2 * (ranks - 1) * records * record);
     }
   }
 }
