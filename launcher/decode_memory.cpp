@@ -12,6 +12,8 @@
 #include "launcher/together.hpp"
 #include "parallel/all_reduce.hpp"
 #include "parallel/latent_prefill.hpp"
+#include "parallel/latent_slices.hpp"
+#include "parallel/verifying.hpp"
 
 namespace dattn {
 namespace {
@@ -42,8 +44,14 @@ class Settling {
       needs_[Use::results] =
           rows * (o_.latent ? 2 * o_.latent->model : d.query_heads * (d.d_v + 1)) * each;
       if (o_.latent) {  // to add y up
-        const Reduction of_y(all_ranks(world_.size()), hosts_, rows * o_.latent->model);
-        needs_[Use::transport] += of_y.scratch(world_.rank()) * each;
+        const Reduction of_y(all_ranks(world_.size()), hosts_, rows * o_.latent->model,
+                             o_.verify_wire);
+        needs_[Use::staging] += of_y.scratch(world_.rank()) * each;
+        if (o_.verify_wire) {  // of y or of an exchange, whichever has more
+          needs_[Use::envelopes] +=
+              std::max<Index>(of_y.messages(world_.rank()), 2 * (world_.size() - 1)) *
+              kEnvelopeBytes;
+        }
       }
     });
     refuse_beyond(ranks);
@@ -110,7 +118,8 @@ class Settling {
         needs_of(problem, program, nullptr,
                  {.kernels = [this](const Problem& p,
                                     const Program& of) { return kernel_bytes(p, of, o_.threads); },
-                  .check = {}});
+                  .check = {},
+                  .verifies = o_.verify_wire});
     const auto block = [&](SlotId slot) -> const Block& {
       return program.slots[static_cast<std::size_t>(slot)].block;
     };
@@ -159,6 +168,13 @@ class Settling {
     needs_[Use::weights] = 2 * weight_bytes(heads);
     needs_[Use::inputs] =
         o_.decoding.keys() * (latent + o_.latent->d_rope) * bytes_of(o_.decoding.type);
+    const std::vector<int> group = ranks_with_the_same_heads(world_.rank(), o_.slicing->slices);
+    const Index rows = o_.decoding.queries * static_cast<Index>(o_.context.size());
+    const Reduction of_slices(group, hosts_,
+                              summed_over_slices(*o_.slicing, *o_.latent, o_.decoding, rows, heads),
+                              o_.verify_wire);
+    needs_[Use::staging] +=
+        of_slices.scratch(world_.rank() % o_.slicing->slices) * bytes_of(Type::f4);
   }
 
   Index weight_bytes(Index heads) const {

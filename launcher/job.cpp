@@ -175,7 +175,7 @@ class Job {
     together(world_, [&] {
       if (!leads()) return;
       for (const std::string& text : hosts) report_.ranks.push_back(decoded(text));
-      Setting setting{at, {}, options_.check, rooms_of(report_.ranks)};
+      Setting setting{at, {}, options_.check, rooms_of(report_.ranks), options_.verify_wire};
       for (const RankReport& rank : report_.ranks) setting.threads.push_back(rank.threads);
       choice_ = choose_within(setting, report_.machine, !options_.report);
       double forecast = 0;

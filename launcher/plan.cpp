@@ -73,6 +73,7 @@ Exit plan_command(const std::vector<std::string>& arguments) {
       ("backward", "also plan the backward pass")                                 //
       ("print", "print every rank's steps")                                       //
       ("needs", "print what each rank needs memory for")                          //
+      ("verify-wire", "count the memory that run --verify-wire takes")            //
       ("threads", po::value<Positive>()->default_value({1}),
        "OpenMP threads a rank, whose memory counts")  //
       ("json", po::value<std::string>(),
@@ -94,7 +95,11 @@ Exit plan_command(const std::vector<std::string>& arguments) {
   Task task = make_task(values);
   refuse_same_file(task.input_files, std::span(&json_path, 1));
   task.wish.hosts = hosts_from(task.hosts, static_cast<int>(ranks), {});
-  const Setting setting{task, std::vector<int>(static_cast<std::size_t>(ranks), threads), false, {}};
+  const Setting setting{task,
+                        std::vector<int>(static_cast<std::size_t>(ranks), threads),
+                        false,
+                        {},
+                        values.count("verify-wire") != 0};
   const Machine machine = machine_of(task.machine, {.name = task.machine_name});
   const Choice choice = choose_within(setting, machine, true);
   std::vector<Planned> passes =

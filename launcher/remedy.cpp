@@ -215,6 +215,7 @@ Beside Setting::beside() const {
     };
   }
   all.transport = transport_bytes(ranks());
+  all.verifies = verify_wire;
   return all;
 }
 

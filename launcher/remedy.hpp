@@ -14,6 +14,7 @@ struct Setting {
   std::vector<int> threads;  ///< by rank
   bool check = false;
   std::vector<Room> rooms;  ///< beside --memory
+  bool verify_wire = false;
 
   int ranks() const { return static_cast<int>(threads.size()); }
   /// What takes memory beside slots.

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "parallel/pseudo_keys.hpp"
+#include "parallel/verifying.hpp"
 
 namespace dattn {
 namespace {
@@ -13,7 +14,7 @@ Index total(const std::vector<Index>& bytes) {
 }
 
 /// What the Engine of a Program takes.
-Needs engine_needs(const Problem& problem, const Program& program, const KernelBytes& kernels) {
+Needs engine_needs(const Problem& problem, const Program& program, const Beside& beside) {
   Needs needs;
   const std::vector<Index> homes = home_bytes(program, problem);
   for (const SlotId s : program.inputs) {
@@ -21,9 +22,10 @@ Needs engine_needs(const Problem& problem, const Program& program, const KernelB
         homes[static_cast<std::size_t>(program.slots[static_cast<std::size_t>(s)].home)];
   }
   needs[Use::homes] = total(homes) - needs[Use::inputs];
-  needs[Use::staging] = total(staging_bytes(program, problem));
+  needs[Use::staging] = total(staging_bytes(program, problem)) + reduce_bytes(program, problem);
   needs[Use::pseudo_keys] = pseudo_key_cost(problem, program.rank).memory_bytes;
-  needs[Use::kernels] = kernels ? kernels(problem, program) : 0;
+  needs[Use::kernels] = beside.kernels ? beside.kernels(problem, program) : 0;
+  needs[Use::envelopes] = beside.verifies ? verifying_bytes(program, problem) : 0;
   return needs;
 }
 
@@ -44,9 +46,9 @@ Index d_o_bytes(const Problem& problem, const Program& backward) {
 }  // namespace
 
 const char* name_of(Use use) {
-  constexpr std::array<const char*, kUses> names{"inputs", "homes",    "staging", "pseudo_keys",
-                                                 "kept",   "kernels",  "weights", "results",
-                                                 "check",  "transport"};
+  constexpr std::array<const char*, kUses> names{"inputs", "homes",     "staging",  "pseudo_keys",
+                                                 "kept",   "kernels",   "weights",  "results",
+                                                 "check",  "transport", "envelopes"};
   return names[static_cast<std::size_t>(use)];
 }
 
@@ -54,12 +56,12 @@ Index Needs::sum() const { return std::accumulate(bytes.begin(), bytes.end(), In
 
 Needs needs_of(const Problem& problem, const Program& forward, const Program* backward,
                const Beside& beside) {
-  const Needs first = engine_needs(problem, forward, beside.kernels);
+  const Needs first = engine_needs(problem, forward, beside);
   Index results = result_bytes(problem, forward);
   std::vector<Needs> times{first};  // what there is at the same time
   times.back()[Use::results] = results;
   if (backward != nullptr) {
-    times.push_back(engine_needs(problem, *backward, beside.kernels));
+    times.push_back(engine_needs(problem, *backward, beside));
     if (problem.keeps()) times.back()[Use::kept] = first.sum() - kept_bytes(forward, problem);
     results += result_bytes(problem, *backward);
     times.back()[Use::results] = results + d_o_bytes(problem, *backward);

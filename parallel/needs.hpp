@@ -11,7 +11,7 @@ namespace dattn {
 enum class Use {
   inputs,       ///< slots that are filled before a run, or a KV cache
   homes,        ///< all other slots
-  staging,      ///< messages that travel rounded
+  staging,      ///< messages that travel rounded; what all-reduces over hosts add up
   pseudo_keys,  ///< and the sums that they come of
   kept,         ///< the forward pass's slots and kernels while the backward pass runs
   kernels,      ///< panels and tiles of the threads
@@ -19,8 +19,9 @@ enum class Use {
   results,      ///< O, LSE and gradients in arrays of their own; dO while Stats are made of it
   check,        ///< the reference and what it is made of
   transport,    ///< what MPI takes once messages flow
+  envelopes,    ///< to verify messages, and all-reduces by messages
 };
-inline constexpr std::size_t kUses = 10;
+inline constexpr std::size_t kUses = 11;
 const char* name_of(Use use);
 
 /// Bytes of one rank by use, at the time when it has most.
@@ -37,6 +38,7 @@ struct Beside {
   KernelBytes kernels = {};  ///< of a pass
   KernelBytes check = {};    ///< of the check, which follows the passes, from the forward Program
   Index transport = 0;
+  bool verifies = false;  ///< messages (EngineOptions::verify_wire)
 };
 
 /// Memory that some ranks have together.

@@ -10,6 +10,8 @@
 
 #include "comm/digest.hpp"
 #include "parallel/flights.hpp"
+#include "parallel/needs.hpp"
+#include "parallel/sealed.hpp"
 #include "tests/loopback_ranks.hpp"
 #include "tests/parallel/engine_cases.hpp"
 
@@ -137,6 +139,66 @@ TEST(Envelopes, FindABitThatChangesWhereABlockIsPassedOn) {
   EXPECT_NE(got[2].find("from rank 1 (its step 1) is not what was sent: it is corrupted"),
             std::string::npos)
       << got[2];
+}
+
+/// Rank 1, which is rank 7 of its job, sends; its bytes change before rank 0 (rank 4) takes them.
+TEST(SealedMessages, FindABitThatChangesOnTheWay) {
+  if (!comm::has_digest()) GTEST_SKIP() << "this build has no xxHash";
+  for (const bool verify : {true, false}) {
+    Loopback job(2, {.rendezvous = true, .deadline = 20});
+    std::atomic<bool> changed = false;
+    const auto got = errors_on_ranks(job, 2, [&](Loopback::Endpoint& end) {
+      std::vector<std::byte> bytes(100, std::byte{7});
+      SealedMessages<Loopback::Endpoint> messages(end, "means", verify, {4, 7});
+      if (end.rank() == 1) {
+        messages.send(comm::strips_of(std::as_bytes(std::span(bytes))), 0);
+        bytes[99] ^= std::byte{1};
+        changed = true;
+        changed.notify_all();
+        EXPECT_EQ(messages.envelopes(), verify ? 1 : 0);
+      } else {
+        changed.wait(false);
+        messages.recv(comm::strips_of(std::span(bytes)), 1);
+      }
+      messages.wait();
+    });
+    if (!verify) {
+      EXPECT_EQ(got[0], "");
+      continue;
+    }
+    EXPECT_EQ(got[0].find("means from rank 7 is not what was sent: it is corrupted, XXH3-64 "), 0U)
+        << got[0];
+  }
+}
+
+TEST(SealedMessages, SayWhatTheyAre) {
+  if (!comm::has_digest()) GTEST_SKIP() << "this build has no xxHash";
+  Loopback job(2, {.deadline = 20});
+  const auto got = errors_on_ranks(job, 2, [&](Loopback::Endpoint& end) {
+    std::vector<std::byte> bytes(8);
+    SealedMessages<Loopback::Endpoint> messages(end, end.rank() == 1 ? "means" : "queries", true);
+    if (end.rank() == 1) messages.send(comm::strips_of(std::as_bytes(std::span(bytes))), 0);
+    if (end.rank() == 0) messages.recv(comm::strips_of(std::span(bytes)), 1);
+    messages.wait();
+  });
+  EXPECT_EQ(got[0], "rank 1 sent means (8 bytes) where queries from rank 1 (8 bytes) was due");
+}
+
+TEST(Envelopes, TakeTheMemoryThatIsCounted) {
+  const Problem problem = ring_of(3);
+  const Program program = find_strategy("ring")->program(problem, 1);
+  EXPECT_EQ(Envelopes(program, false).bytes(), envelope_bytes(program));
+  const Needs without = needs_of(problem, program, nullptr);
+  const Needs with = needs_of(problem, program, nullptr, {.verifies = true});
+  EXPECT_EQ(without[Use::envelopes], 0);
+  EXPECT_EQ(with[Use::envelopes], envelope_bytes(program));
+  // An all-reduce on one host is by messages then: a third of the records from two others each, and
+  // two messages to and from each.
+  const Problem reduced(kShape, parse_mask("full", kShape), line(3), "contiguous");
+  const Program tree = find_strategy("tree")->program(reduced, 1);
+  const Index record = 6 * static_cast<Index>(sizeof(float));  // m, l, O
+  EXPECT_EQ(needs_of(reduced, tree, nullptr, {.verifies = true})[Use::envelopes],
+            envelope_bytes(tree) + 2 * 16 * record + 4 * kEnvelopeBytes);
 }
 
 TEST(Envelopes, FindResultsOfAnAllReduceThatDiffer) {
