@@ -199,8 +199,8 @@ std::vector<std::vector<std::vector<int>>> Problem::readers_of(const Partition& 
 
 const std::vector<int>& Problem::key_readers(int owner, std::size_t group) const {
   std::call_once(found_->key_readers_once, [&] {
-    found_->key_readers = readers_of(
-        keys_, [&](int r, std::size_t g) -> const Ranges& { return keys_needed(r, g); });
+    found_->key_readers =
+        readers_of(keys_, [&](int r, std::size_t g) -> const Ranges& { return keys_needed(r, g); });
   });
   return found_->key_readers[static_cast<std::size_t>(owner)][group];
 }

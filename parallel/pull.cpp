@@ -396,8 +396,7 @@ class Pull {
     const std::vector<int>& homes = relayed_sums_.lend(time, relay.sent_home);
     for (std::size_t i = 0; i < homes.size(); ++i) {
       const Kind kind = side_.sums[i];
-      operand(relay.slots, kind) =
-          me_.fresh(block(kind, g, relay.rows), homes[i]);
+      operand(relay.slots, kind) = me_.fresh(block(kind, g, relay.rows), homes[i]);
     }
   }
 
