@@ -283,12 +283,12 @@ DecodeVerdict check_prefill(comm::Communicator& world, const MakeWeights& make,
   const LatentWeights weights = make({0, decoding.query_heads});
   const Index model = weights.sizes.model;
   auto got = y.begin();
-  for (std::size_t s = 0; s < lengths.size(); ++s) {
-    const Run own = own_tokens(decoding, s, lengths[s], world.size(), world.rank());
+  for (const Stretch& stretch : decoding.stretches(lengths)) {
+    const Run own = stretch.tokens(own_positions(stretch.keys, world.size(), world.rank()));
     if (own.count == 0) continue;
     const Index seen = own.at(own.count - 1) + 1;
     std::vector<float> x(static_cast<std::size_t>(seen * model));
-    hidden(s, {{0, seen, 1}}, x.data());
+    hidden(stretch.sequence(), {{0, seen, 1}}, x.data());
     for (const double want : latent_reference(weights, {x.data(), seen, 1, model}, Runs{own})) {
       const double off = static_cast<double>(*got++) - want;
       error += off * off;

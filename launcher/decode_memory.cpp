@@ -89,7 +89,9 @@ class Settling {
     const LatentSizes& s = *o_.latent;
     const int ranks = world_.size();
     Index tokens = 0;
-    for (const Index length : o_.context) tokens += (length + ranks - 1) / ranks;
+    for (const Stretch& stretch : o_.decoding.stretches(o_.context)) {
+      tokens += (stretch.keys.size() + ranks - 1) / ranks;
+    }
     const Index all = weight_bytes(s.heads);
     const Index held = o_.weight_type == Type::bf16 ? all / 2 : all;
     const Index made = o_.slicing || o_.weight_type == Type::bf16 ? 2 * all : all;

@@ -158,11 +158,6 @@ PrefixTree tree_of(const po::variables_map& values, bool sliced, std::vector<Ind
                   "--prefix-tree: forms that cut the latent read the cache sequence by sequence; "
                   "take --form latent-sequence, latent-heads, latent-helix or latent-tree");
   }
-  if (values["cache"].as<std::string>() == "prefill") {
-    throw Failure(Exit::usage,
-                  "--prefix-tree: --cache prefill takes each sequence by itself; take --cache made "
-                  "or drawn");
-  }
   const bool says_context = words.find("suffix=") != std::string::npos;
   if (says_context && !values["context"].defaulted()) {
     throw Failure(Exit::usage,

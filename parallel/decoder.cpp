@@ -103,8 +103,8 @@ std::vector<Stretch> Decoding::stretches(std::span<const Index> lengths) const {
     for (std::size_t g = 0; g < level.groups(); ++g) {
       const Range sharing = level.sequences_of(g);
       if (sharing.empty()) continue;
-      const auto first = static_cast<std::size_t>(sharing.begin);
-      found.push_back({level.keys_of(g), first, before[first]});
+      const Index so_far = before[static_cast<std::size_t>(sharing.begin)];
+      found.push_back({level.keys_of(g), sharing, so_far});
       for (Index s = sharing.begin; s < sharing.end; ++s) {
         before[static_cast<std::size_t>(s)] += level.keys_of(g).size();
       }
@@ -112,7 +112,8 @@ std::vector<Stretch> Decoding::stretches(std::span<const Index> lengths) const {
   }
   Index begin = shared();
   for (std::size_t s = 0; s < lengths.size(); ++s) {
-    found.push_back({{begin, begin + lengths[s]}, s, before[s]});
+    const auto n = static_cast<Index>(s);
+    found.push_back({{begin, begin + lengths[s]}, {n, n + 1}, before[s]});
     begin += capacity[s];
   }
   return found;

@@ -14,13 +14,18 @@
 
 namespace dattn {
 
-/// Tokens that follow one another in the cache and in sequences: of a prefix, those of all sequences
-/// that share it.
+/// Tokens that follow one another in the cache and in the sequences that have them: a prefix, or
+/// what a sequence has of its own.
 struct Stretch {
-  Range keys;                ///< positions in the cache
-  std::size_t sequence = 0;  ///< the first of these sequences
-  Index before = 0;          ///< tokens that each of them has before these
+  Range keys;        ///< positions in the cache
+  Range sequences;   ///< that have these tokens
+  Index before = 0;  ///< tokens that each of them has before these
 
+  std::size_t sequence() const { return static_cast<std::size_t>(sequences.begin); }
+  /// Whether these tokens see those of `other`, as far as they stand before them.
+  bool sees(const Stretch& other) const {
+    return other.sequences.contains(sequences) && other.before <= before;
+  }
   /// Of tokens of the stretch at `positions` in the cache: how many each has before it in a
   /// sequence.
   Run tokens(const Run& positions) const {

@@ -108,7 +108,6 @@ template <comm::Transport T>
 HandOver LatentDecoder<T>::take(std::span<const std::byte> rows, std::span<const Index> lengths) {
   KvCache& cache = decoder_.cache();
   const Decoding& d = decoder_.decoding();
-  CHECK(d.prefixes.empty(), d.prefixes.size());
   const Problem& problem = decoder_.problem();
   const Mesh& mesh = problem.mesh();
   const auto ranks = static_cast<std::size_t>(transport_.size());
@@ -124,12 +123,12 @@ HandOver LatentDecoder<T>::take(std::span<const std::byte> rows, std::span<const
   }
   for (const int peer : owners()) {
     const auto p = static_cast<std::size_t>(peer);
-    for (std::size_t s = 0; s < lengths.size(); ++s) {
-      const Run theirs = own_tokens(d, s, lengths[s], transport_.size(), peer);
+    for (const Stretch& stretch : d.stretches(lengths)) {
+      const Run theirs = own_positions(stretch.keys, transport_.size(), peer);
       if (theirs.count == 0) continue;
-      const auto first = cache.row_of(d.first(s) + theirs.first);
-      const auto last = cache.row_of(d.first(s) + theirs.at(theirs.count - 1));
-      CHECK(first && last && *last - *first == theirs.count - 1, peer, s);
+      const auto first = cache.row_of(theirs.first);
+      const auto last = cache.row_of(theirs.at(theirs.count - 1));
+      CHECK(first && last && *last - *first == theirs.count - 1, peer, theirs.first);
       from[p].push_back({cache.keys(*first), 1, theirs.count * row, theirs.count * row});
     }
   }
@@ -171,7 +170,7 @@ void LatentDecoder<T>::write(const Stretch& stretch, const Run& positions, const
   const View<E> rows = rows_of<E>(positions);
   const Run tokens = stretch.tokens(positions);
   std::vector<float> x(static_cast<std::size_t>(tokens.count * sizes_.model));
-  hidden(stretch.sequence, {tokens}, x.data());
+  hidden(stretch.sequence(), {tokens}, x.data());
   const View<const float> from{x.data(), tokens.count, 1, sizes_.model};
   std::visit([&](const auto& w) { latent_rows<E>(w, from, {tokens}, rows, work_); }, weights_);
 }
@@ -184,7 +183,8 @@ void LatentDecoder<T>::append(std::span<const Index> lengths) {
   const View<const float> made = down_.latents();
   for (std::size_t s = 0; s < lengths.size(); ++s) {
     const Index end = d.first(s) + lengths[s];
-    const Stretch fresh{{end - d.queries, end}, s, d.before(s) + lengths[s] - d.queries};
+    const auto n = static_cast<Index>(s);
+    const Stretch fresh{{end - d.queries, end}, {n, n + 1}, d.before(s) + lengths[s] - d.queries};
     for (const int owner : owners()) {
       const Run theirs = own_positions(fresh.keys, transport_.size(), owner);
       if (theirs.count == 0) continue;

@@ -76,7 +76,7 @@ class LatentDecoder {
 
   /// As fill(), from the rows of the cache that a prefill of `lengths` left on each rank
   /// (LatentPrefill::rows): one exchange, in which every rank gets what its form has of them.
-  /// Collective. @pre sequences share no prefixes
+  /// Collective.
   HandOver take(std::span<const std::byte> rows, std::span<const Index> lengths);
 
   /// As fill(), but with numbers in [-1, 1) that cost little to draw, for benches.

@@ -41,14 +41,6 @@ void convert(const float* from, Index count, E* to) {
   }
 }
 
-Index own_count(const Decoding& decoding, std::span<const Index> lengths, int ranks, int rank) {
-  Index count = 0;
-  for (std::size_t s = 0; s < lengths.size(); ++s) {
-    count += own_tokens(decoding, s, lengths[s], ranks, rank).count;
-  }
-  return count;
-}
-
 }  // namespace
 
 Run own_positions(Range keys, int ranks, int rank) {
@@ -65,7 +57,8 @@ Run own_tokens(const Decoding& decoding, std::size_t sequence, Index length, int
 Index prefill_bytes(const LatentSizes& sizes, const Decoding& decoding,
                     std::span<const Index> lengths, int ranks, int threads) {
   Index tokens = 0;
-  for (const Index length : lengths) tokens += (length + ranks - 1) / ranks;
+  for (const Stretch& s : decoding.stretches(lengths))
+    tokens += (s.keys.size() + ranks - 1) / ranks;
   const bool narrow = decoding.type == Type::bf16;
   const Index heads = std::min(sizes.heads, kHeads);
   const Index at_once = heads_at_once(sizes, decoding.type, ranks);
@@ -102,6 +95,7 @@ LatentPrefill<T>::LatentPrefill(const LatentSizes& sizes, LatentWeights weights,
   for (std::size_t s = 0; s < lengths_.size(); ++s) {
     CHECK(0 <= lengths_[s] && lengths_[s] <= decoding.capacity[s], s, lengths_[s]);
   }
+  stretches_ = decoding_.stretches(lengths_);
   // Asked between tiles of kernels; a poll has its price even where nothing has come.
   work_.poll = [this, every = options.poll_every, next = 0.0]() mutable {
     const double now = seconds_now();
@@ -113,7 +107,11 @@ LatentPrefill<T>::LatentPrefill(const LatentSizes& sizes, LatentWeights weights,
 
 template <comm::Transport T>
 Index LatentPrefill<T>::tokens_of(int rank) const {
-  return own_count(decoding_, lengths_, transport_.size(), rank);
+  Index count = 0;
+  for (const Stretch& stretch : stretches_) {
+    count += own_positions(stretch.keys, transport_.size(), rank).count;
+  }
+  return count;
 }
 
 template <comm::Transport T>
@@ -138,12 +136,12 @@ void LatentPrefill<T>::make_as(const Hidden& hidden) {
   Work alone = work_;  // a rank may fail here: no other is heard
   alone.poll = {};
   Index at = 0;
-  for (std::size_t s = 0; s < lengths_.size(); ++s) {
-    const Run own = own_tokens(decoding_, s, lengths_[s], transport_.size(), transport_.rank());
+  for (const Stretch& stretch : stretches_) {
+    const Run own = own_positions(stretch.keys, transport_.size(), transport_.rank());
     for (Range some{0, 0}; some.end < own.count; at += some.size()) {
       some = {some.end, std::min(own.count, some.end + kRows)};
-      const Runs positions{own.part(some)};
-      hidden(s, positions, x.data());
+      const Runs positions{stretch.tokens(own.part(some))};
+      hidden(stretch.sequence(), positions, x.data());
       const View<const float> from{x.data(), some.size(), 1, sizes_.model};
       const Range here{at, at + some.size()};
       std::visit(
@@ -169,8 +167,8 @@ void LatentPrefill<T>::ask(Range heads) {
   constexpr bool kIsFloat = std::is_same_v<E, float>;
   const Buffer<float> wide(kIsFloat ? 0 : std::min(kRows, tokens) * numbers);
   Index at = 0;
-  for (std::size_t s = 0; s < lengths_.size(); ++s) {
-    const Run own = own_tokens(decoding_, s, lengths_[s], transport_.size(), transport_.rank());
+  for (const Stretch& stretch : stretches_) {
+    const Run own = own_positions(stretch.keys, transport_.size(), transport_.rank());
     for (Range some{0, 0}; some.end < own.count; at += some.size()) {
       some = {some.end, std::min(own.count, some.end + kRows)};
       const Range here{at, at + some.size()};
@@ -180,7 +178,7 @@ void LatentPrefill<T>::ask(Range heads) {
       const View<float> q{made, some.size(), heads.size(), sizes_.d_qk()};
       std::visit(
           [&](const auto& w) {
-            expanded_queries(w, heads, c_q.part(here), {own.part(some)}, q, work_);
+            expanded_queries(w, heads, c_q.part(here), {stretch.tokens(own.part(some))}, q, work_);
           },
           weights_);
       convert(made, q.size(), to);
@@ -207,17 +205,34 @@ void LatentPrefill<T>::meet(std::span<const std::byte> block, int owner, Range a
   const Buffer<float> values(most_keys * most_heads * sizes_.d_v);
   const Buffer<E> narrow_keys(kIsFloat ? 0 : most_keys * most_heads * sizes_.d_qk());
   const Buffer<E> narrow_values(kIsFloat ? 0 : most_keys * most_heads * sizes_.d_v);
+  // The own tokens, where they stand in their sequences, and their first rows.
+  struct Asking {
+    const Stretch& stretch;
+    Run tokens;
+    Index row;
+  };
+  std::vector<Asking> all;
+  Index length = 0;  // of the longest sequence
   Index q_row = 0;
+  for (const Stretch& stretch : stretches_) {
+    const Run own = own_positions(stretch.keys, ranks, transport_.rank());
+    if (own.count > 0) all.push_back({stretch, stretch.tokens(own), q_row});
+    q_row += own.count;
+    length = std::max(length, stretch.before + stretch.keys.size());
+  }
+  if (all.empty()) return;
+  const Shape shape = expanded_shape(sizes_, length, length);
+  const MaskPtr mask = parse_mask("causal", shape);
   Index k_row = 0;
-  for (std::size_t s = 0; s < lengths_.size(); ++s) {
-    const Run asking = own_tokens(decoding_, s, lengths_[s], ranks, transport_.rank());
-    const Run seen = own_tokens(decoding_, s, lengths_[s], ranks, owner);
-    Shape shape = expanded_shape(sizes_, lengths_[s], lengths_[s]);
-    const MaskPtr mask = lengths_[s] > 0 ? parse_mask("causal", shape) : nullptr;
-    for (Range some{0, 0}; asking.count > 0 && some.end < seen.count;) {
+  for (const Stretch& stretch : stretches_) {
+    const Run seen = stretch.tokens(own_positions(stretch.keys, ranks, owner));
+    for (Range some{0, 0}; some.end < seen.count;) {
       some = {some.end, std::min(seen.count, some.end + kKeys)};
       const Run at = seen.part(some);
-      if (at.first > asking.at(asking.count - 1)) break;  // nobody here sees them
+      const auto sees = [&](const Asking& one) {
+        return one.stretch.sees(stretch) && at.first <= one.tokens.at(one.tokens.count - 1);
+      };
+      if (std::none_of(all.begin(), all.end(), sees)) continue;
       for (Range heads{0, asking_heads.begin}; heads.end < asking_heads.end;) {
         heads = {heads.end, std::min(asking_heads.end, heads.end + kHeads)};
         const Range here{heads.begin - asking_heads.begin, heads.end - asking_heads.begin};
@@ -234,12 +249,14 @@ void LatentPrefill<T>::meet(std::span<const std::byte> block, int owner, Range a
           convert(k.data, k.size(), narrow_keys.get());
           convert(v.data, v.size(), narrow_values.get());
         }
-        const Range mine{q_row, q_row + asking.count};
-        attend(q.part(mine).only(here), narrow_k, narrow_v, records.part(mine).only(here),
-               {shape, heads, heads, heads, {asking}, {at}}, *mask, work_);
+        for (const Asking& one : all) {
+          if (!sees(one)) continue;
+          const Range mine{one.row, one.row + one.tokens.count};
+          attend(q.part(mine).only(here), narrow_k, narrow_v, records.part(mine).only(here),
+                 {shape, heads, heads, heads, {one.tokens}, {at}}, *mask, work_);
+        }
       }
     }
-    q_row += asking.count;
     k_row += seen.count;
   }
 }

@@ -17,7 +17,8 @@ Run own_tokens(const Decoding& decoding, std::size_t sequence, Index length, int
 Index prefill_bytes(const LatentSizes& sizes, const Decoding& decoding,
                     std::span<const Index> lengths, int ranks, int threads);
 
-/// Prefill of one layer of multi-head latent attention: every sequence attends to itself, causally.
+/// Prefill of one layer of multi-head latent attention: every sequence attends to itself, causally;
+/// a prefix that sequences share is prefilled once.
 /// Tokens are split over the ranks; each has all heads of its tokens. The latents go around a ring,
 /// kv_rank + d_rope numbers a token; K and V of the heads are expanded from them where they arrive,
 /// some keys and heads at a time (192 and 128 numbers a head in DeepSeek's models). Q, K and V are
@@ -41,8 +42,8 @@ class LatentPrefill {
   /// Attends, and makes y; then weights and all that attention took are gone. Collective.
   LatentTimes run();
 
-  /// Rows of the cache of the own tokens, sequence after sequence: [tokens, kv_rank + d_rope],
-  /// elements of the decoding's type.
+  /// Rows of the cache of the own tokens, stretch after stretch (Decoding::stretches): [tokens,
+  /// kv_rank + d_rope], elements of the decoding's type.
   std::span<const std::byte> rows() const { return rows_; }
   /// y [tokens, model] of the own tokens, likewise.
   std::span<const float> y() const { return y_; }
@@ -62,6 +63,7 @@ class LatentPrefill {
   StoredWeights weights_;
   Decoding decoding_;
   std::vector<Index> lengths_;
+  std::vector<Stretch> stretches_;
   T& transport_;
   bool verifies_;
   Work work_;

@@ -67,7 +67,6 @@ def decode_cases(add):
         add(f"decode tree {words}", f"{small}--prefix-tree {words}", USAGE, f"--prefix-tree: .*{why}")
     for form in ("exact", "tpla"):
         add(f"decode tree of {form}", f"{latent}--form latent-{form} --prefix-tree levels=1x3", USAGE, "--prefix-tree: .*take --form latent-sequence")
-    add("decode tree prefilled", latent + "--cache prefill --prefix-tree levels=1x3", USAGE, "--prefix-tree: .*take --cache made")
     add("decode tree beyond memory", "decode --prefix-tree levels=1x1099511627776", MEMORY, "sequence needs .*iB.*has .*iB.*--prefix-tree")
     add("decode tree of files too short", files + "--prefix-tree levels=1x5 --steps 2 --warmup 1", INPUT, "7 tokens of Q.*where those of --prefix-tree.*are 8")
     add("decode DATTN_ISA", small, USAGE, "DATTN_ISA.*nonsense", environment={"DATTN_ISA": "nonsense"})

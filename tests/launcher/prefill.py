@@ -15,6 +15,7 @@ import tempfile
 
 import end_to_end
 import jobs
+import oracle
 from end_to_end import Trouble, require
 
 HIDDEN, HEADS, Q_RANK, KV_RANK, NOPE, ROPE, V = 24, 5, 20, 16, 8, 4, 8
@@ -29,14 +30,21 @@ CASES = [
     ("latent-exact", 8, "f4", 1, (90, 7), 4, ("--basis", "hadamard")),
     ("latent-tpla", 2, "bf16", 1, (64,), 2, ("--basis", "pca", "--calibration", "64")),
     ("sequence", 1, "f4", 2, (20,), 0, ()),
+    ("sequence", 3, "f4", 2, (9, 0, 7, 3), 0, ("--prefix-tree", "levels=1x21:2x13x8:4x3")),
+    ("heads", 4, "bf16", 1, (0, 5), 0, ("--prefix-tree", "levels=1x30")),
 ]
 
 
 def dealt(case):
     """Tokens of the context that each rank has: position p of the cache is rank p mod P's."""
-    _, ranks, _, new, context, _, _ = case
+    _, ranks, _, new, context, _, more = case
     counts = [0] * ranks
     first = 0
+    if "--prefix-tree" in more:
+        mask = f"batch:sequences={len(context)},new=1,{more[1]},suffix={':'.join('1' * len(context))}"
+        first = oracle.batch_lengths(mask)[1] - len(context)  # what is shared
+        for p in range(first):
+            counts[p % ranks] += 1
     for tokens in context:
         for t in range(tokens):
             counts[(first + t) % ranks] += 1
