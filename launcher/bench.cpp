@@ -93,7 +93,7 @@ ordered_json asked_of(const RunOptions& o, const po::variables_map& values) {
                  {"value_heads", s.value_heads},
                  {"head_dim", s.d_qk},
                  {"value_dim", s.d_v},
-                 {"mask", task.mask_words},
+                 {"mask", escaped(task.mask_words)},  // file names in it need not be UTF-8
                  {"dtype", name_of(task.type)},
                  {"wire", name_of(wish.wire)},
                  {"compensate", name_of(wish.compensate)},
@@ -116,7 +116,7 @@ ordered_json asked_of(const RunOptions& o, const po::variables_map& values) {
   if (!task.machine.empty()) j["machine"] = task.machine;
   if (!task.mask_sum.empty()) j["mask_sum"] = task.mask_sum;
   if (task.source.from_files()) {
-    for (const char* name : {"q", "k", "v"}) j[name] = values[name].as<std::string>();
+    for (const char* name : {"q", "k", "v"}) j[name] = escaped(values[name].as<std::string>());
   } else {
     j["seed"] = values["seed"].as<Count>().value;
   }
@@ -177,7 +177,7 @@ ordered_json words_of(const std::vector<std::string>& arguments) {
     if (arguments[i] == "--out")
       ++i;  // where a row lies is no part of it
     else if (arguments[i] != "--again" && !arguments[i].starts_with("--out="))
-      words.push_back(arguments[i]);
+      words.push_back(escaped(arguments[i]));
   }
   return {{"words", words}};
 }

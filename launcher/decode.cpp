@@ -287,7 +287,7 @@ class DecodeJob {
           {"version", 1},
           {"command", "decode"},
           {"form", name},
-          {"model", o_.model},
+          {"model", escaped(o_.model)},
           {"ranks", world_.size()},
           {"mesh", mesh_.text()},
           {"threads", o_.threads},
@@ -320,7 +320,7 @@ class DecodeJob {
           {"bytes_between_hosts_step", sums[3]},
           {"messages_step", sums[2]}};
       if (o_.verify_wire) j["verified_step"] = verified_json(sums[4]);
-      if (!o_.latent) j["mask"] = o_.mask;
+      if (!o_.latent) j["mask"] = escaped(o_.mask);
       if (!kv_tokens_.empty()) {
         j["kv_tokens"] = kv_tokens_;
         j["kv_bytes_held"] = kv_bytes_held_;

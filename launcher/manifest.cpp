@@ -146,6 +146,16 @@ std::string trouble_with(const json& entry, const NpyReader& file) {
 
 }  // namespace
 
+void require_names(const std::string& path, std::span<const std::string> files) {
+  for (const std::string& file : files) {
+    if (file.empty()) continue;
+    const std::string name = name_from(path, file);
+    if (escaped(name) == name) continue;
+    throw Failure(Exit::usage, "--manifest: its JSON cannot name " + quoted_path(name) +
+                                   ", which is not plain UTF-8; rename that");
+  }
+}
+
 Manifest::Manifest(std::string path) : path_(std::move(path)) {}
 
 void Manifest::add_inputs(comm::Communicator& world,

@@ -42,6 +42,10 @@ class Manifest {
   nlohmann::ordered_json outputs_ = nlohmann::ordered_json::array();
 };
 
+/// Failure(usage) unless a manifest at `path` can name these files, empty paths left out: JSON has
+/// UTF-8 only, as a file's name need not be.
+void require_names(const std::string& path, std::span<const std::string> files);
+
 /// One file of a manifest, held against what is there.
 struct ManifestLine {
   bool right = false;

@@ -226,7 +226,7 @@ json plan_json(const Task& task, const Choice& choice, const std::vector<Rehears
            {"value_heads", s.value_heads},
            {"head_dim", s.d_qk},
            {"value_dim", s.d_v},
-           {"mask", task.mask_words},
+           {"mask", escaped(task.mask_words)},  // file names in it need not be UTF-8
            {"scale", task.scale},
            {"dtype", name_of(task.type)},
            {"wire", name_of(task.wish.wire)},

@@ -8,6 +8,7 @@
 #include "launcher/digests.hpp"
 #include "launcher/host.hpp"
 #include "launcher/job.hpp"
+#include "launcher/manifest.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/together.hpp"
 #include "launcher/values.hpp"
@@ -100,6 +101,11 @@ RunOptions read_options(const po::variables_map& values) {
                                  options.dk,  options.dv,    options.json,
                                  options.csv, options.trace, options.manifest};
   refuse_same_file(options.task.input_files, outputs);
+  if (!options.manifest.empty()) {
+    const std::string files[] = {options.q,   options.k,  options.v,  options.grad, options.out,
+                                 options.lse, options.dq, options.dk, options.dv};
+    require_names(options.manifest, files);
+  }
   for (const std::string& file : outputs) {
     if (!file.empty() && file != "-") refuse_unwritable(file);
   }

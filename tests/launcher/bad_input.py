@@ -146,6 +146,8 @@ def write_fixtures(folder):
         (folder / f"{name}.json").write_text(content)
     os.mkfifo(folder / "pipe.json")
     (folder / "folder.json").mkdir()
+    (folder / "flight").mkdir()
+    os.mkfifo(folder / "flight" / "rank-0.json")
     os.mkfifo(folder / "pipe.npy")
     (folder / "folder.npy").mkdir()
     (folder / "loop.npy").symlink_to("loop.npy")
@@ -266,6 +268,7 @@ def cases():
     add("no watchdog", run + "--watchdog 0", 0, "rate:")
     add("flight dir without a name", run + "--flight-dir ''", USAGE, "--flight-dir")
     add("report without a folder", "report", USAGE, "dattn report DIR")
+    add("report of pipes", "report flight", INPUT, "'flight': has no flight record that can be read")
     add("report of no folder", "report none", INPUT, "'none'.*No such file")
     add("threads 100000", run + "--threads 100000", USAGE, "--threads.*1024")
     add("repeat too often", run + "--repeat 1G", USAGE, "--repeat")
@@ -677,6 +680,27 @@ def other_locale(start, folder):
     return None if done.returncode == 0 and "0." in done.stdout else done.stdout + done.stderr
 
 
+def names_that_are_no_utf_8(start, folder):
+    """Reports say them with their bytes escaped; a manifest, which must find them again, refuses them."""
+    for name in ("rows", "columns"):
+        shutil.copy(folder.path / f"{name}.npy", folder.path / f"{name}\udcff.npy")
+    mask = "blocks:size=16,rows=rows\udcff.npy,columns=columns\udcff.npy"
+    for words in ("run --tokens 31", "plan --ranks 2 --tokens 31", "decode --context 30 --steps 1 --warmup 0", "bench --tokens 31 --repeat 1"):
+        report = "--out" if words.startswith("bench") else "--json"
+        done = start.run([*words.split(), report, "R.json", "--mask", mask], 0, ONE_THREAD, 60, cwd=folder.path)
+        if done.returncode != 0 or r"rows\\xff.npy" not in (folder.path / "R.json").read_text():
+            return f"dattn {words}: exit code {done.returncode}: {done.stderr}"
+        (folder.path / "R.json").unlink()
+    if "with xxHash" in start.run(["--version"]).stdout:
+        done = start.run(["run", "--tokens", "31", "--out", "o\udcff.npy", "--manifest", "M.json"], 0, ONE_THREAD, 60, cwd=folder.path)
+        if done.returncode != USAGE or not re.search(r"--manifest.*o\\xff.npy.*rename", done.stderr):
+            return f"manifest: exit code {done.returncode}: {done.stderr}"
+    for name in ("rows", "columns"):
+        (folder.path / f"{name}\udcff.npy").unlink()
+    changed = folder.changes()
+    return f"it left {changed}" if changed else None
+
+
 def threads_of_one_rank_only(start, folder):
     """OMP_NUM_THREADS set for one rank and not for the other must not part their ways."""
     run = [start.dattn, "run", "--tokens", "31", "--check"]
@@ -817,6 +841,7 @@ SPECIAL = (
     second_output_fails,
     unwritable_for_others,
     other_locale,
+    names_that_are_no_utf_8,
     threads_of_one_rank_only,
     ranks_read_other_blocks,
     decode_reads_other_files,
