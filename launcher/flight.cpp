@@ -266,6 +266,10 @@ FlightRecords read_flight_records(const std::string& folder) {
   for (const auto& file : files) {
     const std::string name = file.path().filename().string();
     if (!name.starts_with("rank-") || !name.ends_with(".json")) continue;
+    if (!file.is_regular_file(error)) {  // a pipe could keep us for ever
+      records.unreadable.push_back(name);
+      continue;
+    }
     try {
       std::ifstream text(file.path());
       FlightRecord record = flight_record(nlohmann::json::parse(text));
