@@ -6,8 +6,8 @@
 #include <map>
 #include <optional>
 
-#include "kernels/area.hpp"
 #include "kernels/attend_block.hpp"
+#include "kernels/attend_units.hpp"
 #include "kernels/check.hpp"
 #include "kernels/decode.hpp"
 #include "kernels/packs.hpp"
@@ -18,29 +18,11 @@
 namespace dattn {
 namespace {
 
-/// Units of work that a block is cut into at least, where it is large enough: what many threads
-/// need. Not the number of threads, so that the bits of a result do not depend on it.
-constexpr Index kUnits = 64;
-/// Tiles of keys that a row sees of a part, at least: what a part of the keys costs to merge must
-/// not count.
-constexpr Index kTilesOfPart = 4;
 /// Bytes of packed keys and values that exist at a time, beside those of a single head.
 constexpr Index kPackBytes = Index{256} << 20;
 
-/// Rows of queries up to which only tiles that some row sees are cut into parts.
-constexpr Index kFewRows = 16;
-
 /// Bytes of live rows that a thread keeps.
 constexpr Index kLiveBytes = Index{4} << 20;
-
-/// One part of the work: a tile of queries of one group of heads, and a part of the keys.
-struct Unit {
-  Index group;
-  Range lanes;  ///< of the group
-  Range tiles;  ///< of keys
-  Index part;   ///< which of the parts of its tile of queries
-  double area;
-};
 
 /// What one thread needs to take a tile of queries through keys.
 template <class T>
@@ -69,7 +51,8 @@ class Worker {
                PanelRules(block.rules, kernel_.lanes, kernel_.tile)) {}
 
   /// Attends the unit's queries to its keys and merges what it finds into `out`.
-  void run(const Unit& unit, Packs<T>* packs, Index packed_head, View<float> out, Poller& poller) {
+  void run(const ForwardUnit& unit, Packs<T>* packs, Index packed_head, View<float> out,
+           Poller& poller) {
     const HeadGroup& group = block_.groups[static_cast<std::size_t>(unit.group)];
     const Range rows{group.row(unit.lanes.begin), group.row(unit.lanes.end - 1) + 1};
     for (Index h = group.heads.begin; h < group.heads.end; ++h) prefetch(block_.q, h, rows);
@@ -304,94 +287,6 @@ class Worker {
   std::optional<LiveRows> fresh_;  ///< what there was no room for
 };
 
-/// How many keys a row sees, at most, among some rows here and there.
-template <class T>
-Index keys_of_row(const ForwardBlock<T>& block) {
-  constexpr Index kRows = 8;
-  Index most = 0;
-  std::vector<Index> known;  // variants
-  for (const HeadGroup& group : block.groups) {
-    const Index head = block.where.query_heads.begin + group.heads.begin;
-    const Index variant = block.mask.variant(head);
-    if (std::find(known.begin(), known.end(), variant) != known.end()) continue;
-    known.push_back(variant);
-    for (Index i = 0; i < kRows; ++i) {
-      const Range rows = even_part(block.q.rows, kRows, i);
-      if (rows.empty()) continue;
-      const LiveRows live(block.where, block.mask, head, {rows.end - 1, rows.end});
-      Index keys = 0;
-      for (const Range span : live.of(rows.end - 1)) keys += span.size();
-      most = std::max(most, keys);
-    }
-  }
-  return most;
-}
-
-/// The tiles of keys that few rows see, as those of a sequence see few of a batch's; of many rows
-/// all tiles.
-template <class T>
-Ranges tiles_seen(const ForwardBlock<T>& block) {
-  if (block.q.rows > kFewRows) return {{0, block.tiles}};
-  std::vector<LiveRows> live;
-  std::vector<Index> variants;
-  for (const HeadGroup& group : block.groups) {
-    const Index head = block.where.query_heads.begin + group.heads.begin;
-    const Index variant = block.mask.variant(head);
-    if (std::find(variants.begin(), variants.end(), variant) != variants.end()) continue;
-    variants.push_back(variant);
-    live.emplace_back(block.where, block.mask, head, Range{0, block.q.rows});
-  }
-  std::vector<Range> tiles;
-  const Index tile = block.kernel.tile;
-  for (const Range keys : keys_seen(live)) {
-    tiles.push_back({keys.begin / tile, (keys.end + tile - 1) / tile});
-  }
-  return union_of(std::move(tiles));
-}
-
-/// The units of the groups [groups.begin, groups.end); `parts` are the tiles of each part of the
-/// keys.
-template <class T>
-std::vector<Unit> units_of(const ForwardBlock<T>& block, Range groups,
-                           const std::vector<Range>& parts, bool by_area) {
-  std::vector<Unit> units;
-  // Groups of as many heads under the same mask have units of the same area.
-  std::map<std::array<Index, 4>, double> areas;
-  for (Index g = groups.begin; g < groups.end; ++g) {
-    const HeadGroup& group = block.groups[static_cast<std::size_t>(g)];
-    const Index head = block.where.query_heads.begin + group.heads.begin;
-    const Index lanes = block.q.rows * group.heads.size();
-    for (Index first = 0; first < lanes; first += kLanes) {
-      for (Index part = 0; part < std::ssize(parts); ++part) {
-        Unit unit{g,
-                  {first, std::min(first + kLanes, lanes)},
-                  parts[static_cast<std::size_t>(part)],
-                  part,
-                  0};
-        if (by_area) {
-          const auto [known, is_new] =
-              areas.try_emplace({block.mask.variant(head), group.heads.size(), first, part}, 0.0);
-          if (is_new) {
-            const Range rows{group.row(unit.lanes.begin), group.row(unit.lanes.end - 1) + 1};
-            known->second = static_cast<double>(
-                area(block.mask, head, dattn::part(block.where.queries, rows),
-                     dattn::part(block.where.keys, {block.tile(unit.tiles.begin).begin,
-                                                    block.tile(unit.tiles.end - 1).end})));
-          }
-          unit.area = known->second;
-        }
-        units.push_back(unit);
-      }
-    }
-  }
-  // The longest first, so that no thread starts one when the others are done.
-  if (by_area) {
-    std::stable_sort(units.begin(), units.end(),
-                     [](const Unit& a, const Unit& b) { return a.area > b.area; });
-  }
-  return units;
-}
-
 }  // namespace
 
 template <class T>
@@ -408,27 +303,16 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
                         head_groups(where, mask),
                         (k.rows + kernel.tile - 1) / kernel.tile};
   Index most_lanes = 0;
-  Index tiles = 0;  // of queries, in all groups
   for (const HeadGroup& group : block.groups) {
-    const Index lanes = q.rows * group.heads.size();
-    most_lanes = std::max(most_lanes, lanes);
-    tiles += (lanes + kLanes - 1) / kLanes;
+    most_lanes = std::max(most_lanes, q.rows * group.heads.size());
   }
   if (most_lanes <= kDecodeLanes) {
     decode(q, k, v, out, where, mask, work, block.groups);
     return;
   }
-  const Ranges seen = tiles_seen(block);
-  if (seen.empty()) return;
-  // Rows that see few keys see few parts: the others' records would be cleared and merged for
-  // nothing.
-  Index parts = 1;
-  if (tiles < kUnits && size(seen) >= 2 * kTilesOfPart) {
-    const Index most = (keys_of_row(block) + kernel.tile - 1) / kernel.tile;  // tiles
-    parts =
-        std::clamp<Index>((kUnits + tiles - 1) / tiles, 1, std::max<Index>(1, most / kTilesOfPart));
-  }
-  const std::vector<Range> tiles_of_part = even_cuts(seen, parts);
+  const std::vector<Range> tiles_of_part = tiles_of_parts(block);
+  const Index parts = std::ssize(tiles_of_part);
+  if (parts == 0) return;
   // With one tile of queries a pack would be read once: each unit then packs for itself.
   const bool shared = most_lanes > kLanes;
 
@@ -465,7 +349,7 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
       }
       pack_of.push_back(static_cast<Index>(packed.size()) - 1);
     }
-    const std::vector<Unit> units = units_of(block, now, tiles_of_part, work.threads > 1);
+    const std::vector<ForwardUnit> units = units_of(block, now, tiles_of_part, work.threads > 1);
     if (shared) packs->forget();
 #pragma omp parallel num_threads(work.threads)
     {
@@ -474,7 +358,7 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
       Worker<T> worker(block);
 #pragma omp for schedule(dynamic)
       for (std::size_t i = 0; i < units.size(); ++i) {
-        const Unit& unit = units[i];
+        const ForwardUnit& unit = units[i];
         worker.run(unit, shared ? &*packs : nullptr,
                    pack_of[static_cast<std::size_t>(unit.group - now.begin)],
                    parts > 1 ? part_view(unit.part) : out, poller);
@@ -506,18 +390,20 @@ Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index k
   const Index tile_bytes = aligned(kernel.k_size(d_qk)) + aligned(kernel.v_size(d_v));
   const Index head_bytes = (keys + kernel.tile - 1) / kernel.tile * tile_bytes;
   const Index packs = std::min(query_heads * head_bytes, std::max(kPackBytes, head_bytes));
-  // kUnits parts of all records where they fit a tile of lanes (decode: kDecodeLanes of each head),
-  // and never more than kUnits tiles of lanes beyond those that there are.
+  // kForwardUnits parts of all records where they fit a tile of lanes (decode: kDecodeLanes of each
+  // head), and never more than kForwardUnits tiles of lanes beyond those that there are.
   const Index records = queries * query_heads;
-  const Index partials = std::min(
-      kUnits * records, std::max(2 * kUnits * kLanes, kUnits * kDecodeLanes * query_heads));
+  const Index partials =
+      std::min(kForwardUnits * records,
+               std::max(2 * kForwardUnits * kLanes, kForwardUnits * kDecodeLanes * query_heads));
   const Index lanes = kLanes + kernel.lanes;
   const Index worker = lanes * (shape.d_qk + shape.d_v) * 4 + tile_bytes +
                        aligned(kernel.forward_scratch(d_qk, d_v)) + kLiveBytes;
   // What few queries see, each thread for itself.
   const Index key_heads = std::max(shape.key_heads, shape.value_heads);
-  const Index few =
-      queries > kMostRowsByReaders ? 0 : kUnits * kDecodeLanes * std::min(query_heads, key_heads);
+  const Index few = queries > kMostRowsByReaders
+                        ? 0
+                        : kForwardUnits * kDecodeLanes * std::min(query_heads, key_heads);
   const Index ordered = keys * (shape.d_qk + shape.d_v + 1) * 4 + 128;  // of one head
   return packs + ordered + (partials + threads * few) * record_length(shape.d_v) * 4 +
          threads * worker;
