@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/area.hpp"
+#include "kernels/attend_block.hpp"
 #include "kernels/packs.hpp"
 
 namespace dattn {

@@ -141,8 +141,7 @@ TEST(Strips, OfDoubleRingsAreWhatHostsFurtherOnNeed) {
       for (const Lengths l : {Lengths{23, 23}, Lengths{5, 23}}) {
         const Shape shape = shape_of(l, {6, 3, 2}, 5, 7);
         for (const std::string& mask : masks(shape)) {
-          const Case c{shape, mask,     std::string(partition), "double_ring",
-                       mesh,  Type::f4, kWires[packed % 2]};
+          const Case c{shape, mask, partition, "double_ring", mesh, Type::f4, kWires[packed % 2]};
           packed += expect_needed(c, static_cast<std::size_t>(outer)) ? 1 : 0;
         }
       }
