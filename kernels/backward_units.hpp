@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -37,6 +38,7 @@ std::vector<SeenTile> seen_tiles(const BackwardBlock<T>& block, Index group, con
   const Index blocks = (block.q.rows + kRows - 1) / kRows;
   std::vector<SeenTile> found(static_cast<std::size_t>(block.tiles));
   Caught caught;
+  std::mutex mutex;  // of found; OpenMP's would be one of all ranks that are threads
 #pragma omp parallel num_threads(work.threads)
   {
     std::vector<SeenTile> own(found.size());
@@ -85,8 +87,8 @@ std::vector<SeenTile> seen_tiles(const BackwardBlock<T>& block, Index group, con
       }
       if (!tiles.empty()) touched[static_cast<std::size_t>(tiles.end)] = 0;
     }
-#pragma omp critical
     {
+      const std::lock_guard lock(mutex);
       Index covering = 0;
       for (std::size_t t = 0; t < found.size(); ++t) {
         covering += whole[t];
