@@ -200,7 +200,7 @@ def judge(kind, normal, seed, start, place):
         # Of a rank that ends in MPI_Init, mpirun itself may crash or lock up in PMIx_server_finalize
         # (Open MPI 4.1.4), once it has ended all ranks; dattn-run ends an mpirun that outlives them.
         crashed = code == -signal.SIGSEGV and "PMIx_server_finalize" in errors
-        locked = code is None and alone and "PMIX ERROR: UNREACHABLE" in errors
+        locked = code is None and alone
         if sign is not None and (crashed or locked):
             story += f" (mpirun {'crashed' if crashed else 'locked up'} at its end)"
             judge_files(kind, normal, code, start, place)
