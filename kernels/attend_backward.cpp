@@ -386,6 +386,7 @@ void backward_block(View<const T> q, View<const T> k, View<const T> v, View<cons
           float* to = dq.at(row, h);
           for (Index i = 0; i < q.dim; ++i) to[i] += block.scale * sum[static_cast<std::size_t>(i)];
         }
+        poller.after(static_cast<double>(parts * q.heads * q.dim));
       }
     }
   }

@@ -247,6 +247,22 @@ INSTANTIATE_TEST_SUITE_P(Isa, Backward,
                          testing::ValuesIn(available_isas().begin(), available_isas().end()),
                          [](const auto& one) { return std::string(one.param->name); });
 
+TEST(BackwardPoll, GoesOnWhileCopiesOfDqAreAddedUp) {
+  const Shape shape{1024, 2048, 8, 1, 1, 64, 64};
+  const auto problem = random_problem<float>(shape, "full");
+  const auto d_o = random_cotangent<float>(shape);
+  const Tensor<float> lse(shape.queries, shape.query_heads, 1);
+  const Tensor<float> delta = lse;
+  Gradients<float> out(shape);
+  // Rows of dQ are written when the products are done, from the first on.
+  bool between = false;
+  const auto poll = [&] { between |= out.dq.numbers.front() != 0 && out.dq.numbers.back() == 0; };
+  attend_backward(problem.q.view(), problem.k.view(), problem.v.view(), d_o.view(), lse.view(),
+                  delta.view(), out.dq.view(), out.dk.view(), out.dv.view(), everything(shape),
+                  *problem.mask, {.poll = poll});
+  EXPECT_TRUE(between);
+}
+
 TEST(BackwardDouble, MatchesTheReferenceToRounding) {
   for (const ShapeMask& c : shapes_and_masks()) {
     for (const Variant& variant : variants_of_scores()) {
