@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <functional>
 #include <map>
 
 #include "bench/contender.hpp"
@@ -151,8 +152,8 @@ struct IdealTimes {
 template <class E>
 class Ideals {
  public:
-  Ideals(Communicator& ranks, const Task& task, const Problem& problem,
-         const TrialOptions& options, IdealKeys<E>& keys)
+  Ideals(Communicator& ranks, const Task& task, const Problem& problem, const TrialOptions& options,
+         IdealKeys<E>& keys)
       : ranks_(ranks),
         alone_(options.alone),
         mine_(task, problem, ranks.rank(), options.threads, keys) {
@@ -292,9 +293,13 @@ void measure(Communicator& ranks, const Task& task, const TrialOptions& options,
   }
 }
 
+/// What is told of entries once they are measured.
+using Told =
+    std::function<void(const std::vector<std::size_t>& group, const std::vector<Samples>& samples)>;
+
 template <class E>
 std::vector<Samples> measure_all(Communicator& ranks, const Task& task, const TrialOptions& options,
-                                 const Agenda& agenda) {
+                                 const Agenda& agenda, const Told& told) {
   const std::size_t lines = task.passes().size() == 1 ? 1 : task.passes().size() + 1;
   std::vector<Samples> samples(agenda.entries.size(), Samples(lines));
   std::vector<std::vector<std::size_t>> groups;
@@ -308,6 +313,7 @@ std::vector<Samples> measure_all(Communicator& ranks, const Task& task, const Tr
   for (const auto& group : groups) {
     measure<E>(ranks, task, options, agenda, keys.get(), group,
                options.seconds / static_cast<double>(groups.size()), samples);
+    told(group, samples);
   }
   return samples;
 }
@@ -364,7 +370,16 @@ Trial try_strategies(Communicator& ranks, const Task& task, const TrialOptions& 
   const auto measure = task.type == Type::bf16 ? measure_all<BFloat16>
                        : task.type == Type::f4 ? measure_all<float>
                                                : measure_all<double>;
-  const std::vector<Samples> samples = measure(ranks, task, options, agenda);
+  // Strategies that take turns may take long, and somebody may end the job before the last.
+  const auto tell = [&](const std::vector<std::size_t>& group, const std::vector<Samples>& known) {
+    if (ranks.rank() != 0 || agenda.at_once) return;
+    std::vector<Row> rows;
+    for (const std::size_t i : group) {
+      add_rows(task, ranks.size(), options.threads, agenda.entries[i], known[i], rows);
+    }
+    fmt::print(stderr, "{}", to_table(rows));
+  };
+  const std::vector<Samples> samples = measure(ranks, task, options, agenda, tell);
   if (ranks.rank() != 0) return trial;
   for (std::size_t i = 0; i < agenda.entries.size(); ++i) {
     add_rows(task, ranks.size(), options.threads, agenda.entries[i], samples[i], trial.rows);
