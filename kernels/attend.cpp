@@ -79,8 +79,7 @@ class Worker {
           if (packs != nullptr) {
             pack = packs->need(group, packed_head, t, last, poller);
           } else {
-            block_.pack(group, t, k_pack_.get(), v_pack_.get());
-            pack = {k_pack_.get(), v_pack_.get()};
+            pack = own_pack(group, t);
           }
           packed = true;
         }
@@ -90,6 +89,7 @@ class Worker {
             masked && (packs != nullptr ? packs->strange(group, packed_head, t)
                                         : !all_finite(block_.v, group.value_head, tile));
         step(group, p, live, tile, pack, masked, strange);
+        if (pack.k_row != 0) ask_ahead(group, t + 1, p);
         poller.after(static_cast<double>(lanes_ * tile.size() * 2) *
                      static_cast<double>(block_.q.dim + block_.v.dim));
       }
@@ -98,6 +98,33 @@ class Worker {
   }
 
  private:
+  /// A tile that nobody else reads. Keys that lie side by side are not packed for that.
+  PackedTile own_pack(const HeadGroup& group, Index t) {
+    const Range tile = block_.tile(t);
+    const bool lying = kernel_.lying_keys != 0 && block_.k.dim % kernel_.lying_keys == 0 &&
+                       block_.k.row_stride() == block_.k.dim && tile.size() % kernel_.granule == 0;
+    if (!lying) {
+      block_.pack(group, t, k_pack_.get(), v_pack_.get());
+      return {k_pack_.get(), v_pack_.get()};
+    }
+    kernel_.pack_v(rows_of(block_.v, group.value_head, tile), v_pack_.get());
+    return {reinterpret_cast<const std::byte*>(block_.k.at(tile.begin, group.key_head)),
+            v_pack_.get(), block_.k.row_stride() * static_cast<long>(sizeof(T))};
+  }
+
+  /// Asks for the p-th part of a tile that is read as it lies, between panels: at once it would be
+  /// too much under way.
+  void ask_ahead(const HeadGroup& group, Index t, Index p) const {
+    if (t >= block_.tiles) return;
+    const Range tile = block_.tile(t);
+    const Range some = even_part(tile.size(), panels_, p);
+    const Range rows{tile.begin + some.begin, tile.begin + some.end};
+    prefetch(block_.k, group.key_head, rows);
+    if (block_.v.at(0, group.value_head) != block_.k.at(0, group.key_head)) {
+      prefetch(block_.v, group.value_head, rows);
+    }
+  }
+
   /// Groups under the same mask, and parts of the keys, ask for the same rows again.
   const LiveRows& live_rows(Index head, Range rows) {
     const std::array<Index, 3> which{block_.mask.variant(head), rows.begin, rows.end};
@@ -183,7 +210,8 @@ class Worker {
                   .m = m_.data() + first,
                   .l = l_.data() + first,
                   .o = o_.get() + p * lanes_ * block_.v.dim,
-                  .first = !begun_[static_cast<std::size_t>(p)]};
+                  .first = !begun_[static_cast<std::size_t>(p)],
+                  .k_row = pack.k_row};
     begun_[static_cast<std::size_t>(p)] = true;
     if (strange) {
       strange_step(s, group, p, live, tile);
@@ -323,17 +351,18 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
   std::optional<Packs<T>> packs;
   CallWorkspace workspace(work);
   if (shared) packs.emplace(block, wave, workspace);
-  // Records of each part of the keys, merged in the order of the parts.
+  // The first part of the keys goes to `out`, the others have records of their own, merged in
+  // order.
   const Index records = q.rows * q.heads;
-  auto* found = parts > 1
-                    ? workspace.take<float>(Workspace::Use::partials, parts * records * out.dim)
+  const Index others = parts - 1;
+  auto* found = others > 0
+                    ? workspace.take<float>(Workspace::Use::partials, others * records * out.dim)
                     : nullptr;
   const auto part_view = [&](Index part) {
-    return View<float>{found + part * records * out.dim, q.rows, q.heads, out.dim};
+    if (part == 0) return out;
+    return View<float>{found + (part - 1) * records * out.dim, q.rows, q.heads, out.dim};
   };
-  if (parts > 1) {
-    clear(View<float>{found, parts * q.rows, q.heads, out.dim});
-  }
+  if (others > 0) clear(View<float>{found, others * q.rows, q.heads, out.dim});
 
   for (Index begin = 0; begin < groups; begin += wave) {
     const Range now{begin, std::min(begin + wave, groups)};
@@ -360,18 +389,23 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
       for (std::size_t i = 0; i < units.size(); ++i) {
         const ForwardUnit& unit = units[i];
         worker.run(unit, shared ? &*packs : nullptr,
-                   pack_of[static_cast<std::size_t>(unit.group - now.begin)],
-                   parts > 1 ? part_view(unit.part) : out, poller);
+                   pack_of[static_cast<std::size_t>(unit.group - now.begin)], part_view(unit.part),
+                   poller);
       }
     }
   }
-  if (parts > 1) {
-#pragma omp parallel for num_threads(work.threads)
-    for (Index row = 0; row < q.rows; ++row) {
-      for (Index part = 0; part < parts; ++part) {
-        for (Index h = 0; h < q.heads; ++h) {
-          merge<float>(part_view(part).at(row, h), out.at(row, h), 1, out.dim);
+  if (others > 0) {
+#pragma omp parallel num_threads(work.threads)
+    {
+      Poller poller(work.poll, caught, omp_get_thread_num() == 0);
+#pragma omp for
+      for (Index row = 0; row < q.rows; ++row) {
+        for (Index part = 1; part < parts; ++part) {
+          for (Index h = 0; h < q.heads; ++h) {
+            merge<float>(part_view(part).at(row, h), out.at(row, h), 1, out.dim);
+          }
         }
+        poller.after(static_cast<double>(others * q.heads * out.dim));
       }
     }
   }

@@ -45,6 +45,7 @@ bool all_finite(View<const T> rows, Index head, Range range) {
 struct PackedTile {
   const std::byte* k;
   const std::byte* v;
+  long k_row = 0;  ///< bytes from row to row of keys that are read as they lie
 };
 
 /// One call of attend: everything that is the same for all threads.

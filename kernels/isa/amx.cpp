@@ -140,8 +140,8 @@ struct Forward {
   }
 };
 
-/// D is d_qk / 32, rounded up, or 0: any, and phases one after the other.
-template <Normalizer N, int D>
+/// D is d_qk / 32, rounded up, or 0: any, and phases one after the other. Lying: keys are no pack.
+template <Normalizer N, int D, bool Lying = false>
 void forward_by(const ForwardStep& step) {
   constexpr bool kSoftmax = N == Normalizer::softmax;
   constexpr bool kAhead = D > 0;
@@ -156,9 +156,13 @@ void forward_by(const ForwardStep& step) {
     const Vec m = load(step.m + n * kW);
     f.m[n] = m == -kInf ? all(kNone) : m;
   }
-  const auto keys_of = [&](int c) { return keys + f.chunks[c].first / kChunk * chunk_size; };
+  const auto keys_of = [&](int c) -> ChunkKeys<Lying> {
+    const long first = f.chunks[c].first;
+    if constexpr (Lying) return {keys + first * step.k_row, step.k_row};
+    return {keys + first / kChunk * chunk_size};
+  };
   const auto stage = [&](int c) { return (float*)((char*)step.scratch + (c & 1) * kStage); };
-  if (f.count > 0) scores(steps, keys_of(0), panel, stage(0));
+  if (f.count > 0) scores<Lying>(steps, keys_of(0), panel, stage(0));
   for (int c = 0; c < f.count; ++c) {
     float* s = stage(c);
     Weigh<N> weigh{};
@@ -181,7 +185,7 @@ void forward_by(const ForwardStep& step) {
     } else if (last) {
       interleave(Nothing{}, weigh);
     } else {
-      interleave(ScoreStream<D>{keys_of(c + 1), panel, stage(c + 1)}, weigh);
+      interleave(ScoreStream<D, Lying>{keys_of(c + 1), panel, stage(c + 1)}, weigh);
     }
     if constexpr (kSoftmax) {
       // Also where a lane sees its first key: against kNone its weight was infinite.
@@ -197,7 +201,7 @@ void forward_by(const ForwardStep& step) {
     f.total[0] = f.total[0] + weigh.sum[0];
     f.total[1] = f.total[1] + weigh.sum[1];
     if constexpr (!kAhead) {
-      if (!last) scores(steps, keys_of(c + 1), panel, stage(c + 1));
+      if (!last) scores<Lying>(steps, keys_of(c + 1), panel, stage(c + 1));
     }
   }
   f.add_values(f.count);
@@ -215,6 +219,17 @@ void forward_by(const ForwardStep& step) {
 
 void forward(const ForwardStep& step) {
   const int d = chunks_of(step.d_qk);
+  if (step.k_row != 0) {
+    if (step.normalizer == Normalizer::sigmoid) {
+      return forward_by<Normalizer::sigmoid, 0, true>(step);
+    }
+    if (d == 4) return forward_by<Normalizer::softmax, 4, true>(step);
+#ifndef DATTN_AMX_EMULATED
+    if (d == 10) return forward_by<Normalizer::softmax, 10, true>(step);  // latents: 256 and 64
+    if (d == 18) return forward_by<Normalizer::softmax, 18, true>(step);  // 512 and 64
+#endif
+    return forward_by<Normalizer::softmax, 0, true>(step);
+  }
   if (step.normalizer == Normalizer::sigmoid) return forward_by<Normalizer::sigmoid, 0>(step);
   if (d == 2) return forward_by<Normalizer::softmax, 2>(step);
   if (d == 4) return forward_by<Normalizer::softmax, 4>(step);
@@ -269,6 +284,7 @@ const Kernel& kernel() {
       .pack_k = pack_k,
       .pack_v = pack_v,
       .forward = forward,
+      .lying_keys = kChunk,
       .give = give_rows<2>,
       .q_backward_size = q_backward_size,
       .k_backward_size = k_backward_size,

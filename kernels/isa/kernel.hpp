@@ -64,7 +64,7 @@ enum class Normalizer : int { softmax, sigmoid };
 /// One panel against live pieces of one tile: one step of the online softmax.
 struct ForwardStep {
   const void* q;  ///< a packed panel
-  const void* k;  ///< a packed tile of keys
+  const void* k;  ///< a packed tile of keys; or, with k_row, rows as they lie
   const void* v;  ///< a packed tile of values
   int d_qk;
   int d_v;
@@ -78,6 +78,9 @@ struct ForwardStep {
   double* l;      ///< [lanes] running sum of exp(score - m)
   float* o;       ///< [d_v][lanes] running sum of exp(score - m) * v
   bool first;     ///< o holds nothing yet, not even zeros
+  /// Bytes from row to row of k where it is no pack, and the tile is a multiple of granule; see
+  /// Kernel::lying_keys. 0: a pack.
+  long k_row = 0;
 };
 
 /// A tile of queries (`panels` panels) against live pieces of one tile of keys.
@@ -158,6 +161,9 @@ struct Kernel {
   void (*pack_k)(const Rows& k, void* to);  ///< 1 .. tile rows
   void (*pack_v)(const Rows& v, void* to);
   void (*forward)(const ForwardStep& step);
+  /// Where forward can read keys as they lie, which saves the pack where few panels meet it: their
+  /// d_qk must be a multiple of this many numbers. 0: it cannot.
+  int lying_keys = 0;
   /// row[lane][0 .. d_v) = row * keep[lane] + o[d_v][lane] * add[lane]; null rows are passed over.
   void (*give)(const float* o, int d_v, const float* keep, const float* add, float* const* row);
 

@@ -518,7 +518,9 @@ class KernelTable : public testing::TestWithParam<Subject> {
   const Kernel& kernel() const { return *GetParam().kernel; }
   bool half() const { return GetParam().element == Element::bf16; }
 
-  void check_forward(const Case& c);
+  /// Whether keys as they lie were a case of the kernel, too.
+  bool check_forward(const Case& c);
+  bool check_forward(const Case& c, bool lying);
   void check_backward(const Case& c, int panels);
   void check_decode(const DecodeCase& c);
   /// Whether decode multiplies rounded weights.
@@ -528,9 +530,18 @@ class KernelTable : public testing::TestWithParam<Subject> {
   long before_ = 0;
 };
 
-void KernelTable::check_forward(const Case& c) {
-  SCOPED_TRACE(testing::PrintToString(c));
+bool KernelTable::check_forward(const Case& c) {
+  check_forward(c, false);
+  return check_forward(c, true);
+}
+
+bool KernelTable::check_forward(const Case& c, bool lying) {
+  SCOPED_TRACE(testing::PrintToString(c) + (lying ? " lying" : ""));
   const Kernel& table = kernel();
+  if (lying &&
+      (table.lying_keys == 0 || c.d_qk % table.lying_keys != 0 || c.keys % table.granule != 0)) {
+    return false;
+  }
   const Problem p(GetParam(), c, 1);
   const int lanes = table.lanes;
   const bool softmax = c.normalizer == Normalizer::softmax;
@@ -546,11 +557,12 @@ void KernelTable::check_forward(const Case& c) {
   bool begun = false;
   for (int first = 0; first < c.keys; first += table.tile) {
     const int count = std::min(table.tile, c.keys - first);
-    table.pack_k(p.k.rows(first, count), k.get());
+    const Rows keys = p.k.rows(first, count);
+    if (!lying) table.pack_k(keys, k.get());
     table.pack_v(p.v.rows(first, count), v.get());
     const View view(p, 0, first, count);
     table.forward({.q = q.get(),
-                   .k = k.get(),
+                   .k = lying ? keys.data : k.get(),
                    .v = v.get(),
                    .d_qk = c.d_qk,
                    .d_v = c.d_v,
@@ -563,7 +575,8 @@ void KernelTable::check_forward(const Case& c) {
                    .m = m.get(),
                    .l = l.data(),
                    .o = o.get(),
-                   .first = !begun});
+                   .first = !begun,
+                   .k_row = lying ? 2 * keys.stride : 0});
     begun = begun || !view.pieces.empty();
   }
   if (!begun) std::fill_n(o.get(), static_cast<long>(c.d_v) * lanes, 0.0f);
@@ -606,6 +619,7 @@ void KernelTable::check_forward(const Case& c) {
   }
   EXPECT_LT(distance(want, [&](std::size_t i) { return found[i]; }),
             half() ? 4e-3 : 1e-6 + 3e-7 * largest);
+  return true;
 }
 
 void KernelTable::check_backward(const Case& c, int panels) {
@@ -849,16 +863,20 @@ TEST_P(KernelTable, ForwardOfEveryWidth) {
 }
 
 TEST_P(KernelTable, ForwardOfAnyNumberOfKeys) {
+  bool lying = false;
   for (const int keys : {1, 31, 32, 33, 64, kernel().tile - 1, kernel().tile, kernel().tile + 1,
                          3 * kernel().tile + 7}) {
-    for (const int d : {64, 128, 40}) check_forward({.d_qk = d, .d_v = d, .keys = keys});
+    for (const int d : {64, 128, 40}) {
+      if (check_forward({.d_qk = d, .d_v = d, .keys = keys})) lying = true;
+    }
   }
+  EXPECT_EQ(lying, kernel().lying_keys != 0);
 }
 
 TEST_P(KernelTable, ForwardUnderMasks) {
   for (const Holes holes : kHoles) {
     for (const int d : {64, 128, 40}) {
-      for (const int keys : {100, 300, 2 * kernel().tile + 90}) {
+      for (const int keys : {100, 320, 2 * kernel().tile + 90}) {
         check_forward({.d_qk = d, .d_v = d, .keys = keys, .holes = holes, .null_lanes = 3});
       }
     }
