@@ -16,7 +16,7 @@ struct Link {
 struct Machine {
   double latency = 5e-6;     ///< of a rank's link, and of a host's unless net_latency says so
   double bandwidth = 5e9;    ///< likewise
-  double rate = 5e10;        ///< floating-point operations a second of one rank's kernel
+  double rate = 5e10;        ///< floating-point operations a second of the fastest rank's kernel
   double overhead = 2e-6;    ///< seconds that a rank spends on a step besides its work
   double backward_rate = 0;  ///< as `rate`, of the backward kernel; 0: the same
   double rows =

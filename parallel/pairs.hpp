@@ -36,7 +36,7 @@ class PairCounter {
                      rows(program, work.q), rows(program, work.k));
   }
 
-  /// Seconds of such a step, if it computes `pairs`.
+  /// Seconds of such a step, if it computes `pairs`, at the speed of its rank.
   template <class Work>
   double seconds(const Program& program, const Work& work, Index pairs, const Machine& machine) {
     if (pairs == 0) return 0;
@@ -46,7 +46,7 @@ class PairCounter {
     const double of_pairs = program.pass == Pass::forward
                                 ? shape.flops_per_pair() / machine.rate
                                 : shape.backward_flops_per_pair() / machine.backward();
-    return static_cast<double>(pairs) * of_pairs + at_rows;
+    return (static_cast<double>(pairs) * of_pairs + at_rows) / problem_.speeds().of(program.rank);
   }
 
   /// Allowed pairs that an Attend or an AttendBackward of `program` computes.

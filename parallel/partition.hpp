@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/mask.hpp"
+#include "parallel/speeds.hpp"
 
 namespace dattn {
 
@@ -46,8 +47,9 @@ class Partition {
 struct PartitionKind {
   std::string_view name;
   std::string_view summary;
-  /// The token numbers of each rank. `shape` and `mask` matter to kinds that balance work.
-  std::vector<Runs> (*deal)(Index tokens, int ranks, const Shape& shape, const Mask& mask);
+  /// The token numbers of each rank. `shape`, `mask`, `speeds` matter to kinds that balance work.
+  std::vector<Runs> (*deal)(Index tokens, int ranks, const Shape& shape, const Mask& mask,
+                            const Speeds& speeds);
   /// Whether `deal` looks at the mask; such kinds deal queries, and keys follow them.
   bool by_area = false;
   /// Whether neighbouring tokens go to different ranks.
@@ -56,5 +58,8 @@ struct PartitionKind {
 
 /// The table of partitions. A new one is one function and one line here.
 std::span<const PartitionKind> partition_kinds();
+
+/// Contiguous pieces, as long as their ranks are fast.
+std::vector<Runs> pieces_by_speed(Index tokens, int ranks, const Speeds& speeds);
 
 }  // namespace dattn

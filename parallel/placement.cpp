@@ -21,10 +21,24 @@ Index load_of(const Ranges& heads, const std::vector<Index>& costs) {
   return sum;
 }
 
-/// The heads `heads`, `unit` by unit, heaviest unit first, each to the member with least so far; of
-/// members with as much to the one with fewest units.
+/// By member, how fast it is.
+using Pace = std::vector<double>;
+
+/// Relative to the fastest one, so that equal members have 1.
+Pace pace_of(int members, const std::vector<Index>& speeds) {
+  Pace pace(static_cast<std::size_t>(members), 1);
+  if (speeds.empty()) return pace;
+  const auto fastest = static_cast<double>(*std::max_element(speeds.begin(), speeds.end()));
+  for (std::size_t m = 0; m < pace.size(); ++m) {
+    pace[m] = static_cast<double>(speeds[m]) / fastest;
+  }
+  return pace;
+}
+
+/// The heads `heads`, `unit` by unit, heaviest unit first, each to the member that is through with
+/// it first; of members that are so at once to the one with fewest units.
 std::vector<Ranges> by_cost(const std::vector<Index>& costs, const Ranges& heads, Index unit,
-                            int members) {
+                            const Pace& pace) {
   std::map<Index, std::vector<Index>, std::greater<>> units_of;  // first heads, by cost
   for (const Range range : heads) {
     for (Index h = range.begin; h < range.end; h += unit) {
@@ -36,14 +50,17 @@ std::vector<Ranges> by_cost(const std::vector<Index>& costs, const Ranges& heads
     Index units = 0;
     std::vector<Range> heads;
   };
-  std::vector<Member> all(static_cast<std::size_t>(members));
+  std::vector<Member> all(pace.size());
+  const auto place = [&](const Member& m) { return static_cast<std::size_t>(&m - all.data()); };
   for (const auto& [cost, same] : units_of) {
     std::vector<std::size_t> counts(all.size(), 0);
     for (std::size_t i = 0; i < same.size(); ++i) {
+      const auto end = [&, more = cost](const Member& m) {
+        return std::pair(static_cast<double>(m.load + more) / pace[place(m)], m.units);
+      };
       const auto least =
-          std::min_element(all.begin(), all.end(), [](const Member& a, const Member& b) {
-            return std::pair(a.load, a.units) < std::pair(b.load, b.units);
-          });
+          std::min_element(all.begin(), all.end(),
+                           [&](const Member& a, const Member& b) { return end(a) < end(b); });
       least->load += cost;
       ++least->units;
       ++counts[static_cast<std::size_t>(least - all.begin())];
@@ -65,42 +82,50 @@ Index unit_of(const Shape& shape) {
   return std::lcm(shape.query_heads / shape.key_heads, shape.query_heads / shape.value_heads);
 }
 
-Index most_of(const std::vector<Ranges>& placed, const std::vector<Index>& costs) {
-  Index load = 0;
-  for (const Ranges& heads : placed) load = std::max(load, load_of(heads, costs));
-  return load;
+/// What the member that takes longest takes.
+double most_of(const std::vector<Ranges>& placed, const std::vector<Index>& costs,
+               const Pace& pace) {
+  double most = 0;
+  for (std::size_t m = 0; m < placed.size(); ++m) {
+    most = std::max(most, static_cast<double>(load_of(placed[m], costs)) / pace[m]);
+  }
+  return most;
 }
 
 /// The first of these ways to place heads that is near enough to the most even one.
 std::size_t first_near(const std::vector<std::vector<Ranges>>& ways,
-                       const std::vector<Index>& costs) {
-  Index least = most_of(ways.front(), costs);
-  for (const auto& way : ways) least = std::min(least, most_of(way, costs));
+                       const std::vector<Index>& costs, const Pace& pace) {
+  double least = most_of(ways.front(), costs, pace);
+  for (const auto& way : ways) least = std::min(least, most_of(way, costs, pace));
   std::size_t i = 0;
-  while (static_cast<double>(most_of(ways[i], costs)) > kNear * static_cast<double>(least)) ++i;
+  while (most_of(ways[i], costs, pace) > kNear * least) ++i;
   return i;
 }
 
 }  // namespace
 
-Placement place_heads(const Shape& shape, const Mask& mask, int members) {
+Placement place_heads(const Shape& shape, const Mask& mask, int members,
+                      const std::vector<Index>& speeds) {
+  const Pace pace = pace_of(members, speeds);
   const std::vector<Index> costs = cost_by_head(shape, mask);
   std::vector<Ranges> even;
   for (int m = 0; m < members; ++m) {
     append(even.emplace_back(), even_part(shape.query_heads, members, m));
   }
   const Ranges all{{0, shape.query_heads}};
-  const std::vector<std::vector<Ranges>> ways{even, by_cost(costs, all, unit_of(shape), members),
-                                              by_cost(costs, all, 1, members)};
-  const std::size_t best = first_near(ways, costs);
-  const double mean = static_cast<double>(load_of(all, costs)) / members;
+  const std::vector<std::vector<Ranges>> ways{even, by_cost(costs, all, unit_of(shape), pace),
+                                              by_cost(costs, all, 1, pace)};
+  const std::size_t best = first_near(ways, costs, pace);
+  const double mean =
+      static_cast<double>(load_of(all, costs)) / std::accumulate(pace.begin(), pace.end(), 0.0);
   const auto over_mean = [&](const std::vector<Ranges>& way) {
-    return mean > 0 ? static_cast<double>(most_of(way, costs)) / mean : 1;
+    return mean > 0 ? most_of(way, costs, pace) / mean : 1;
   };
   return {ways[best], best == 0, over_mean(ways[best]), over_mean(even)};
 }
 
-HeadSplit split_heads(const Shape& shape, const Mask& mask, int members) {
+HeadSplit split_heads(const Shape& shape, const Mask& mask, int members,
+                      const std::vector<Index>& speeds) {
   constexpr Index kFewer = 4;
   const std::vector<Index> pairs = pairs_by_head(shape, mask);
   const Index unit = unit_of(shape);
@@ -115,9 +140,10 @@ HeadSplit split_heads(const Shape& shape, const Mask& mask, int members) {
     append(few ? whole : split.shared, {h, h + unit});
   }
   const std::vector<Index> costs = cost_by_head(shape, mask);
-  const std::vector<std::vector<Ranges>> ways{by_cost(costs, whole, unit, members),
-                                              by_cost(costs, whole, 1, members)};
-  split.whole = ways[first_near(ways, costs)];
+  const Pace pace = pace_of(members, speeds);
+  const std::vector<std::vector<Ranges>> ways{by_cost(costs, whole, unit, pace),
+                                              by_cost(costs, whole, 1, pace)};
+  split.whole = ways[first_near(ways, costs, pace)];
   return split;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <set>
 
 #include "kernels/area.hpp"
 #include "parallel/pairs.hpp"
@@ -120,14 +121,16 @@ Walk walk(const Problem& problem, const Program& program, PairCounter& pairs,
 }
 
 /// First and last ranks of equal parts: the last rank of all is where uneven cuts of tokens or
-/// heads leave most.
-std::vector<int> some_ranks(int ranks) {
-  std::vector<int> some;
+/// heads leave most. And a slowest and a fastest one, which has most rows.
+std::vector<int> some_ranks(int ranks, const Speeds& speeds) {
+  std::set<int> some;
+  some.insert(speeds.slowest());
+  some.insert(speeds.fastest());
   for (int i = 0; i < kFewRanks; ++i) {
     const Range part = even_part(ranks, kFewRanks / 2, i / 2);
-    some.push_back(static_cast<int>(i % 2 == 0 ? part.begin : part.end - 1));
+    some.insert(static_cast<int>(i % 2 == 0 ? part.begin : part.end - 1));
   }
-  return some;
+  return {some.begin(), some.end()};
 }
 
 std::vector<int> all_ranks(int ranks) {
@@ -137,7 +140,7 @@ std::vector<int> all_ranks(int ranks) {
 }
 
 /// The slowest of a few ranks by walk(): what a rehearsal would say, nearly, for much less. Of
-/// several hosts all ranks of the first and the last, as these share a link.
+/// several hosts all ranks of the first, the last and a slowest one's, as these share a link.
 Cost estimate(const Choice& choice, Pass pass, const Machine& machine) {
   const Problem& problem = *choice.problem;
   const Hosts& hosts = problem.hosts();
@@ -157,10 +160,11 @@ Cost estimate(const Choice& choice, Pass pass, const Machine& machine) {
     return std::max(net_out, net_in);
   };
   if (hosts.count() == 1) {
-    look(some_ranks(problem.ranks()));
+    look(some_ranks(problem.ranks(), problem.speeds()));
     return whole;
   }
-  for (const int host : {0, hosts.count() - 1}) {
+  const Speeds& speeds = problem.speeds();
+  for (const int host : std::set{0, hosts.count() - 1, hosts.of(speeds.slowest())}) {
     whole.seconds = std::max(whole.seconds, look(hosts.ranks(host)));
   }
   return whole;
@@ -189,7 +193,8 @@ std::vector<Choice> candidates(const Wish& wish, const Shape& shape, const MaskP
   for (const PartitionKind& partition : partition_kinds()) {
     if (wish.partition != "auto" && wish.partition != partition.name) continue;
     if (wish.partition == "auto" && partition.strided && scattered(*mask, shape)) continue;
-    const Problem problem(shape, mask, line(wish.ranks), partition.name, type, wish.wire);
+    const Problem problem(shape, mask, line(wish.ranks), partition.name, type, wish.wire,
+                          wish.speeds);
     dealt.push_back(problem.prefetching(wish.prefetch.value_or(1))
                         .compensating(wish.compensate)
                         .across(wish.hosts));
@@ -369,7 +374,7 @@ Choice best(const Wish& wish, const Shape& shape, const MaskPtr& mask, Type type
     for (const Choice& choice : all) some.offer(choice, ranks);
     return some;
   };
-  Fitting found = fitting(few ? every : some_ranks(wish.ranks));
+  Fitting found = fitting(few ? every : some_ranks(wish.ranks, wish.speeds));
   if (found.size() == 0 && !few) found = fitting(every);  // what is refused is refused exactly
   all = std::move(found).all();
   if (all.size() == 1 && few) return all.front();
@@ -418,7 +423,9 @@ std::optional<Choice> leanest(const Wish& wish, const Shape& shape, const MaskPt
   const bool few = wish.ranks <= kFewRanks;
   std::vector<Choice> fitting;
   for (Choice& choice : all) {
-    if (fit(wish, choice, few ? all_ranks(wish.ranks) : some_ranks(wish.ranks))) {
+    const std::vector<int> ranks =
+        few ? all_ranks(wish.ranks) : some_ranks(wish.ranks, wish.speeds);
+    if (fit(wish, choice, ranks)) {
       fitting.push_back(choice);
     }
   }

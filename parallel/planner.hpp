@@ -14,7 +14,8 @@ struct Wish {
   std::string partition = "auto";
   std::optional<std::vector<int>> mesh;  ///< extents of the axes; nothing: the strategy's own
   int ranks = 1;
-  Hosts hosts;  ///< of the ranks
+  Hosts hosts;    ///< of the ranks
+  Speeds speeds;  ///< likewise
   /// Whether blocks go to a host once and on from rank to rank, where a strategy can do that;
   /// nothing: it does, or, if the strategy is chosen too, if the forecast says that it pays.
   std::optional<bool> relays;

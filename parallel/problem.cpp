@@ -22,16 +22,20 @@ const PartitionKind& kind_of(std::string_view name) {
   return *found;
 }
 
-Partition deal_queries(std::string_view partition, const Shape& shape, const Mask& mask,
-                       int ranks) {
-  return Partition(kind_of(partition).deal(shape.queries, ranks, shape, mask), shape.first_query());
+Partition deal_queries(std::string_view partition, const Shape& shape, const Mask& mask, int ranks,
+                       const Speeds& speeds) {
+  return Partition(kind_of(partition).deal(shape.queries, ranks, shape, mask, speeds),
+                   shape.first_query());
 }
 
-Partition deal_keys(std::string_view partition, const Shape& shape, const Mask& mask, int ranks) {
+Partition deal_keys(std::string_view partition, const Shape& shape, const Mask& mask, int ranks,
+                    const Speeds& speeds) {
   // Area belongs to queries. In self-attention keys stay with the query of their token; other keys
-  // have no such place, and equal pieces of them are as good as any.
-  const bool follow = shape.queries == shape.keys || !kind_of(partition).by_area;
-  return Partition(kind_of(follow ? partition : "contiguous").deal(shape.keys, ranks, shape, mask));
+  // have no such place, and pieces as long as ranks are fast are as good as any.
+  const PartitionKind& kind = kind_of(partition);
+  const bool follow = shape.queries == shape.keys || !kind.by_area;
+  return Partition(follow ? kind.deal(shape.keys, ranks, shape, mask, speeds)
+                          : pieces_by_speed(shape.keys, ranks, speeds));
 }
 
 std::vector<Range> group_heads(const Shape& shape, const Mask& mask) {
@@ -81,22 +85,24 @@ struct Problem::Found {
   std::once_flag split_once;
   HeadSplit split;
   std::mutex placements_mutex;
-  std::map<int, const Placement> placements;  ///< by members
+  std::map<std::vector<Index>, const Placement> placements;  ///< by speeds of members
 };
 
 Problem::Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view partition, Type type,
-                 Wire wire)
+                 Wire wire, Speeds speeds)
     : shape_(shape),
       mask_(std::move(mask)),
       mesh_(std::move(mesh)),
       type_(type),
       wire_(wire),
+      speeds_(std::move(speeds)),
       partition_(partition),
-      queries_(deal_queries(partition, shape_, *mask_, mesh_.ranks())),
-      keys_(deal_keys(partition, shape_, *mask_, mesh_.ranks())),
+      queries_(deal_queries(partition, shape_, *mask_, mesh_.ranks(), speeds_)),
+      keys_(deal_keys(partition, shape_, *mask_, mesh_.ranks(), speeds_)),
       head_groups_(group_heads(shape_, *mask_)),
       found_(std::make_shared<Found>()) {
   CHECK(type != Type::f8 || wire == Wire::exact, name_of(type), name_of(wire));
+  CHECK(speeds_.equal() || speeds_.size() == ranks(), speeds_.text(), ranks());
 }
 
 Problem Problem::on(Mesh mesh) const {
@@ -115,7 +121,8 @@ Problem Problem::keeping(bool keeps) const {
 Problem Problem::caching(bool cached) const {
   Problem other = *this;
   other.cached_ = cached;
-  other.queries_ = deal_queries(cached ? "contiguous" : partition_, shape_, *mask_, mesh_.ranks());
+  other.queries_ =
+      deal_queries(cached ? "contiguous" : partition_, shape_, *mask_, mesh_.ranks(), speeds_);
   return other;
 }
 
@@ -305,15 +312,38 @@ const Schedule& Problem::schedule(Pass pass) const {
 }
 
 const HeadSplit& Problem::head_split() const {
-  std::call_once(found_->split_once, [&] { found_->split = split_heads(shape_, *mask_, ranks()); });
+  std::call_once(found_->split_once, [&] {
+    std::vector<int> group(static_cast<std::size_t>(ranks()));
+    std::iota(group.begin(), group.end(), 0);
+    std::vector<Index> speeds;
+    for (const int rank : hosts_.side_by_side(group)) speeds.push_back(speeds_.parts(rank));
+    found_->split = split_heads(shape_, *mask_, ranks(), speeds);
+  });
   return found_->split;
 }
 
-const Placement& Problem::placement(int members) const {
+const Placement& Problem::placement(int members) const { return placement(members, {}); }
+
+const Placement& Problem::placement(const std::vector<int>& group) const {
+  const auto members = static_cast<int>(group.size());
+  if (members < 2 || speeds_.equal()) return placement(members, {});
+  int axis = 0;
+  while (mesh_.group(group.front(), axis) != group) ++axis;
+  std::vector<Index> speeds(group.size(), 0);
+  for (int r = 0; r < ranks(); ++r) {
+    speeds[static_cast<std::size_t>(mesh_.coordinate(r, axis))] += speeds_.parts(r);
+  }
+  return placement(members, speeds);
+}
+
+const Placement& Problem::placement(int members, const std::vector<Index>& speeds) const {
+  const std::vector<Index> known =
+      speeds.empty() ? std::vector<Index>(static_cast<std::size_t>(members), 1) : speeds;
   const std::lock_guard lock(found_->placements_mutex);
-  const auto found = found_->placements.find(members);
+  const auto found = found_->placements.find(known);
   if (found != found_->placements.end()) return found->second;
-  return found_->placements.emplace(members, place_heads(shape_, *mask_, members)).first->second;
+  return found_->placements.emplace(known, place_heads(shape_, *mask_, members, known))
+      .first->second;
 }
 
 }  // namespace dattn

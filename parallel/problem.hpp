@@ -42,9 +42,9 @@ inline const char* name_of(Compensate how) {
 class Problem {
  public:
   /// @pre complaint(shape) is empty; `partition` is one of partition_kinds(); sums of f8 travel
-  /// exactly
+  /// exactly; `speeds` are of as many ranks, or equal
   Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view partition,
-          Type type = Type::f4, Wire wire = Wire::exact);
+          Type type = Type::f4, Wire wire = Wire::exact, Speeds speeds = {});
 
   /// The same problem on another mesh of as many ranks; who owns what stays.
   Problem on(Mesh mesh) const;
@@ -78,6 +78,9 @@ class Problem {
   /// beside the one that is computed.
   int prefetch() const { return prefetch_; }
   Compensate compensate() const { return compensate_; }
+  /// How fast ranks compute: what `balanced` deals rows by, what heads are placed by, and what
+  /// even_schedule() evens out.
+  const Speeds& speeds() const { return speeds_; }
   /// Which rank is on which host; one, if nobody has said.
   const Hosts& hosts() const { return hosts_; }
   /// Whether what several ranks of a host fetch of one elsewhere goes there once, and on from rank
@@ -124,9 +127,12 @@ class Problem {
   /// for all ranks and each pass.
   const Schedule& schedule(Pass pass) const;
 
-  /// The query heads of each member of a group that splits heads among `members` ranks;
-  /// place_heads(), found once for all ranks.
+  /// The query heads of each member of a group that splits heads among `members` ranks, which are
+  /// equally fast; place_heads(), found once for all ranks.
   const Placement& placement(int members) const;
+  /// The same of the ranks `group`, which lie along one axis of the mesh. All ranks at one place of
+  /// that axis have the same heads, so what counts is how fast they are together.
+  const Placement& placement(const std::vector<int>& group) const;
 
   /// Heads that all ranks share and heads that one rank each computes; split_heads(), likewise.
   const HeadSplit& head_split() const;
@@ -153,6 +159,8 @@ class Problem {
   template <class See>
   std::vector<std::vector<Ranges>> by_rank_and_group(const See& see) const;
 
+  const Placement& placement(int members, const std::vector<Index>& speeds) const;
+
   Shape shape_;
   MaskPtr mask_;
   Mesh mesh_;
@@ -164,6 +172,7 @@ class Problem {
   Compensate compensate_ = Compensate::off;
   Hosts hosts_;
   bool relays_ = true;
+  Speeds speeds_;
   std::string partition_;
   Partition queries_;
   Partition keys_;

@@ -96,6 +96,7 @@ PseudoKeyCost pseudo_key_cost(const Problem& problem, int rank, const Machine& m
         static_cast<double>(read * (shape.d_qk + shape.d_v) * bytes_of(problem.type())) /
         machine.rows;
   }
+  cost.compute_seconds /= problem.speeds().of(rank);
   return cost;
 }
 

@@ -1,6 +1,7 @@
 #include "parallel/schedule.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <tuple>
 
@@ -35,6 +36,13 @@ bool join(const Problem& problem, Piece& piece, const Piece& next) {
   return true;
 }
 
+/// Of its rank for the piece, at least 1.
+Index time_of(const Problem& problem, const Piece& piece) {
+  if (problem.speeds().equal()) return piece.pairs;
+  const double pairs = static_cast<double>(piece.pairs) / problem.speeds().of(piece.at);
+  return std::max<Index>(1, std::llround(pairs));
+}
+
 /// Takes from the most loaded ranks and gives to the least loaded.
 class Evening {
  public:
@@ -48,9 +56,7 @@ class Evening {
         load_(static_cast<std::size_t>(ranks_), 0),
         at_(load_.size()) {
     start();
-    const Index total = std::accumulate(load_.begin(), load_.end(), Index{0});
-    goal_ = (total + ranks_ - 1) / ranks_;
-    slack_ = goal_ / kSlack;
+    set_goals(std::accumulate(load_.begin(), load_.end(), Index{0}));
   }
 
   std::vector<Piece> run() {
@@ -66,9 +72,26 @@ class Evening {
   /// Loads this part of the mean apart count as even: a finer cut would cost more than it wins.
   static constexpr Index kSlack = 1000;
 
+  /// What each rank should compute of `total`: as much as it is fast.
+  void set_goals(Index total) {
+    const Speeds& speeds = problem_.speeds();
+    goal_.assign(load_.size(), (total + ranks_ - 1) / ranks_);
+    if (!speeds.equal()) {
+      double all = 0;
+      for (int r = 0; r < ranks_; ++r) all += speeds.of(r);
+      for (int r = 0; r < ranks_; ++r) {
+        goal(r) = std::llround(std::ceil(static_cast<double>(total) * speeds.of(r) / all));
+      }
+    }
+    slack_ = *std::min_element(goal_.begin(), goal_.end()) / kSlack;
+  }
+
   Index& load(int rank) { return load_[static_cast<std::size_t>(rank)]; }
-  bool loaded(int rank) { return load(rank) > goal_ + slack_; }
-  bool idle(int rank) { return load(rank) < goal_ - slack_; }
+  Index& goal(int rank) { return goal_[static_cast<std::size_t>(rank)]; }
+  bool loaded(int rank) { return load(rank) > goal(rank) + slack_; }
+  bool idle(int rank) { return load(rank) < goal(rank) - slack_; }
+  /// For how long what it has keeps it busy, in pairs of the fastest rank.
+  double busy(int rank) { return static_cast<double>(load(rank)) / problem_.speeds().of(rank); }
 
   Index count(const Piece& p) {
     return counter_.count({p.heads}, {p.rows}, {problem_.keys().rows(p.keys)});
@@ -125,7 +148,7 @@ class Evening {
   void give_to_other_owners() {
     std::vector<int> givers(static_cast<std::size_t>(ranks_));
     std::iota(givers.begin(), givers.end(), 0);
-    std::stable_sort(givers.begin(), givers.end(), [&](int a, int b) { return load(a) > load(b); });
+    std::stable_sort(givers.begin(), givers.end(), [&](int a, int b) { return busy(a) > busy(b); });
     for (const int giver : givers) {
       if (!loaded(giver)) break;
       // To those with least to do first: whoever has most to give finds room for all of it so, if
@@ -134,7 +157,7 @@ class Evening {
       std::stable_sort(order.begin(), order.end(), [&](Id a, Id b) {
         const Piece& p = pieces_[a];
         const Piece& q = pieces_[b];
-        return std::pair(load(other_owner(p)), q.pairs) < std::pair(load(other_owner(q)), p.pairs);
+        return std::pair(busy(other_owner(p)), q.pairs) < std::pair(busy(other_owner(q)), p.pairs);
       });
       for (const Id id : order) {
         const int helper = other_owner(pieces_[id]);
@@ -145,11 +168,12 @@ class Evening {
   }
 
   void give_to_anyone() {
+    std::vector<int> all(static_cast<std::size_t>(ranks_));
+    std::iota(all.begin(), all.end(), 0);
     for (int turn = 0; turn < 4 * ranks_; ++turn) {
-      const auto most = std::max_element(load_.begin(), load_.end()) - load_.begin();
-      const auto least = std::min_element(load_.begin(), load_.end()) - load_.begin();
-      const auto giver = static_cast<int>(most);
-      const auto helper = static_cast<int>(least);
+      const auto less = [&](int a, int b) { return busy(a) < busy(b); };
+      const int giver = *std::max_element(all.begin(), all.end(), less);
+      const int helper = *std::min_element(all.begin(), all.end(), less);
       if (!loaded(giver) || !idle(helper)) return;
       std::vector<std::pair<Index, Id>> order;
       for (const Id id : at_[static_cast<std::size_t>(giver)]) {
@@ -191,7 +215,8 @@ class Evening {
 
   /// Hands over of the piece as much as makes its rank or `helper` even; whether that was any.
   bool give(Id id, int helper) {
-    const Index want = std::min(load(pieces_[id].at) - goal_, goal_ - load(helper));
+    const int giver = pieces_[id].at;
+    const Index want = std::min(load(giver) - goal(giver), goal(helper) - load(helper));
     const Piece whole = pieces_[id];
     if (whole.pairs <= want + slack_) {
       move(id, helper);
@@ -335,10 +360,10 @@ class Evening {
   const int ranks_;
   PairCounter counter_;
   Index unit_;  ///< query heads that share a key or a value head
-  Index goal_ = 0;
   Index slack_ = 0;
   std::vector<Piece> pieces_;
   std::vector<Index> load_;
+  std::vector<Index> goal_;          ///< by rank
   std::vector<std::vector<Id>> at_;  ///< pieces of each rank
 };
 
@@ -383,6 +408,7 @@ Schedule::Schedule(const Problem& problem, std::vector<Piece> pieces)
     Piece& piece = pieces_[i];
     while (first_.size() <= static_cast<std::size_t>(piece.at)) first_.push_back(i);
     if (i > first_.back()) piece.begin = pieces_[i - 1].end();
+    piece.takes = time_of(problem, piece);
     for (const int rank : {piece.queries, piece.keys}) {
       auto& list = elsewhere_[static_cast<std::size_t>(rank)];
       if (rank != piece.at && (list.empty() || list.back() != i)) list.push_back(i);

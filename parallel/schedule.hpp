@@ -12,8 +12,8 @@ namespace dattn {
 /// rank `queries` owns, against the keys that they see among those of rank `keys`.
 ///
 /// `at` is `queries` (the keys come to it, and sums of theirs go back), `keys` (likewise the
-/// queries) or a third rank (both). Times are counted in pairs, as if a rank computed one after
-/// the other and messages took no time.
+/// queries) or a third rank (both). Times are counted in pairs of the fastest rank, as if a rank
+/// computed one after the other and messages took no time.
 struct Piece {
   int at = 0;
   int queries = 0;
@@ -23,8 +23,9 @@ struct Piece {
   Index pairs = 0;    ///< allowed ones, more than 0
   bool last = false;  ///< after all others of its rank, while the sums of those come home
   Index begin = 0;
+  Index takes = 0;  ///< of its rank, at its speed
 
-  Index end() const { return begin + pairs; }
+  Index end() const { return begin + takes; }
 };
 
 /// The rows of those keys that `piece` sees, as Blocks of K and V hold them.
@@ -50,7 +51,7 @@ class Schedule {
   /// When the inputs of a piece (by number) are posted: the begin of the piece that its rank
   /// computes `ahead` pieces before it, or of the rank's first.
   Index posted(std::size_t number, int ahead) const;
-  /// Pairs of all ranks, and of the rank that computes most.
+  /// Pairs of all ranks, and the time of the rank that computes longest.
   Index total() const;
   Index most() const;
 
@@ -60,9 +61,9 @@ class Schedule {
   std::vector<std::vector<std::size_t>> elsewhere_;
 };
 
-/// LightSeq's idea for any mask: ranks compute for their own queries, but what the most loaded have
-/// too much of goes to the least loaded; to owners of the keys in question while that helps, else
-/// to anyone. Pieces are cut where whole ones do not fit, between heads, then between rows.
+/// LightSeq's idea for any mask: ranks compute for their own queries, but what the longest busy
+/// have too much of goes to those least busy; to owners of the keys in question while that helps,
+/// else to anyone. Pieces are cut where whole ones do not fit, between heads, then between rows.
 /// Backward, ranks compute for their own queries or for their own keys, whichever moves fewer
 /// bytes. With P ranks about P^2 area counts. Problem::schedule() keeps the answer.
 Schedule even_schedule(const Problem& problem, Pass pass);

@@ -26,8 +26,8 @@ bool keeps_by_head(const Problem& problem, const std::vector<int>& group) {
 }
 
 /// For people: how much the placement of heads by cost evens out.
-void note_placement(Writer& me, int members) {
-  const Placement& placed = me.problem().placement(members);
+void note_placement(Writer& me, const std::vector<int>& group) {
+  const Placement& placed = me.problem().placement(group);
   if (placed.even) return;
   char text[120];
   std::snprintf(
@@ -62,7 +62,7 @@ std::string note_of(const Problem& problem, const std::vector<int>& group) {
 }  // namespace
 
 Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& group) {
-  return exchange(problem, kind, group, problem.placement(static_cast<int>(group.size())).heads);
+  return exchange(problem, kind, group, problem.placement(group).heads);
 }
 
 Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& group,
@@ -99,7 +99,7 @@ Program within_heads(const Problem& problem, int rank, const std::vector<int>& g
   }
   const Exchange back = exchange(problem, Kind::O, group);
   const SlotId found = me.slot(back.by_head[here]);
-  note_placement(me, static_cast<int>(group.size()));
+  note_placement(me, group);
   attend(me, by_head, found);
   const SlotId out = me.slot(back.by_token[here]);
   redistribute(me, group, back.by_head, back.by_token, found, out);
@@ -127,7 +127,7 @@ Program within_heads_backward(const Problem& problem, int rank, const std::vecto
   for (const Kind kind : result_kinds(Pass::backward)) {
     operand(by_head, kind) = me.slot(exchange(problem, kind, group).by_head[here]);
   }
-  note_placement(me, static_cast<int>(group.size()));
+  note_placement(me, group);
   if (group.size() > 1) me.note(note_of(problem, group));
   attend(me, by_head);
   for (const Kind kind : result_kinds(Pass::backward)) {

@@ -34,7 +34,7 @@ TEST(Partition, AgreesWithBruteForce) {
                      std::to_string(ranks) + " ranks");
         const Index first = n % 3 - 1;  // positions may start anywhere
         const auto mask = parse_mask("causal", square(std::max<Index>(n, 1)));
-        const Partition p(kind.deal(n, ranks, square(n), *mask), first);
+        const Partition p(kind.deal(n, ranks, square(n), *mask, {}), first);
         ASSERT_EQ(p.ranks(), ranks);
         ASSERT_EQ(p.tokens(), n);
 
@@ -96,7 +96,7 @@ TEST(Partition, EvenKindsDifferByOneTokenPerPiece) {
   for (const auto& [name, most] :
        {std::pair{"contiguous", 1}, std::pair{"striped", 1}, std::pair{"zigzag", 2}}) {
     for (int ranks = 1; ranks <= 16; ++ranks) {
-      const Partition p(kind_named(name).deal(101, ranks, square(101), *mask));
+      const Partition p(kind_named(name).deal(101, ranks, square(101), *mask, {}));
       for (int r = 0; r < ranks; ++r) {
         EXPECT_LE(std::abs(p.rows(r).size() * ranks - 101), most * ranks) << name << ranks;
       }
@@ -108,7 +108,7 @@ TEST(Partition, EvenKindsDifferByOneTokenPerPiece) {
 double unevenness(std::string_view partition, const std::string& words, const Shape& shape,
                   int ranks) {
   const auto mask = parse_mask(words, shape);
-  const Partition p(kind_named(partition).deal(shape.queries, ranks, shape, *mask),
+  const Partition p(kind_named(partition).deal(shape.queries, ranks, shape, *mask, {}),
                     shape.first_query());
   double most = 0;
   double sum = 0;
@@ -151,7 +151,7 @@ TEST(Partition, BalancedDealsEqualBlocksAndTheSameEveryTime) {
   const auto mask = parse_mask("documents:4000,1000,3+causal", shape);
   const auto& kind = kind_named("balanced");
   for (const int ranks : {2, 3, 4, 8, 13}) {
-    const Partition p(kind.deal(5003, ranks, shape, *mask));
+    const Partition p(kind.deal(5003, ranks, shape, *mask, {}));
     Index least = 5003;
     Index most = 0;
     for (int r = 0; r < ranks; ++r) {
@@ -160,7 +160,7 @@ TEST(Partition, BalancedDealsEqualBlocksAndTheSameEveryTime) {
     }
     // As many blocks on every rank; blocks are two a rank at the coarsest, and differ by one token.
     EXPECT_LE(most - least, 64) << ranks;
-    EXPECT_EQ(kind.deal(5003, ranks, shape, *mask), kind.deal(5003, ranks, shape, *mask));
+    EXPECT_EQ(kind.deal(5003, ranks, shape, *mask, {}), kind.deal(5003, ranks, shape, *mask, {}));
   }
 }
 
