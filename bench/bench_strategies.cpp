@@ -28,6 +28,7 @@
 #include "launcher/host.hpp"
 #include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
+#include "launcher/rank_speeds.hpp"
 #include "launcher/report.hpp"
 #include "launcher/together.hpp"
 #include "launcher/values.hpp"
@@ -46,7 +47,7 @@ po::options_description described_options() {
   for (const Strategy& strategy : strategies()) names.emplace_back(strategy.name);
   po::options_description options(
       "bench_strategies: each strategy beside 1/P of one rank's kernel, in one MPI job");
-  options.add(problem_options()).add(split_options(false));
+  options.add(problem_options()).add(split_options(false)).add(speeds_option());
   po::options_description work("Bench");
   work.add_options()  //
       ("strategies", words(names)->default_value({"all"}, "all"),
@@ -179,8 +180,15 @@ Options read_options(const po::options_description& described,
   const bool weak = options.scaling == "weak";
   if (weak && !per_rank) throw Failure(Exit::usage, "--scaling weak wants --tokens-per-rank");
   for (const int p : options.ranks) {
-    options.tasks.push_back(
+    Task& task = options.tasks.emplace_back(
         task_for(described, arguments, values, weak ? p : options.ranks.back()));
+    if (task.rank_speeds.empty() || speeds_are_measured(task)) continue;
+    // A list is of the largest number of ranks; fewer have the first ones of it.
+    const Speeds all = speeds_from(task.rank_speeds, options.ranks.back());
+    std::vector<double> first;
+    for (int r = 0; r < p; ++r) first.push_back(all.of(r));
+    const Speeds some(first);
+    task.rank_speeds = some.equal() ? "" : some.text();
   }
   const auto limited = [&](const char* name, Index most) {
     const Index value = values[name].as<Positive>().value;
@@ -276,6 +284,7 @@ void bench(Communicator& world, const Options& options) {
 
   std::vector<Row> rows;
   nlohmann::ordered_json machines;
+  nlohmann::ordered_json speeds;
   std::map<std::string, double> one_rank;
   for (std::size_t i = 0; i < options.ranks.size(); ++i) {
     const int p = options.ranks[i];
@@ -287,12 +296,14 @@ void bench(Communicator& world, const Options& options) {
       machines[std::to_string(p)] = trial.machine.text();
       const Shape& s = task.shape;
       const std::string& mask = task.mask_words;
+      if (!trial.speeds.equal()) speeds[std::to_string(p)] = trial.speeds.text();
       say(
           fmt::format("\n{} ranks x {} threads, {} queries, {} keys, heads {}:{}, dim {}:{}, mask "
                       "{}, {}, wire {}\nmachine: {}\n",
                       p, trial_options.threads, s.queries, s.keys, s.query_heads, s.key_heads,
                       s.d_qk, s.d_v, mask.size() > 60 ? mask.substr(0, 57) + "..." : mask,
                       name_of(task.type), name_of(task.wish.wire), trial.machine.text()));
+      say(speeds_line(task, trial.speeds));
       if (!trial.note.empty()) {
         notes.push_back(fmt::format("{} ranks: {}", p, trial.note));
         say("# NOTE: " + trial.note + "\n");
@@ -315,6 +326,7 @@ void bench(Communicator& world, const Options& options) {
                                   {"scaling", options.scaling},
                                   {"machines", machines},
                                   {"notes", notes}};
+    if (!speeds.empty()) report["rank_speeds"] = speeds;
     report["rows"] = lines;
     write_text_file(options.json, report.dump(1) + "\n");
   });

@@ -13,6 +13,7 @@
 #include "bench/rest.hpp"
 #include "launcher/calibrate.hpp"
 #include "launcher/memory.hpp"
+#include "launcher/rank_speeds.hpp"
 #include "launcher/report.hpp"
 
 namespace dattn {
@@ -114,7 +115,8 @@ Agenda make_agenda(const Task& task, const Machine& machine, int ranks,
     sum += entry.bytes;
     most = std::max(most, entry.bytes);
     if (limit == 0 || ideals.contains(entry.partition)) continue;
-    const Problem problem(task.shape, task.mask, line(ranks), entry.partition, task.type);
+    const Problem problem(task.shape, task.mask, line(ranks), entry.partition, task.type,
+                          task.wish.wire, task.wish.speeds);
     for (int r = 0; r < ranks; ++r) {
       Index& bytes = ideals[entry.partition];
       bytes = std::max(bytes, ideal_bytes(task, problem, r, options.threads));
@@ -359,10 +361,13 @@ void add_rows(const Task& task, int ranks, int threads, const Entry& entry, cons
 
 }  // namespace
 
-Trial try_strategies(Communicator& ranks, const Task& task, const TrialOptions& options) {
+Trial try_strategies(Communicator& ranks, const Task& asked, const TrialOptions& options) {
   Trial trial;
-  trial.machine = machine_of(
-      task.machine, calibrate(ranks, task.shape, task.type, options.threads, task.wish.gradients));
+  Task task = asked;
+  task.wish.speeds = speeds_of(ranks, asked, options.threads);
+  trial.speeds = task.wish.speeds;
+  trial.machine = machine_of(task.machine, calibrate(ranks, task.shape, task.type, options.threads,
+                                                     task.wish.gradients, {}, task.wish.speeds));
   Agenda agenda;
   if (ranks.rank() == 0) agenda = make_agenda(task, trial.machine, ranks.size(), options);
   rest_until_all(ranks);

@@ -22,6 +22,7 @@ struct TrialOptions {
 /// The rows of one number of ranks, without their speedup, and what belongs to all of them.
 struct Trial {
   Machine machine;
+  Speeds speeds;
   std::vector<Row> rows;
   std::string note;  ///< what had to be left out, or empty
 };

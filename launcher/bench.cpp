@@ -14,6 +14,7 @@
 #include "launcher/host.hpp"
 #include "launcher/job.hpp"
 #include "launcher/output_file.hpp"
+#include "launcher/rank_speeds.hpp"
 #include "launcher/row_file.hpp"
 #include "launcher/sweep.hpp"
 #include "launcher/together.hpp"
@@ -35,10 +36,11 @@ po::options_description bench_options() {
   po::options_description options(
       "dattn bench: times configurations, one after the other, in one MPI job\n\n"
       "Options of the problem and its split, --threads and --prefetch too, may be lists: separated "
-      "by commas (but for --mask and --head-masks), as several words, or repeated. Each "
-      "combination "
-      "is measured and adds one line to --out, but for those that have a line there already");
+      "by commas (but for --mask, --head-masks and --rank-speeds), as several words, or repeated. "
+      "Each combination is measured and adds one line to --out, but for those that have a line "
+      "there already");
   options.add(problem_options()).add(compensate_option()).add(split_options());
+  options.add(speeds_option());
   po::options_description work("Bench");
   work.add_options()  //
       ("threads", po::value<Positive>(),
@@ -62,7 +64,7 @@ const std::set<std::string>& lists() {
   return names;
 }
 const std::set<std::string>& whole_lists() {
-  static const std::set<std::string> names{"mask", "head-masks"};
+  static const std::set<std::string> names{"mask", "head-masks", "rank-speeds"};
   return names;
 }
 
@@ -111,6 +113,7 @@ ordered_json asked_of(const RunOptions& o, const po::variables_map& values) {
   if (wish.mesh) j["mesh"] = values["mesh"].as<MeshSize>().extents;
   if (wish.prefetch) j["prefetch"] = *wish.prefetch;
   if (o.verify_wire) j["verify_wire"] = true;
+  if (!task.rank_speeds.empty()) j["rank_speeds"] = task.rank_speeds;
   if (wish.memory > 0) j["memory"] = wish.memory;
   if (o.threads > 0) j["threads"] = o.threads;
   if (!task.machine.empty()) j["machine"] = task.machine;
@@ -158,6 +161,7 @@ void add_report(ordered_json& row, const RunReport& report) {
                      {"prefetch", all["prefetch"]},
                      {"keeps", report.choice->problem->keeps()},
                      {"threads", report.ranks.front().threads}};
+  if (all.contains("rank_speeds")) row["resolved"]["rank_speeds"] = all["rank_speeds"];
   row["machine"] = all["machine"];
   row["forward"] = pass_of(report, all, Pass::forward);
   if (report.task->wish.gradients) row["backward"] = pass_of(report, all, Pass::backward);

@@ -1,9 +1,12 @@
 #include "launcher/calibrate.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <vector>
 
@@ -192,20 +195,23 @@ KernelRates quick_rates(comm::Communicator& world, const Shape& like, int thread
   return rates;
 }
 
+double kernel_rate(const Shape& like, int ranks, Type type, Pass pass, int threads) {
+  return type == Type::bf16 ? kernel_rate<BFloat16>(like, ranks, pass, threads)
+         : type == Type::f4 ? kernel_rate<float>(like, ranks, pass, threads)
+                            : kernel_rate<double>(like, ranks, pass, threads);
+}
+
 }  // namespace
 
 Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int threads,
-                  bool backward, const Hosts& hosts) {
+                  bool backward, const Hosts& hosts, const Speeds& speeds) {
   Machine machine;
   machine.name = "measured at the start";
+  const double own_speed = speeds.of(world.rank());
   // All ranks at once, as they will compute; a run takes as long as the slowest of them.
   const auto slowest_rate = [&](Pass pass) {
-    const int ranks = world.size();
     world.barrier();
-    std::array<double, 1> rate{
-        type == Type::bf16 ? kernel_rate<BFloat16>(shape, ranks, pass, threads)
-        : type == Type::f4 ? kernel_rate<float>(shape, ranks, pass, threads)
-                           : kernel_rate<double>(shape, ranks, pass, threads)};
+    std::array<double, 1> rate{kernel_rate(shape, world.size(), type, pass, threads) / own_speed};
     world.all_reduce_min(rate);
     return rate[0];
   };
@@ -213,9 +219,11 @@ Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int 
   if (type != Type::f8) {
     world.barrier();
     const auto row_seconds = [](double bytes) { return bytes > 0 ? 1 / bytes : 0; };
-    std::array<double, 1> slowest{row_seconds(
-        type == Type::bf16 ? row_rate<BFloat16>(shape, world.size(), threads, machine.rate)
-                           : row_rate<float>(shape, world.size(), threads, machine.rate))};
+    const double own_rate = machine.rate * own_speed;
+    std::array<double, 1> slowest{
+        own_speed * row_seconds(type == Type::bf16
+                                    ? row_rate<BFloat16>(shape, world.size(), threads, own_rate)
+                                    : row_rate<float>(shape, world.size(), threads, own_rate))};
     world.all_reduce_max(slowest);
     machine.rows = row_seconds(slowest[0]);
   }
@@ -230,6 +238,28 @@ Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int 
     machine.net_bandwidth = links.between->bandwidth;
   }
   return machine;
+}
+
+Speeds measure_speeds(comm::Communicator& world, const Shape& shape, Type type, int threads) {
+  constexpr int kRounds = 5;
+  constexpr int kSteps = 32;
+  std::vector<double> rates;
+  for (int round = 0; round < kRounds; ++round) {
+    world.barrier();
+    rates.push_back(kernel_rate(shape, world.size(), type, Pass::forward, threads));
+  }
+  std::nth_element(rates.begin(), rates.begin() + kRounds / 2, rates.end());
+  // Rank 0 decides, so that no rank's rounding counts.
+  std::string words;
+  const std::vector<std::string> all = world.gather(fmt::format("{:a}", rates[kRounds / 2]));
+  if (world.rank() == 0) {
+    std::vector<double> by_rank;
+    for (const std::string& rate : all) by_rank.push_back(std::strtod(rate.c_str(), nullptr));
+    const Speeds speeds = rounded_speeds(by_rank, kSteps);
+    if (!speeds.equal()) words = speeds.text();
+  }
+  world.broadcast(words, 0);
+  return words.empty() ? Speeds() : parse_speeds(words, world.size());
 }
 
 KernelRates measure_kernels(comm::Communicator& world, const Shape& shape, Type type, int threads,

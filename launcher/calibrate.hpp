@@ -4,16 +4,23 @@
 #include "kernels/attend.hpp"
 #include "parallel/hosts.hpp"
 #include "parallel/machine.hpp"
+#include "parallel/speeds.hpp"
 
 namespace dattn {
 
 /// Collective: measures what a Forecast needs to know, all ranks at once as in a run: the rate of
-/// the slowest rank's kernel on a block like those of this shape split over the ranks (with
-/// `backward` also the backward kernel's), and latency and bandwidth of messages, inside hosts and
-/// between them. Takes tens of milliseconds, for large shapes up to half a second; the same answer
-/// on all ranks.
+/// a kernel on a block like those of this shape split over the ranks (with `backward` also the
+/// backward kernel's), and latency and bandwidth of messages, inside hosts and between them. The
+/// rate is what the fastest rank would have if all were as fast as `speeds` say and as slow as the
+/// one that falls behind most: the slowest rank's, if they are equal. Takes tens of milliseconds,
+/// for large shapes up to half a second; the same answer on all ranks.
 Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int threads,
-                  bool backward = false, const Hosts& hosts = {});
+                  bool backward = false, const Hosts& hosts = {}, const Speeds& speeds = {});
+
+/// Collective: how fast the ranks' kernels are beside each other on such blocks, all at once,
+/// medians of a few rounds in steps of 1/32 of the fastest. Takes a second; the same answer on all
+/// ranks, but not on the next call.
+Speeds measure_speeds(comm::Communicator& world, const Shape& shape, Type type, int threads);
 
 /// What one instruction set makes of one type: floating-point operations a second of a rank, and
 /// bytes of rows a second; 0: not measured, or free.

@@ -15,6 +15,7 @@
 #include "launcher/manifest.hpp"
 #include "launcher/memory.hpp"
 #include "launcher/output_file.hpp"
+#include "launcher/rank_speeds.hpp"
 #include "launcher/remedy.hpp"
 #include "launcher/report.hpp"
 #include "launcher/together.hpp"
@@ -156,11 +157,12 @@ class Job {
     const Hosts found = hosts_of(world_);
     together(world_, [&] { at.wish.hosts = hosts_from(task.hosts, world_.size(), found); });
     world_.phase("calibration");
-    report_.machine =
-        machine_of(task.machine, describes_all(task.machine)
-                                     ? Machine{.name = task.machine_name}
-                                     : calibrate(world_, task.shape, task.type, own_.threads,
-                                                 task.wish.gradients, at.wish.hosts));
+    at.wish.speeds = speeds_of(world_, task, own_.threads);
+    report_.machine = machine_of(
+        task.machine, describes_all(task.machine)
+                          ? Machine{.name = task.machine_name}
+                          : calibrate(world_, task.shape, task.type, own_.threads,
+                                      task.wish.gradients, at.wish.hosts, at.wish.speeds));
     report_.isa = chosen_isa().name;
     report_.verify_wire = options_.verify_wire;
     own_.host.limits = memory_limits();  // what calibration keeps is taken already

@@ -275,6 +275,9 @@ Task make_task(const po::variables_map& values) {
         at_most("prefetch", values["prefetch"].as<Positive>().value, kMostStagesAhead);
   }
   if (values.count("hosts") != 0) task.hosts = values["hosts"].as<std::string>();
+  if (values.count("rank-speeds") != 0) {
+    task.rank_speeds = values["rank-speeds"].as<std::string>();
+  }
   set_machine(values["machine"].as<std::string>(), task);
   machine_of(task.machine, {});  // complain now rather than after the set-up
   return task;

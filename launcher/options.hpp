@@ -32,8 +32,9 @@ struct Task {
   std::string mask_words;  ///< as the user wrote it
   std::string mask_sum;    ///< over what the files that it names held
   double scale = 1;
-  Wish wish;                             ///< without the number of ranks and their hosts
+  Wish wish;                             ///< without the number of ranks, their hosts and speeds
   std::string hosts;                     ///< --hosts, or empty
+  std::string rank_speeds;               ///< --rank-speeds, or empty
   std::string machine;                   ///< --machine as parse_machine() reads it, or empty
   std::string machine_name;              ///< what it was measured on, if it is a file's
   std::vector<std::string> input_files;  ///< all that options name, which no output may replace

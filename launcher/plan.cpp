@@ -5,6 +5,7 @@
 #include "launcher/commands.hpp"
 #include "launcher/hosts_report.hpp"
 #include "launcher/output_file.hpp"
+#include "launcher/rank_speeds.hpp"
 #include "launcher/remedy.hpp"
 #include "launcher/report.hpp"
 #include "launcher/values.hpp"
@@ -14,18 +15,21 @@ namespace dattn {
 namespace {
 
 /// What a proved plan of so many steps costs, rank by rank.
-std::string figures(const Rehearsal& rehearsal, std::size_t steps, const Machine& machine) {
+std::string figures(const Rehearsal& rehearsal, std::size_t steps, const Machine& machine,
+                    const Speeds& speeds) {
   std::string text = fmt::format("verdict: ok; {} steps, {} allowed (head, query, key) triples\n",
                                  steps, rehearsal.pairs_total());
   text += fmt::format("forecast: {:.6f} s on {}\n", rehearsal.forecast_seconds(), machine.title());
-  text += fmt::format("{:>6} {:>16} {:>16} {:>20} {:>12} {:>12}\n", "rank", "bytes sent",
-                      "memory bytes", "pairs", "compute s", "wait s");
+  const bool equal = speeds.equal();
+  text += fmt::format("{:>6} {:>16} {:>16} {:>20} {:>12} {:>12}{}\n", "rank", "bytes sent",
+                      "memory bytes", "pairs", "compute s", "wait s", equal ? "" : "    speed");
   constexpr std::size_t kShown = 64;
   const std::size_t ranks = rehearsal.bytes_sent.size();
   for (std::size_t r = 0; r < std::min(ranks, kShown); ++r) {
-    text += fmt::format("{:>6} {:>16} {:>16} {:>20} {:>12.6f} {:>12.6f}\n", r,
+    text += fmt::format("{:>6} {:>16} {:>16} {:>20} {:>12.6f} {:>12.6f}{}\n", r,
                         rehearsal.bytes_sent[r], rehearsal.memory_bytes[r], rehearsal.pairs[r],
-                        rehearsal.compute_seconds[r], rehearsal.wait_seconds[r]);
+                        rehearsal.compute_seconds[r], rehearsal.wait_seconds[r],
+                        equal ? "" : fmt::format(" {:>8.4g}", speeds.of(static_cast<int>(r))));
   }
   if (ranks > kShown) {
     text += fmt::format("   ... and {} more ranks (--json has them all)\n", ranks - kShown);
@@ -67,6 +71,7 @@ Exit plan_command(const std::vector<std::string>& arguments) {
   namespace po = boost::program_options;
   po::options_description options("dattn plan: proves and prices a plan, without MPI or data");
   options.add(problem_options()).add(compensate_option()).add(split_options()).add(hosts_option());
+  options.add(speeds_option());
   po::options_description own("Plan");
   own.add_options()                                                               //
       ("ranks", po::value<Positive>()->required(), "how many ranks to plan for")  //
@@ -95,6 +100,7 @@ Exit plan_command(const std::vector<std::string>& arguments) {
   Task task = make_task(values);
   refuse_same_file(task.input_files, std::span(&json_path, 1));
   task.wish.hosts = hosts_from(task.hosts, static_cast<int>(ranks), {});
+  task.wish.speeds = speeds_from(task.rank_speeds, static_cast<int>(ranks));
   const Setting setting{task,
                         std::vector<int>(static_cast<std::size_t>(ranks), threads),
                         false,
@@ -120,7 +126,7 @@ Exit plan_command(const std::vector<std::string>& arguments) {
     if (!plan.front().note.empty()) text += "choice: " + plan.front().note + "\n";
     if (!rehearsals.back().fault) {
       text += hosts_line(choice, rehearsals.back());
-      text += figures(rehearsals.back(), count, machine);
+      text += figures(rehearsals.back(), count, machine, task.wish.speeds);
     }
     if (values.count("print") != 0) {
       for (const Program& program : plan) text += dattn::text(program);

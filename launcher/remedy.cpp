@@ -40,10 +40,11 @@ std::optional<Choice> fitting(const Setting& setting) {
 }
 
 /// The setting on `hosts` hosts with `each` ranks, each like the first host of the job. Nothing if
-/// the job's hosts have unequal numbers of ranks, or --mesh or --hosts say how many ranks there
-/// are.
+/// the job's hosts have unequal numbers of ranks, or --mesh, --hosts or --rank-speeds say how many
+/// ranks there are.
 std::optional<Setting> spread_over(const Setting& setting, int hosts, int each) {
-  if (setting.task.wish.mesh || !setting.task.hosts.empty()) return {};
+  const Wish& wish = setting.task.wish;
+  if (wish.mesh || !setting.task.hosts.empty() || !wish.speeds.equal()) return {};
   Setting other = setting;
   const int threads = *std::max_element(setting.threads.begin(), setting.threads.end());
   other.threads.assign(static_cast<std::size_t>(hosts * each), threads);

@@ -8,6 +8,7 @@
 
 #include "launcher/hosts_report.hpp"
 #include "launcher/moved.hpp"
+#include "launcher/rank_speeds.hpp"
 #include "launcher/version.hpp"
 #include "parallel/pseudo_keys.hpp"
 
@@ -68,6 +69,26 @@ double gflops(const RunReport& report, Pass pass) {
   const double pair = pass == Pass::forward ? s.flops_per_pair() : s.backward_flops_per_pair();
   return static_cast<double>(report.rehearsal(pass).pairs_total()) * pair /
          median_seconds(report, pass) / 1e9;
+}
+
+/// Of the work, that of the rank that computes longest, over what it would have if all were at work
+/// as long.
+double largest_share(const Problem& problem, const Rehearsal& r) {
+  const Speeds& speeds = problem.speeds();
+  if (speeds.equal()) {
+    const Index mean = r.pairs_total() / problem.ranks();
+    const Index most = *std::max_element(r.pairs.begin(), r.pairs.end());
+    return mean == 0 ? 1.0 : static_cast<double>(most) / static_cast<double>(mean);
+  }
+  double longest = 0;
+  double speed = 0;
+  for (int rank = 0; rank < problem.ranks(); ++rank) {
+    const auto pairs = static_cast<double>(r.pairs[static_cast<std::size_t>(rank)]);
+    longest = std::max(longest, pairs / speeds.of(rank));
+    speed += speeds.of(rank);
+  }
+  const auto all = static_cast<double>(r.pairs_total());
+  return all == 0 ? 1.0 : longest * speed / all;
 }
 
 /// What a plan costs, into `j`.
@@ -145,16 +166,14 @@ std::string plan_line(const Choice& choice, const Rehearsal& r, Pass pass) {
   if (r.fault) {
     return fmt::format("{}: {} REFUSED: {}", what, choice.strategy->name, r.fault->text());
   }
-  const Index mean = r.pairs_total() / problem.ranks();
-  const Index most = *std::max_element(r.pairs.begin(), r.pairs.end());
   return fmt::format(
       "{}: {} over {} ranks (mesh {}), partition {}{}: {} messages, {} sent, memory at most {} a "
-      "rank, largest share of the work {:.3f} of the mean; proved",
+      "rank, largest share of the work {:.3f} of {}; proved",
       what, choice.strategy->name, problem.ranks(), problem.mesh().text(), problem.partition(),
       problem.prefetch() > 1 ? fmt::format(", {} stages ahead", problem.prefetch()) : "",
       r.messages, in_bytes(r.bytes_sent_total()),
       in_bytes(*std::max_element(r.memory_bytes.begin(), r.memory_bytes.end())),
-      mean == 0 ? 1.0 : static_cast<double>(most) / static_cast<double>(mean));
+      largest_share(problem, r), problem.speeds().equal() ? "the mean" : "what fits its speed");
 }
 
 std::string memory_line(const Choice& choice, const std::vector<Index>& slot_bytes) {
@@ -238,6 +257,8 @@ json plan_json(const Task& task, const Choice& choice, const std::vector<Rehears
          {"hosts", hosts_json(choice)},
          {"prefetch", choice.problem->prefetch()},
          {"verdict", wrong != rehearsals.end() ? "fault" : "ok"}};
+  const Speeds& speeds = choice.problem->speeds();
+  for (int r = 0; r < speeds.size(); ++r) j["rank_speeds"].push_back(speeds.of(r));
   if (wrong != rehearsals.end()) {
     j["fault"] = {{"pass", name_of(static_cast<Pass>(wrong - rehearsals.begin()))},
                   {"rank", wrong->fault->rank},
@@ -297,6 +318,7 @@ std::string heading(const RunReport& report) {
                                       : "float64",
       report.task->wish.wire == Wire::bf16 ? ", sums sent as bfloat16" : "");
   out += fmt::format("forecasts: {}\n", report.machine.title());
+  out += speeds_line(*report.task, report.choice->problem->speeds());
   for (const Pass pass : report.task->passes()) {
     out += plan_line(*report.choice, report.rehearsal(pass), pass) + "\n";
     out += hosts_line(*report.choice, report.rehearsal(pass));

@@ -10,6 +10,7 @@
 #include "launcher/job.hpp"
 #include "launcher/manifest.hpp"
 #include "launcher/output_file.hpp"
+#include "launcher/rank_speeds.hpp"
 #include "launcher/together.hpp"
 #include "launcher/values.hpp"
 
@@ -22,6 +23,7 @@ using comm::Communicator;
 po::options_description run_options() {
   po::options_description options("dattn run: computes attention over the ranks of an MPI job");
   options.add(problem_options()).add(compensate_option()).add(split_options()).add(hosts_option());
+  options.add(speeds_option());
   po::options_description work("Work");
   work.add_options()  //
       ("threads", po::value<Positive>(),
