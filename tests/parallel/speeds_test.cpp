@@ -152,9 +152,12 @@ TEST(Balanced, CutsKeysWithoutQueriesAsRanksAreFast) {
 
 TEST(Strategies, AreProvedAtAnySpeeds) {
   std::mt19937 bits(3);
-  const Shape shape{61, 61, 6, 3, 3, 4, 4};
   for (const Strategy& strategy : strategies()) {
-    for (const char* mask : {"causal", "window:9,2", "causal@0-1;window:3,0@2-5"}) {
+    for (const auto& [queries, keys, mask] :
+         {std::tuple{61, 61, "causal"}, std::tuple{61, 61, "window:9,2"},
+          std::tuple{61, 61, "causal@0-1;window:3,0@2-5"}, std::tuple{5, 5, "full"},
+          std::tuple{7, 61, "causal"}}) {
+      const Shape shape{queries, keys, 6, 3, 3, 4, 4};
       for (const int ranks : kRanks) {
         const Speeds speeds = speeds_at(ranks, bits, 1);
         for (const PartitionKind& partition : partition_kinds()) {
