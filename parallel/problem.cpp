@@ -85,7 +85,8 @@ struct Problem::Found {
   std::once_flag split_once;
   HeadSplit split;
   std::mutex placements_mutex;
-  std::map<std::vector<Index>, const Placement> placements;  ///< by speeds of members
+  /// By speeds of members or, if these are equal, their number.
+  std::map<std::vector<Index>, const Placement> placements;
 };
 
 Problem::Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view partition, Type type,
@@ -337,12 +338,11 @@ const Placement& Problem::placement(const std::vector<int>& group) const {
 }
 
 const Placement& Problem::placement(int members, const std::vector<Index>& speeds) const {
-  const std::vector<Index> known =
-      speeds.empty() ? std::vector<Index>(static_cast<std::size_t>(members), 1) : speeds;
+  const std::vector<Index> key = speeds.empty() ? std::vector<Index>{members} : speeds;
   const std::lock_guard lock(found_->placements_mutex);
-  const auto found = found_->placements.find(known);
+  const auto found = found_->placements.find(key);
   if (found != found_->placements.end()) return found->second;
-  return found_->placements.emplace(known, place_heads(shape_, *mask_, members, known))
+  return found_->placements.emplace(key, place_heads(shape_, *mask_, members, speeds))
       .first->second;
 }
 
