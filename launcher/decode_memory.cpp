@@ -33,7 +33,7 @@ class Settling {
     const Decoding& d = o_.decoding;
     const Index numbers = d.key_heads * d.d_qk + (d.values_in_keys ? 0 : d.value_heads * d.d_v);
     needs_[Use::inputs] = d.keys() / world_.size() * numbers * bytes_of(d.type);
-    if (!o_.slicing && d.masks.empty()) refuse_beyond(ranks);
+    if (d.masks.empty()) refuse_beyond(ranks);
     together(world_, [&] {
       needs_ = {};
       o_.slicing ? settle_slices() : settle_form();
@@ -172,6 +172,8 @@ class Settling {
         o_.decoding.keys() * (latent + o_.latent->d_rope) * bytes_of(o_.decoding.type);
     const std::vector<int> group = ranks_with_the_same_heads(world_.rank(), o_.slicing->slices);
     const Index rows = o_.decoding.queries * static_cast<Index>(o_.context.size());
+    needs_[Use::kernels] =
+        step_bytes(*o_.slicing, *o_.latent, o_.decoding, rows, heads, o_.threads);
     const Reduction of_slices(group, hosts_,
                               summed_over_slices(*o_.slicing, *o_.latent, o_.decoding, rows, heads),
                               o_.verify_wire);

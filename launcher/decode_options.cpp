@@ -150,14 +150,9 @@ std::vector<Index> context_of(const po::variables_map& values) {
 
 /// The tree of --prefix-tree, if it is given. Without --context it says `context`, too: what
 /// sequences have of their own.
-PrefixTree tree_of(const po::variables_map& values, bool sliced, std::vector<Index>& context) {
+PrefixTree tree_of(const po::variables_map& values, std::vector<Index>& context) {
   if (values.count("prefix-tree") == 0) return {};
   const std::string& words = values["prefix-tree"].as<std::string>();
-  if (sliced) {
-    throw Failure(Exit::usage,
-                  "--prefix-tree: forms that cut the latent read the cache sequence by sequence; "
-                  "take --form latent-sequence, latent-heads, latent-helix or latent-tree");
-  }
   const bool says_context = words.find("suffix=") != std::string::npos;
   if (says_context && !values["context"].defaulted()) {
     throw Failure(Exit::usage,
@@ -417,7 +412,7 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   }
   o.context = context_of(values);
   if (values.count("prefix-tree") != 0) o.prefix_tree = values["prefix-tree"].as<std::string>();
-  const PrefixTree tree = tree_of(values, sliced, o.context);
+  const PrefixTree tree = tree_of(values, o.context);
   o.steps = at_most("steps", values["steps"].as<Positive>().value, 1000000);
   o.warmup = at_most("warmup", values["warmup"].as<Count>().value, 1000000);
   o.threads = at_most("threads", values["threads"].as<Positive>().value, 1024);

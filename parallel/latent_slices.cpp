@@ -14,13 +14,13 @@
 #include "kernels/partial.hpp"
 #include "parallel/latent_parts.hpp"
 #include "parallel/latent_prefill.hpp"
+#include "parallel/latent_scores.hpp"
 #include "parallel/plan.hpp"
 
 namespace dattn {
 namespace {
 
-constexpr Index kTile = 1024;  ///< tokens whose partial scores go into one message
-constexpr Index kRows = 512;   ///< tokens whose rows are made at a time
+constexpr Index kRows = 512;  ///< tokens whose rows are made at a time
 
 double square(View<const float> x, Index row, Range dims) {
   double sum = 0;
@@ -55,9 +55,26 @@ std::vector<int> ranks_with_the_same_heads(int rank, int slices) {
 
 Index summed_over_slices(const Slicing& slicing, const LatentSizes& sizes, const Decoding& decoding,
                          Index rows, Index heads) {
-  const Index longest = *std::max_element(decoding.capacity.begin(), decoding.capacity.end());
-  const Index scores = slicing.exact ? decoding.queries * std::min(kTile, longest) : 0;
-  return heads * std::max(scores, rows * sizes.d_v);
+  const Index scores = slicing.exact ? most_scores(decoding, heads) : 0;
+  return std::max(scores, rows * heads * sizes.d_v);
+}
+
+Index step_bytes(const Slicing& slicing, const LatentSizes& sizes, const Decoding& decoding,
+                 Index rows, Index heads, int threads) {
+  const Index latent = (sizes.kv_rank + slicing.slices - 1) / slicing.slices;
+  const Index row = latent + sizes.d_rope;
+  const Index number = bytes_of(Type::f4);
+  // Queries before and behind W_UK, O, and the values.
+  const Index all = rows * heads * (sizes.d_qk() + row + latent + sizes.d_v) * number;
+  if (slicing.exact) {  // scores, and of each row and head the softmax so far
+    return all + most_scores(decoding, heads) * number + rows * heads * 4 * number;
+  }
+  Shape shape = absorbed_shape(sizes, rows, decoding.keys(), latent);
+  shape.query_heads = heads;
+  const bool narrow = decoding.type == Type::bf16;
+  return all + rows * heads * (row * bytes_of(decoding.type) + record_length(latent) * number) +
+         attend_bytes(shape, rows, heads, decoding.keys(), threads,
+                      narrow ? *chosen_isa().bf16 : *chosen_isa().f4);
 }
 
 LatentWeights in_basis(const LatentWeights& weights, const Slicing& slicing,
@@ -166,13 +183,13 @@ void SlicedDecoder<T>::calibrate(const LatentWeights& all, View<const float> cal
 }
 
 template <comm::Transport T>
-std::byte* SlicedDecoder<T>::rows_of(std::size_t sequence) {
-  return cache_.get() + decoding_.first(sequence) * row() * bytes_of(decoding_.type);
+std::byte* SlicedDecoder<T>::row_at(Index position) const {
+  return cache_.get() + position * row() * bytes_of(decoding_.type);
 }
 
 template <comm::Transport T>
 Index SlicedDecoder<T>::cache_bytes(std::span<const Index> lengths) const {
-  return std::accumulate(lengths.begin(), lengths.end(), Index{0}) * row() *
+  return std::accumulate(lengths.begin(), lengths.end(), decoding_.shared()) * row() *
          bytes_of(decoding_.type);
 }
 
@@ -187,20 +204,21 @@ void SlicedDecoder<T>::fill(std::span<const Index> lengths, const Hidden& hidden
   const Index model = sizes_.model;
   std::vector<float> x(static_cast<std::size_t>(kRows * model));
   std::vector<float> numbers(static_cast<std::size_t>(kRows * sizes_.row()));
-  for (std::size_t s = 0; s < lengths.size(); ++s) {
+  for (const Stretch& stretch : decoding_.stretches(lengths)) {
     for (int owner = 0; owner < transport_.size(); ++owner) {  // as a prefill makes them
-      const Run theirs = own_tokens(decoding_, s, lengths[s], transport_.size(), owner);
+      const Run theirs = own_positions(stretch.keys, transport_.size(), owner);
       for (Range some{0, 0}; some.end < theirs.count;) {
         some = {some.end, std::min(theirs.count, some.end + kRows)};
-        const Run tokens = theirs.part(some);
-        hidden(s, {tokens}, x.data());
+        const Run positions = theirs.part(some);
+        const Run tokens = stretch.tokens(positions);
+        hidden(stretch.sequence(), {tokens}, x.data());
         const View<float> c{numbers.data(), some.size(), 1, sizes_.row()};
         std::visit(
             [&](const auto& w) {
               latents(w, {x.data(), some.size(), 1, model}, c, work_);
             },
             weights_);
-        write_any(s, tokens, c);
+        write_any(positions, tokens, c);
       }
     }
   }
@@ -218,18 +236,18 @@ HandOver SlicedDecoder<T>::take(std::span<const std::byte> rows, std::span<const
   for (int peer = 0; peer < ranks; ++peer) {
     const Range cut = even_part(sizes_.kv_rank, slicing_.slices, peer % slicing_.slices);
     const std::byte* at = rows.data();
-    for (std::size_t s = 0; s < lengths.size(); ++s) {
+    for (const Stretch& stretch : decoding_.stretches(lengths)) {
       auto& sends = to[static_cast<std::size_t>(peer)];
-      const Index count = own_tokens(decoding_, s, lengths[s], ranks, transport_.rank()).count;
+      const Index count = own_positions(stretch.keys, ranks, transport_.rank()).count;
       if (count > 0) {
         sends.push_back({at + cut.begin * element, count, cut.size() * element, whole_row});
         sends.push_back({at + sizes_.kv_rank * element, count, rope, whole_row});
       }
       at += count * whole_row;
       auto& receives = from[static_cast<std::size_t>(peer)];
-      const Run theirs = own_tokens(decoding_, s, lengths[s], ranks, peer);
+      const Run theirs = own_positions(stretch.keys, ranks, peer);
       if (theirs.count == 0) continue;
-      std::byte* into = rows_of(s) + theirs.first * own_row;
+      std::byte* into = row_at(theirs.first);
       receives.push_back({into, theirs.count, own_row - rope, ranks * own_row});
       receives.push_back({into + own_row - rope, theirs.count, rope, ranks * own_row});
     }
@@ -240,23 +258,26 @@ HandOver SlicedDecoder<T>::take(std::span<const std::byte> rows, std::span<const
 
 template <comm::Transport T>
 void SlicedDecoder<T>::draw(std::span<const Index> lengths) {
-  for (std::size_t s = 0; s < lengths.size(); ++s) {
-    const Index count = lengths[s] * row();
-    decoding_.type == Type::bf16 ? draw_numbers(reinterpret_cast<BFloat16*>(rows_of(s)), count, s)
-                                 : draw_numbers(reinterpret_cast<float*>(rows_of(s)), count, s);
+  for (const Stretch& stretch : decoding_.stretches(lengths)) {
+    std::byte* to = row_at(stretch.keys.begin);
+    const Index count = stretch.keys.size() * row();
+    const auto seed = static_cast<std::uint64_t>(stretch.keys.begin);
+    decoding_.type == Type::bf16 ? draw_numbers(reinterpret_cast<BFloat16*>(to), count, seed)
+                                 : draw_numbers(reinterpret_cast<float*>(to), count, seed);
   }
 }
 
-/// Writes rows of the cache from latents before RMSNorm and keys before RoPE.
+/// Writes the rows of the cache at these positions from latents before RMSNorm and keys before
+/// RoPE; `tokens` are where they stand in a sequence.
 template <comm::Transport T>
-void SlicedDecoder<T>::write_any(std::size_t sequence, Run tokens, View<const float> c) {
-  decoding_.type == Type::bf16 ? write<BFloat16>(sequence, tokens, c)
-                               : write<float>(sequence, tokens, c);
+void SlicedDecoder<T>::write_any(const Run& positions, const Run& tokens, View<const float> c) {
+  decoding_.type == Type::bf16 ? write<BFloat16>(positions, tokens, c)
+                               : write<float>(positions, tokens, c);
 }
 
 template <comm::Transport T>
 template <class E>
-void SlicedDecoder<T>::write(std::size_t sequence, Run tokens, View<const float> c) {
+void SlicedDecoder<T>::write(const Run& positions, const Run& tokens, View<const float> c) {
   const LatentSizes& sizes = sizes_;
   std::vector<float> rms(static_cast<std::size_t>(c.rows));
   const bool of_slice = !slicing_.exact && slicing_.norm == Slicing::Norm::slice;
@@ -266,8 +287,8 @@ void SlicedDecoder<T>::write(std::size_t sequence, Run tokens, View<const float>
     const double mean = square(c, n, dims) / static_cast<double>(dims.size()) * factor * factor;
     rms[static_cast<std::size_t>(n)] = static_cast<float>(std::sqrt(mean + sizes.epsilon));
   }
-  E* to = reinterpret_cast<E*>(rows_of(sequence)) + tokens.first * row();
-  const View<E> rows{to, c.rows, 1, row(), tokens.step * row()};
+  E* to = reinterpret_cast<E*>(row_at(positions.first));
+  const View<E> rows{to, c.rows, 1, row(), positions.step * row()};
   std::visit([&](const auto& w) { cache_rows<E>(w, c, rms, {tokens}, rows); }, weights_);
 }
 
@@ -282,7 +303,9 @@ void SlicedDecoder<T>::make_queries(std::span<const Index> lengths, View<float> 
   const Index each = decoding_.queries;
   const Index d_qk = sizes_.d_qk();
   Runs positions;
-  for (const Index length : lengths) positions.push_back({length - each, each, 1});
+  for (std::size_t s = 0; s < lengths.size(); ++s) {
+    positions.push_back({decoding_.before(s) + lengths[s] - each, each, 1});
+  }
   std::vector<float> numbers(static_cast<std::size_t>(q.rows * heads.size() * d_qk));
   const View<float> all{numbers.data(), q.rows, heads.size(), d_qk};
   const View<float> made = all.only({own_.begin - heads.begin, own_.end - heads.begin});
@@ -334,7 +357,8 @@ LatentTimes SlicedDecoder<T>::step(std::span<const Index> lengths, View<const fl
   const View<const float> made = down_->latents();
   for (std::size_t s = 0; s < lengths.size(); ++s) {
     CHECK(each <= lengths[s] && lengths[s] <= decoding_.capacity[s], s, lengths[s]);
-    write_any(s, {lengths[s] - each, each, 1},
+    const Index fresh = lengths[s] - each;
+    write_any({decoding_.first(s) + fresh, each, 1}, {decoding_.before(s) + fresh, each, 1},
               made.part({static_cast<Index>(s) * each, static_cast<Index>(s + 1) * each}));
   }
   times.project += seconds_now() - down;
@@ -362,17 +386,10 @@ void SlicedDecoder<T>::attend(std::span<const Index> lengths, View<const float> 
   const Range heads = part_.heads;
   const Index each = decoding_.queries;
   const Index latent = part_.latent.size();
-  const auto part = [&](auto view, std::size_t s) {
-    view.data = view.at(static_cast<Index>(s) * each, 0);
-    view.rows = each;
-    return view;
-  };
+  const View<const E> rows{reinterpret_cast<const E*>(row_at(0)), decoding_.keys(), 1, row()};
   if (slicing_.exact) {
     std::vector<float> lse(static_cast<std::size_t>(q.rows * heads.size()));
-    for (std::size_t s = 0; s < lengths.size(); ++s) {
-      attend_exactly<E>(s, lengths[s], part(q, s), part(o, s),
-                        lse.data() + static_cast<Index>(s) * each * heads.size(), times);
-    }
+    attend_by_sums<E>(over_slices_, decoding_, lengths, q, rows, o, lse, work_, times);
     lse_ = gets().empty() ? std::vector<float>{} : std::move(lse);
     return;
   }
@@ -386,109 +403,27 @@ void SlicedDecoder<T>::attend(std::span<const Index> lengths, View<const float> 
   std::vector<float> records(static_cast<std::size_t>(q.rows * heads.size() * (latent + 2)));
   const View<float> sums{records.data(), q.rows, heads.size(), latent + 2};
   clear(sums);
-  for (std::size_t s = 0; s < lengths.size(); ++s) {
-    Shape shape = absorbed_shape(sizes, each, lengths[s], latent);
+  const View<const E> asking{own.data(), q.rows, heads.size(), row()};
+  for (const Stretch& stretch : decoding_.stretches(lengths)) {
+    if (stretch.keys.empty()) continue;
+    // What is shared all see whole, and meet in one product; what is a sequence's own up to itself.
+    const bool is_own = stretch.keys.begin >= decoding_.shared();
+    const Range some = rows_of(stretch, each);
+    Shape shape = absorbed_shape(sizes, some.size(), stretch.keys.size(), latent);
     shape.query_heads = heads.size();
     const Where where{shape,
                       {0, heads.size()},
                       {0, 1},
                       {0, 1},
-                      {{shape.first_query(), each, 1}},
-                      {{0, lengths[s], 1}}};
-    const View<const E> rows{reinterpret_cast<const E*>(rows_of(s)), lengths[s], 1, row()};
-    attend_latent<E>(part(View<const E>{own.data(), q.rows, heads.size(), row()}, s), rows,
-                     part(sums, s), where, *parse_mask("causal", shape), work_);
+                      {{is_own ? shape.first_query() : 0, some.size(), 1}},
+                      {{0, shape.keys, 1}}};
+    attend_latent<E>(asking.part(some), rows.part(stretch.keys), sums.part(some), where,
+                     *parse_mask(is_own ? "causal" : "full", shape), work_);
   }
   std::vector<float> lse(static_cast<std::size_t>(q.rows * heads.size()));
   finish(View<const float>(sums), std::span(o.data, static_cast<std::size_t>(o.size())),
          std::span(lse));
   times.attention.compute += seconds_now() - from;
-}
-
-/// Scores of all slices added up, tile by tile, then one softmax that is the same on all of them.
-template <comm::Transport T>
-template <class E>
-void SlicedDecoder<T>::attend_exactly(std::size_t sequence, Index length, View<const float> q,
-                                      View<float> o, float* lse, LatentTimes& times) {
-  const Index latent = part_.latent.size();
-  const Index rope = sizes_.d_rope;
-  const Index heads = q.heads;
-  const Index lanes = q.rows * heads;
-  if (lanes == 0) return;  // none of these slices' ranks has heads
-  const auto scale = static_cast<float>(work_.score.scale);
-  std::vector<float> tile(static_cast<std::size_t>(kTile * row()));
-  std::vector<float> scores(static_cast<std::size_t>(lanes * kTile));
-  std::vector<float> most(static_cast<std::size_t>(lanes), -std::numeric_limits<float>::infinity());
-  std::vector<double> sums(static_cast<std::size_t>(lanes), 0);
-  std::fill_n(o.data, o.size(), 0.0F);
-  const auto* rows = reinterpret_cast<const E*>(rows_of(sequence));
-  for (Range keys{0, 0}; keys.end < length;) {
-    keys = {keys.end, std::min(length, keys.end + kTile)};
-    double from = seconds_now();
-    for (Index i = 0; i < keys.size() * row(); ++i) {
-      tile[static_cast<std::size_t>(i)] = static_cast<float>(rows[keys.begin * row() + i]);
-    }
-    const auto product = [&](Index first, Index inner, bool add) {
-      return Product{.a = q.data + first,
-                     .a_stride = row(),
-                     .b = tile.data() + first,
-                     .b_stride = row(),
-                     .transposed = true,
-                     .c = scores.data(),
-                     .c_stride = keys.size(),
-                     .rows = lanes,
-                     .columns = keys.size(),
-                     .inner = inner,
-                     .add = add};
-    };
-    const Product of_latent[] = {product(0, latent, false)};
-    multiply(of_latent, work_);
-    times.attention.compute += seconds_now() - from;
-    const std::span some(scores.data(), static_cast<std::size_t>(lanes * keys.size()));
-    times.attention.wait += add_up(over_slices_, some, times);
-    from = seconds_now();
-    const Product of_position[] = {product(latent, rope, true)};  // whole on every slice
-    multiply(of_position, work_);
-    for (Index lane = 0; lane < lanes; ++lane) {
-      const Index query = length - q.rows + lane / heads;
-      const Index seen = std::clamp<Index>(query + 1 - keys.begin, 0, keys.size());
-      float* score = scores.data() + lane * keys.size();
-      float& m = most[static_cast<std::size_t>(lane)];
-      float tops = m;
-      for (Index i = 0; i < seen; ++i) tops = std::max(tops, score[i] *= scale);
-      float* sum = o.at(lane / heads, lane % heads);
-      if (tops > m) {
-        const float down = std::exp(m - tops);
-        sums[static_cast<std::size_t>(lane)] *= static_cast<double>(down);
-        for (Index d = 0; d < latent; ++d) sum[d] *= down;
-        m = tops;
-      }
-      double weights = 0;
-      for (Index i = 0; i < seen; ++i)
-        weights += static_cast<double>(score[i] = std::exp(score[i] - m));
-      std::fill(score + seen, score + keys.size(), 0.0F);
-      sums[static_cast<std::size_t>(lane)] += weights;
-    }
-    const Product of_values[] = {{.a = scores.data(),
-                                  .a_stride = keys.size(),
-                                  .b = tile.data(),
-                                  .b_stride = row(),
-                                  .c = o.data,
-                                  .c_stride = latent,
-                                  .rows = lanes,
-                                  .columns = latent,
-                                  .inner = keys.size(),
-                                  .add = true}};
-    multiply(of_values, work_);
-    times.attention.compute += seconds_now() - from;
-  }
-  for (Index lane = 0; lane < lanes; ++lane) {
-    float* sum = o.at(lane / heads, lane % heads);
-    const auto total = static_cast<float>(sums[static_cast<std::size_t>(lane)]);
-    for (Index d = 0; d < latent; ++d) sum[d] /= total;
-    lse[lane] = static_cast<float>(static_cast<double>(most[static_cast<std::size_t>(lane)]) +
-                                   std::log(sums[static_cast<std::size_t>(lane)]));
-  }
 }
 
 template class SlicedDecoder<comm::Communicator>;

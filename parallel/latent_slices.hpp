@@ -37,6 +37,10 @@ std::vector<int> ranks_with_the_same_heads(int rank, int slices);
 Index summed_over_slices(const Slicing& slicing, const LatentSizes& sizes, const Decoding& decoding,
                          Index rows, Index heads);
 
+/// Memory in bytes that a step takes on a rank beside weights and cache, at most, likewise.
+Index step_bytes(const Slicing& slicing, const LatentSizes& sizes, const Decoding& decoding,
+                 Index rows, Index heads, int threads);
+
 /// The weights folded, in the basis that the latent is cut in; `calibration` [tokens, model] is
 /// what a PCA basis is fitted to.
 LatentWeights in_basis(const LatentWeights& weights, const Slicing& slicing,
@@ -72,27 +76,25 @@ class SlicedDecoder {
   const LatentPart& part() const { return part_; }
   /// What the scores of this slice are multiplied by.
   double factor() const { return factor_; }
-  /// The rows of some tokens of a sequence, from the first on.
-  std::span<const std::byte> cached(std::size_t sequence, Index tokens) {
-    return {rows_of(sequence), static_cast<std::size_t>(tokens * row() * bytes_of(decoding_.type))};
+  /// The rows at these positions of the cache.
+  std::span<const std::byte> cached(Range positions) const {
+    return {row_at(positions.begin),
+            static_cast<std::size_t>(positions.size() * row() * bytes_of(decoding_.type))};
   }
-  /// Bytes of the rows that hold so many tokens of each sequence.
+  /// Bytes of the rows that hold the prefixes and so many tokens of each sequence.
   Index cache_bytes(std::span<const Index> lengths) const;
 
  private:
   void calibrate(const LatentWeights& all, View<const float> calibration);
   template <class E>
-  void write(std::size_t sequence, Run tokens, View<const float> c);
-  void write_any(std::size_t sequence, Run tokens, View<const float> c);
+  void write(const Run& positions, const Run& tokens, View<const float> c);
+  void write_any(const Run& positions, const Run& tokens, View<const float> c);
   void make_queries(std::span<const Index> lengths, View<float> q, LatentTimes& times);
   void put_out(View<const float> o, View<float> y, LatentTimes& times);
   template <class E>
   void attend(std::span<const Index> lengths, View<const float> q, View<float> o, LatentTimes& t);
-  template <class E>
-  void attend_exactly(std::size_t sequence, Index length, View<const float> q, View<float> o,
-                      float* lse, LatentTimes& t);
   Index row() const { return part_.latent.size() + sizes_.d_rope; }
-  std::byte* rows_of(std::size_t sequence);
+  std::byte* row_at(Index position) const;
 
   T& transport_;
   AllReduce<T> all_reduce_;

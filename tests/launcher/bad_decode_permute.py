@@ -65,9 +65,8 @@ def decode_cases(add):
                        ("levels=1x3,size=2", "nothing is called 'size'; the tree is written levels=GxL"), ("levels=1x0", "levels has '0'"),
                        ("levels=1x3,suffix=3", "suffix and --context say the same"), ("levels=1x512T", "levels has '512T'")):
         add(f"decode tree {words}", f"{small}--prefix-tree {words}", USAGE, f"--prefix-tree: .*{why}")
-    for form in ("exact", "tpla"):
-        add(f"decode tree of {form}", f"{latent}--form latent-{form} --prefix-tree levels=1x3", USAGE, "--prefix-tree: .*take --form latent-sequence")
     add("decode tree beyond memory", "decode --prefix-tree levels=1x1099511627776", MEMORY, "sequence needs .*iB.*has .*iB.*--prefix-tree")
+    add("decode tree of slices beyond memory", f"{latent}--form latent-exact --prefix-tree levels=1x1099511627776", MEMORY, "latent-exact needs .*iB.*has .*iB.*--prefix-tree")
     add("decode tree of files too short", files + "--prefix-tree levels=1x5 --steps 2 --warmup 1", INPUT, "7 tokens of Q.*where those of --prefix-tree.*are 8")
     add("decode DATTN_ISA", small, USAGE, "DATTN_ISA.*nonsense", environment={"DATTN_ISA": "nonsense"})
     add("decode Slurm tasks", small, USAGE, "srun.*--mpi=pmix", environment={"SLURM_NTASKS": "4"})

@@ -139,13 +139,22 @@ def cases():
     ):
         latent(form, ranks, "f4", new=new, context=some, tree=tree, twice=ranks == 3)
     latent("sequence", 4, "bf16", context=(2,) * 40, tree="levels=1x700:4x90", heads=8)
+    for form, ranks, new, tree in (  # slices, too
+        ("exact", 3, 2, "levels=1x21:2x30:6x3"),
+        ("exact", 8, 1, "levels=1x3:2x40x5,sizes=6:1x5"),
+        ("tpla", 1, 1, "levels=1x50"),
+        ("tpla", 4, 2, "levels=1x21:2x30:6x3"),
+        ("tpla", 5, 1, "levels=1x3:2x40x5,sizes=6:1x5"),
+    ):
+        latent(form, ranks, "f4", new=new, context=some, tree=tree, twice=ranks == 4)
+    latent("exact", 2, "bf16", context=(2,) * 40, tree="levels=1x700:4x180", heads=8)  # more scores than one message takes
     for where, ranks, new in (("after", 2, 16), ("before", 3, 1), ("before", 5, 2)):  # of the merge of Partials
         latent("sequence", ranks, ("f4", "bf16")[ranks % 2], new=new, more=("--values", where))
     for ranks in RANKS:
         latent("exact", ranks, "f4", new={4: 16, 5: 2, 7: 5}.get(ranks, 1))
         latent("exact", ranks, "bf16")
     for ranks, slices in ((4, 2), (8, 4), (6, 3), (4, 1)):
-        latent("exact", ranks, "f4", slices=slices, context=(1100, 7))  # more than a tile of keys
+        latent("exact", ranks, "f4", slices=slices, context=(1100, 7))
     for ranks, slices in ((2, 0), (4, 0), (3, 3), (8, 4), (1, 1), (5, 1)):
         latent("tpla", ranks, ("f4", "bf16")[ranks % 2], slices=slices, twice=ranks == 4, new={4: 16, 5: 5}.get(ranks, 1))
     for ranks in (1, 3, 5):  # as many slices as the ranks allow
@@ -196,6 +205,30 @@ def values_of(case):
     return "before" if saved > (case.ranks - 1) * case.heads * case.latent[2] * case.latent[5] * 4 else "after"
 
 
+def asking(case):
+    """Of each stretch of the cache in the last step: rows that see it, and its tokens."""
+    prefixes, suffixes = oracle.batch_parts(dict(part.split("=") for part in case.mask().partition(":")[2].split(",")))
+    return [(case.new * int(behind - first), int(tokens)) for first, behind, tokens in prefixes + suffixes if behind > first]
+
+
+def scores(case):
+    """Scores of a head: of each row and token that it sees; of new ones too that it does not."""
+    return sum(rows * tokens for rows, tokens in asking(case))
+
+
+def score_messages(case, heads):
+    """Messages of up to 2^18 scores; of 256 tokens at least, if a stretch has as many."""
+    most, messages, filled = 2**18, 0, 2**18
+    for rows, tokens in asking(case):
+        while tokens > 0:
+            least = min(tokens, 256)
+            if filled + rows * heads * least > most or messages == 0:
+                messages, filled = messages + 1, 0
+            some = min(tokens, max(least, (most - filled) // (rows * heads)))
+            tokens, filled = tokens - some, filled + rows * heads * some
+    return messages
+
+
 def traffic(case):
     """Bytes and messages of the last step, of all ranks."""
     rows, ranks = case.rows(), case.ranks
@@ -209,7 +242,7 @@ def traffic(case):
         messages += (ranks - 1) * min(ranks, -(-columns // 32))
     form = case.form.removeprefix("latent-")
     if form in ("exact", "tpla"):
-        slices, tile = slices_of(case), 1024
+        slices = slices_of(case)
         for group in range(ranks // slices if slices > 1 else 0):
             heads = len(even_part(case.heads, ranks // slices, group))
             if heads > 0:  # queries of some heads from each, values of all heads added up
@@ -218,9 +251,9 @@ def traffic(case):
                 messages += (slices - 1) * min(heads, slices) + slices
             if form == "tpla":
                 continue
-            # all-reduces of the scores of at most so many keys
-            sent += 2 * (slices - 1) * heads * case.new * sum(case.capacity()) * 4
-            messages += slices * sum(math.ceil(tokens / tile) for tokens in case.capacity()) * (heads > 0)
+            if heads > 0:
+                sent += 2 * (slices - 1) * heads * scores(case) * 4
+                messages += slices * score_messages(case, heads)
         return sent, messages
     d_qk, d_v = (case.latent[2] + case.latent[4], case.latent[2]) if case.latent else (case.d_qk, case.d_v)
     record = ((case.latent[5] if values_of(case) == "before" else d_v) + 2) * 4
@@ -252,7 +285,7 @@ def between_hosts(case):
     if case.form == "latent-exact":
         apart += elsewhere * case.rows() * case.heads * (nope + rope) * 4
         once += 2 * case.rows() * case.heads * value * 4
-        once += 2 * case.heads * case.new * sum(case.capacity()) * 4
+        once += 2 * case.heads * scores(case) * 4
     if case.form == "tree":
         once += 2 * case.rows() * case.heads * (case.d_v + 2) * 4
     sent = (hosts - 1) * once + apart

@@ -32,6 +32,8 @@ CASES = [
     ("sequence", 1, "f4", 2, (20,), 0, ()),
     ("sequence", 3, "f4", 2, (9, 0, 7, 3), 0, ("--prefix-tree", "levels=1x21:2x13x8:4x3")),
     ("heads", 4, "bf16", 1, (0, 5), 0, ("--prefix-tree", "levels=1x30")),
+    ("latent-tpla", 4, "f4", 2, (9, 0, 7, 3), 2, ("--prefix-tree", "levels=1x21:2x13x8:4x3")),
+    ("latent-exact", 2, "bf16", 1, (0, 5), 2, ("--prefix-tree", "levels=1x30")),
 ]
 
 

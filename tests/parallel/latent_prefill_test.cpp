@@ -180,8 +180,8 @@ TEST(LatentPrefill, IsCutForSlices) {
       const HandOver done = taken.take(prefill.rows(), kLengths);
       filled.fill(kLengths, hidden_of);
       for (std::size_t s = 0; s < kLengths.size(); ++s) {
-        const auto got = taken.cached(s, kLengths[s]);
-        const auto direct = filled.cached(s, kLengths[s]);
+        const auto got = taken.cached({d.first(s), d.first(s) + kLengths[s]});
+        const auto direct = filled.cached({d.first(s), d.first(s) + kLengths[s]});
         EXPECT_TRUE(std::equal(got.begin(), got.end(), direct.begin(), direct.end())) << s;
       }
       Index numbers_of_others = 0;
