@@ -86,6 +86,7 @@ class DecodeJob {
         layer.emplace(*o_.latent, weights(), o_.decoding, *o_.form, mesh_, world_, engine,
                       o_.weight_type, hosts_, o_.values);
       });
+      note_program(world_, layer->decoder().program());
       return decode_latent(*layer);
     }
     std::optional<Decoder<Communicator>> decoder;
@@ -113,7 +114,7 @@ class DecodeJob {
   }
 
   void prefill(const std::function<LatentWeights()>& made, const EngineOptions& engine) {
-    prefill_.emplace(world_, o_, made, weights(), hidden(), engine);
+    prefill_.emplace(world_, o_, made, weights(), hidden(), engine, hosts_);
   }
 
   LatentWeights random(Range heads) const {

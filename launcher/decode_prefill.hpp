@@ -16,7 +16,7 @@ class DecodePrefill {
   /// those of the model.
   DecodePrefill(comm::Communicator& world, const DecodeOptions& options,
                 const std::function<LatentWeights()>& weights, const MakeWeights& model,
-                const Hidden& hidden, const EngineOptions& engine);
+                const Hidden& hidden, const EngineOptions& engine, const Hosts& hosts);
 
   /// Collective: the layer takes the cache, in one exchange; the prefill's memory goes.
   template <class Layer>

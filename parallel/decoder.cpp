@@ -257,8 +257,8 @@ Decoder<T>::Decoder(const Decoding& decoding, const Strategy& form, std::optiona
 
 template <comm::Transport T>
 auto Decoder<T>::attends_ragged() const -> decltype(EngineOptions::attend) {
-  return [this](const Attend& step, const std::byte* q, std::byte* out, const Mask& mask,
-                const Work& work) {
+  return [this](const Attend& step, const std::byte* q, const std::byte*, std::byte* out,
+                const Mask& mask, const Work& work) {
     const Block& block = program().slots[static_cast<std::size_t>(step.q)].block;
     const auto as = [&]<class E>(E) {
       const View<const E> queries{reinterpret_cast<const E*>(q), block.row_count(),

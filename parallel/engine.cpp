@@ -200,7 +200,8 @@ struct Engine<T>::State {
     if (!parts.kernels) return;
     const double from = course.now();
     if (options.attend) {
-      options.attend(step, homes.memory(step.q), homes.own_memory(step.out), *mask, work());
+      options.attend(step, homes.memory(step.q), homes.memory(step.k), homes.own_memory(step.out),
+                     *mask, work());
     } else {
       attend_any(step);
     }

@@ -68,10 +68,11 @@ struct EngineOptions {
   /// comm::has_digest()
   bool verify_wire = false;
   std::function<void(std::size_t step)> progress = {};  ///< before each step, may be empty
-  /// In place of the kernels' attention, where keys do not lie as a Block: merges into the memory
-  /// of step.out what that of step.q has of them, under the mask.
-  std::function<void(const Attend& step, const std::byte* q, std::byte* out, const Mask& mask,
-                     const Work& work)>
+  /// In place of the kernels' attention, where keys do not lie as a Block, or are not yet what
+  /// queries meet: merges into the memory of step.out what that of step.q has of them, under the
+  /// mask. Rows of `k` are dense if the transport lends none.
+  std::function<void(const Attend& step, const std::byte* q, const std::byte* k, std::byte* out,
+                     const Mask& mask, const Work& work)>
       attend = {};
 };
 
@@ -79,7 +80,8 @@ struct EngineOptions {
 /// which tell one part's time from the other's, and leaves results undefined.
 struct RunParts {
   bool kernels = true;   ///< Attend and everything else that only this rank works on
-  bool messages = true;  ///< Send, Recv and Reduce
+  bool messages = true;  ///< Send, Recv and Reduce; without, a slot that has a home to itself and
+                         ///< is not borrowed still holds what the run before has received
   bool polling = true;   ///< messages may move while kernels work
 };
 

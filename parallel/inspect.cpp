@@ -181,7 +181,8 @@ class Inspector {
     const Block& k = block(step.k);
     const Block& v = block(step.v);
     const Block& out = block(step.out);
-    if (q.kind != Kind::Q || k.kind != Kind::K || v.kind != Kind::V || out.kind != Kind::O) {
+    const bool has_v = problem_.values_in_keys() ? step.v == step.k : v.kind == Kind::V;
+    if (q.kind != Kind::Q || k.kind != Kind::K || !has_v || out.kind != Kind::O) {
       return fault("attends with " + text(q) + ", " + text(k) + ", " + text(v) + ", " + text(out) +
                    " where Q, K, V, O are due");
     }

@@ -43,11 +43,6 @@ void convert(const float* from, Index count, E* to) {
 
 }  // namespace
 
-Run own_positions(Range keys, int ranks, int rank) {
-  const Index first = keys.begin + (rank - keys.begin % ranks + ranks) % ranks;
-  return {first, first < keys.end ? (keys.end - first + ranks - 1) / ranks : 0, ranks};
-}
-
 Run own_tokens(const Decoding& decoding, std::size_t sequence, Index length, int ranks, int rank) {
   const Index begin = decoding.first(sequence);
   const Run own = own_positions({begin, begin + length}, ranks, rank);
@@ -81,28 +76,37 @@ Index prefill_bytes(const LatentSizes& sizes, const Decoding& decoding,
 template <comm::Transport T>
 LatentPrefill<T>::LatentPrefill(const LatentSizes& sizes, LatentWeights weights,
                                 const Decoding& decoding, std::vector<Index> lengths, T& transport,
-                                EngineOptions options, Type weight_type)
+                                EngineOptions options, Type weight_type, const Hosts& hosts)
     : sizes_(sizes),
       weights_(stored(std::move(weights), weight_type)),
       decoding_(decoding),
       lengths_(std::move(lengths)),
       transport_(transport),
-      verifies_(options.verify_wire),
       work_(scaled({.threads = options.threads, .isa = options.isa, .workspace = &workspace_},
-                   sizes)) {
+                   sizes)),
+      keeps_(heads_at_once(sizes, decoding.type, transport.size()) < sizes.heads) {
   std::visit([&](const auto& w) { CHECK(w.part == whole(sizes), w.part.heads.end); }, weights_);
   CHECK(lengths_.size() == decoding.capacity.size(), lengths_.size(), decoding.capacity.size());
   for (std::size_t s = 0; s < lengths_.size(); ++s) {
     CHECK(0 <= lengths_[s] && lengths_[s] <= decoding.capacity[s], s, lengths_[s]);
   }
   stretches_ = decoding_.stretches(lengths_);
-  // Asked between tiles of kernels; a poll has its price even where nothing has come.
-  work_.poll = [this, every = options.poll_every, next = 0.0]() mutable {
-    const double now = seconds_now();
-    if (now < next) return;
-    next = now + every;
-    transport_.poll();
+  const auto has_token = [](const Stretch& stretch) { return !stretch.keys.empty(); };
+  if (std::none_of(stretches_.begin(), stretches_.end(), has_token)) return;
+  problem_.emplace(prefill_problem(decoding_, lengths_, sizes.row(), transport.size(), hosts));
+  Plan plan = prefill_plan(*problem_, keeps_);
+  program_ = std::move(plan[static_cast<std::size_t>(transport.rank())]);
+  options.score = work_.score;
+  options.attend = [this](const Attend& step, const std::byte*, const std::byte* k, std::byte*,
+                          const Mask&, const Work& work) {
+    const Block& block = program_.slots[static_cast<std::size_t>(step.k)].block;
+    const int owner = problem_->keys().owner(block.rows.front().begin);
+    decoding_.type == Type::bf16 ? meet<BFloat16>(k, owner, asking_, work)
+                                 : meet<float>(k, owner, asking_, work);
   };
+  engine_ = std::make_unique<Engine<T>>(*problem_, program_, transport, std::move(options));
+  static constexpr std::byte kNothing{};  // queries are ours, and nobody reads these
+  engine_->bind(program_.input(Kind::Q), &kNothing, sizes.row() * bytes_of(decoding_.type));
 }
 
 template <comm::Transport T>
@@ -133,8 +137,6 @@ void LatentPrefill<T>::make_as(const Hidden& hidden) {
   const View<E> rows{reinterpret_cast<E*>(rows_.data()), tokens, 1, sizes_.row()};
   const View<float> c_q{c_q_.data(), tokens, 1, sizes_.q_width()};
   std::vector<float> x(static_cast<std::size_t>(kRows * sizes_.model));
-  Work alone = work_;  // a rank may fail here: no other is heard
-  alone.poll = {};
   Index at = 0;
   for (const Stretch& stretch : stretches_) {
     const Run own = own_positions(stretch.keys, transport_.size(), transport_.rank());
@@ -146,8 +148,8 @@ void LatentPrefill<T>::make_as(const Hidden& hidden) {
       const Range here{at, at + some.size()};
       std::visit(
           [&](const auto& w) {
-            latent_rows<E>(w, from, positions, rows.part(here), alone);
-            compressed_queries(w, from, c_q.part(here), alone);
+            latent_rows<E>(w, from, positions, rows.part(here), work_);
+            compressed_queries(w, from, c_q.part(here), work_);
           },
           weights_);
     }
@@ -186,17 +188,17 @@ void LatentPrefill<T>::ask(Range heads) {
   }
 }
 
-/// The queries of some heads meet the keys of the tokens of `owner`, whose rows `block` has.
+/// The queries of some heads meet the keys of the tokens of `owner`, whose rows lie at `block`.
 template <comm::Transport T>
 template <class E>
-void LatentPrefill<T>::meet(std::span<const std::byte> block, int owner, Range asking_heads) {
+void LatentPrefill<T>::meet(const std::byte* block, int owner, Range asking_heads,
+                            const Work& work) {
   const int ranks = transport_.size();
   const Index tokens = tokens_of(transport_.rank());
   const Index most_keys = std::min(kKeys, tokens_of(owner));
   const Index most_heads = std::min(kHeads, asking_heads.size());
   constexpr bool kIsFloat = std::is_same_v<E, float>;
-  const View<const E> rows{reinterpret_cast<const E*>(block.data()), tokens_of(owner), 1,
-                           sizes_.row()};
+  const View<const E> rows{reinterpret_cast<const E*>(block), tokens_of(owner), 1, sizes_.row()};
   const View<const E> q{reinterpret_cast<const E*>(q_.data()), tokens, asking_heads.size(),
                         sizes_.d_qk()};
   const View<float> records{records_.data(), tokens, asking_heads.size(),
@@ -239,7 +241,7 @@ void LatentPrefill<T>::meet(std::span<const std::byte> block, int owner, Range a
         const View<float> k{keys.get(), at.count, heads.size(), sizes_.d_qk()};
         const View<float> v{values.get(), at.count, heads.size(), sizes_.d_v};
         const View<const E> from = rows.part({k_row + some.begin, k_row + some.end});
-        std::visit([&](const auto& w) { expand<E>(w, heads, from, k, v, work_); }, weights_);
+        std::visit([&](const auto& w) { expand<E>(w, heads, from, k, v, work); }, weights_);
         View<const E> narrow_k{narrow_keys.get(), k.rows, k.heads, k.dim};
         View<const E> narrow_v{narrow_values.get(), v.rows, v.heads, v.dim};
         if constexpr (kIsFloat) {
@@ -253,7 +255,7 @@ void LatentPrefill<T>::meet(std::span<const std::byte> block, int owner, Range a
           if (!sees(one)) continue;
           const Range mine{one.row, one.row + one.tokens.count};
           attend(q.part(mine).only(here), narrow_k, narrow_v, records.part(mine).only(here),
-                 {shape, heads, heads, heads, {one.tokens}, {at}}, *mask, work_);
+                 {shape, heads, heads, heads, {one.tokens}, {at}}, *mask, work);
         }
       }
     }
@@ -265,53 +267,28 @@ template <comm::Transport T>
 LatentTimes LatentPrefill<T>::run() {
   LatentTimes times;
   const double start = seconds_now();
-  const int ranks = transport_.size();
-  const int rank = transport_.rank();
-  const int right = (rank + 1) % ranks;
-  const int left = (rank + ranks - 1) % ranks;
-  const bool narrow = decoding_.type == Type::bf16;
-  const Index at_once = heads_at_once(sizes_, decoding_.type, ranks);
-  const bool keeps = at_once < sizes_.heads;
-  // Rows of the ranks to the left, hop by hop; where none are kept, two blocks take turns.
-  std::vector<std::vector<std::byte>> arrived(static_cast<std::size_t>(keeps ? ranks : 2));
-  const auto block = [&](int hop) -> std::vector<std::byte>& {
-    return arrived[static_cast<std::size_t>(keeps ? hop : hop % 2)];
-  };
-  y_.assign(static_cast<std::size_t>(tokens_of(rank) * sizes_.model), 0.0F);
-  for (Range heads{0, 0}; heads.end < sizes_.heads;) {
-    const bool turns = heads.end == 0;  // for the first heads the ring turns
-    heads = {heads.end, std::min(sizes_.heads, heads.end + at_once)};
+  const Index at_once = heads_at_once(sizes_, decoding_.type, transport_.size());
+  y_.assign(static_cast<std::size_t>(tokens_of(transport_.rank()) * sizes_.model), 0.0F);
+  if (engine_) engine_->bind(program_.input(Kind::K), std::span<const std::byte>(rows_));
+  while (engine_ && asking_.end < sizes_.heads) {
+    const bool is_first = asking_.end == 0;  // for these the ring turns
+    asking_ = {asking_.end, std::min(sizes_.heads, asking_.end + at_once)};
     double from = seconds_now();
-    narrow ? ask<BFloat16>(heads) : ask<float>(heads);
+    decoding_.type == Type::bf16 ? ask<BFloat16>(asking_) : ask<float>(asking_);
     times.project += seconds_now() - from;
-    for (int hop = 0; hop < ranks; ++hop) {
-      // The rows of the next rank to the left come in, while those before are computed.
-      const int owner = (rank + ranks - hop) % ranks;
-      const int next = (owner + ranks - 1) % ranks;
-      const std::span<const std::byte> held = hop == 0 ? rows_ : block(hop);
-      SealedMessages<T> messages(transport_, "latents of the prefill", verifies_);
-      if (turns && hop + 1 < ranks) {
-        std::vector<std::byte>& spare = block(hop + 1);
-        spare.resize(block_bytes(next));
-        if (!spare.empty()) messages.recv(comm::strips_of(std::span(spare)), left);
-        if (!held.empty()) {
-          messages.send(comm::strips_of(held), right);
-          times.bytes_sent += std::ssize(held);
-          ++times.messages;
-        }
-      }
-      from = seconds_now();
-      narrow ? meet<BFloat16>(held, owner, heads) : meet<float>(held, owner, heads);
-      const double met = seconds_now();
-      messages.wait();
-      times.envelopes += messages.envelopes();
-      times.attention.compute += met - from;
-      times.attention.wait += seconds_now() - met;
-    }
+    const RunTimes run = engine_->run({.messages = is_first});
+    times.attention.compute += run.compute;
+    times.attention.wait += run.wait;
+    times.attention.hidden += run.hidden;
+    times.bytes_sent += run.bytes_sent;
+    times.between_hosts += run.between_hosts;
+    times.messages += run.messages;
+    times.envelopes += run.envelopes;
     from = seconds_now();
-    put_out(heads);
+    put_out(asking_);
     times.project += seconds_now() - from;
   }
+  engine_.reset();
   c_q_ = {};
   q_ = {};
   records_ = {};

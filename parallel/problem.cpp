@@ -127,6 +127,24 @@ Problem Problem::caching(bool cached) const {
   return other;
 }
 
+Problem Problem::with_values_in_keys() const {
+  CHECK(shape_.key_heads == shape_.value_heads, shape_.key_heads, shape_.value_heads);
+  Problem other = *this;
+  other.values_in_keys_ = true;
+  return other;
+}
+
+Problem Problem::dealt(const Partition& tokens) const {
+  CHECK(shape_.queries == shape_.keys && tokens.tokens() == shape_.keys &&
+            tokens.ranks() == ranks(),
+        shape_.queries, shape_.keys, tokens.tokens(), tokens.ranks());
+  Problem other = *this;
+  other.queries_ = tokens;
+  other.keys_ = tokens;
+  other.found_ = std::make_shared<Found>();
+  return other;
+}
+
 Problem Problem::prefetching(int stages) const {
   CHECK(stages > 0, stages);
   Problem other = *this;

@@ -52,6 +52,10 @@ class Problem {
   Problem keeping(bool keeps) const;
   /// The same problem with cached() as given.
   Problem caching(bool cached) const;
+  /// The same problem with values_in_keys().
+  Problem with_values_in_keys() const;
+  /// The same problem of as many queries as keys, whose tokens are dealt so.
+  Problem dealt(const Partition& tokens) const;
   /// The same problem with prefetch() as given. @pre it is positive
   Problem prefetching(int stages) const;
   /// The same problem with compensate() as given. There is no backward pass of what compensates.
@@ -74,6 +78,9 @@ class Problem {
   /// Whether K and V lie wherever Programs start with them: a KV cache, which is written as these
   /// say. Else a rank starts with what it owns. Rows of queries are then in the order of positions.
   bool cached() const { return cached_; }
+  /// Whether V lies in K, or is made of it where K is read: an Attend names the slot of K for both,
+  /// and the V that Programs start with is empty.
+  bool values_in_keys() const { return values_in_keys_; }
   /// How many stages before it is computed the inputs of a stage may arrive: so many have slots
   /// beside the one that is computed.
   int prefetch() const { return prefetch_; }
@@ -168,6 +175,7 @@ class Problem {
   Wire wire_;
   bool keeps_ = false;
   bool cached_ = false;
+  bool values_in_keys_ = false;
   int prefetch_ = 1;
   Compensate compensate_ = Compensate::off;
   Hosts hosts_;
