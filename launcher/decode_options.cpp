@@ -26,7 +26,9 @@ std::vector<std::string> form_names() {
   for (const Strategy& form : decode_forms()) names.emplace_back(form.name);
   for (const Strategy& form : decode_forms())
     names.push_back(std::string(kLatent) + std::string(form.name));
-  for (const char* sliced : {"latent-exact", "latent-tpla"}) names.emplace_back(sliced);
+  for (const char* sliced : {"latent-exact", "latent-tpla", "exact", "tpla"}) {
+    names.emplace_back(sliced);
+  }
   return names;
 }
 
@@ -300,14 +302,16 @@ po::options_description decode_options() {
       ("value-dim", po::value<Positive>(), "numbers a head of V [as --head-dim]");
   po::options_description latent(
       "Latent attention (MLA); --model, --kv-rank or --weights asks for it");
-  latent.add_options()                                                                            //
-      ("model", word(model_names()), "the layer sizes of this model; what follows changes some")  //
-      ("hidden", po::value<Positive>(), "numbers of a token as it enters the layer")              //
-      ("q-rank", po::value<Count>(), "of compressed queries; 0: not compressed")                  //
-      ("kv-rank", po::value<Positive>(), "numbers of a latent")                                   //
-      ("nope-dim", po::value<Positive>(), "numbers of a head's query and key without position")   //
-      ("rope-dim", po::value<Positive>(), "with position")                                        //
-      ("v-dim", po::value<Positive>(), "numbers of a head's value")                               //
+  latent.add_options()  //
+      ("model", word(model_names()),
+       "the layer sizes of deepseek-v2-lite, deepseek-v3 or kimi-k2 (see dattn list); what follows "
+       "changes some")                                                                           //
+      ("hidden", po::value<Positive>(), "numbers of a token as it enters the layer")             //
+      ("q-rank", po::value<Count>(), "of compressed queries; 0: not compressed")                 //
+      ("kv-rank", po::value<Positive>(), "numbers of a latent")                                  //
+      ("nope-dim", po::value<Positive>(), "numbers of a head's query and key without position")  //
+      ("rope-dim", po::value<Positive>(), "with position")                                       //
+      ("v-dim", po::value<Positive>(), "numbers of a head's value")                              //
       ("weights", po::value<std::string>(),
        "the layer in files: PREFIX.json and PREFIX.NAME.npy, as dattn convert writes them; see "
        "README [generated]")  //
@@ -383,16 +387,17 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   if (o.weights) o.model = values["weights"].as<std::string>();
   if (values.count("model") != 0) o.model = values["model"].as<std::string>();
   std::string form = values["form"].as<std::string>();
-  const bool sliced = form == "latent-exact" || form == "latent-tpla";
+  const bool sliced = form.ends_with("exact") || form.ends_with("tpla");
+  const bool is_latent = sliced || form.starts_with(kLatent);
   o.form_name = o.latent && !form.starts_with(kLatent) ? std::string(kLatent) + form : form;
-  if (form.starts_with(kLatent)) {
+  if (is_latent) {
     if (!o.latent) {
       throw Failure(
           Exit::usage,
           "--form " + form +
               ": is of latent attention; give --model, --weights, or --kv-rank and --hidden");
     }
-    form.erase(0, kLatent.size());
+    if (form.starts_with(kLatent)) form.erase(0, kLatent.size());
   }
   o.form = sliced ? nullptr : find_decode_form(form);
   if (sliced) o.slicing = slicing_of(values, form == "exact", ranks);

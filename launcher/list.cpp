@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include "kernels/latent/sizes.hpp"
 #include "kernels/mask.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/output_file.hpp"
@@ -15,8 +16,8 @@ Exit list_command(const std::vector<std::string>& arguments) {
   const auto values = parse("dattn list", options, arguments);
   if (values.count("help") != 0) {
     write_text_file("-",
-                    "dattn list: strategies, partitions, masks and forms of decoding, with what "
-                    "each requires\n");
+                    "dattn list: strategies, partitions, masks, forms of decoding and sizes of "
+                    "layers, with what each requires\n");
     return Exit::ok;
   }
   std::string text = fmt::format("Strategies (--strategy; auto picks by forecast)\n");
@@ -26,6 +27,25 @@ Exit list_command(const std::vector<std::string>& arguments) {
   text += fmt::format("\nForms of decoding (dattn decode --form)\n");
   for (const Strategy& s : decode_forms()) {
     text += fmt::format("  {:<20} {}\n  {:<20} requires {}\n", s.name, s.summary, "", s.requires_);
+  }
+  for (const auto& [name, summary] :
+       {std::pair{"latent-exact",
+                  "each rank has some dims of each latent; partial scores are added up, then one "
+                  "softmax"},
+        std::pair{
+            "latent-tpla",
+            "each rank has some dims of each latent and a softmax of its own: APPROXIMATE"}}) {
+    text += fmt::format(
+        "  {:<20} {}\n  {:<20} requires latent attention; --slices that divide the "
+        "ranks\n",
+        name, summary, "");
+  }
+  text += fmt::format("\nLayers of latent attention (dattn decode --model)\n");
+  for (const LatentModel& m : latent_models()) {
+    const LatentSizes& s = m.sizes;
+    text += fmt::format(
+        "  {:<20} hidden {}, {} heads, q-rank {}, kv-rank {}, nope-dim {}, rope-dim {}, v-dim {}\n",
+        m.name, s.model, s.heads, s.q_rank, s.kv_rank, s.d_nope, s.d_rope, s.d_v);
   }
   text += fmt::format("\nPartitions (--partition; auto picks by forecast)\n");
   for (const PartitionKind& p : partition_kinds()) {

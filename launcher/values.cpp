@@ -241,7 +241,12 @@ void validate(boost::any& out, const std::vector<std::string>& texts, MeshSize*,
 }
 
 po::typed_value<std::string>* word(std::vector<std::string> names, std::string* store) {
-  return new WordOption(std::move(names), store);  // options_description takes ownership.
+  std::string all;
+  for (const std::string& name : names) all += (all.empty() ? "" : "|") + name;
+  auto* option = new WordOption(std::move(names), store);  // options_description takes ownership.
+  constexpr std::size_t kShort = 18;                       // a column of --help must hold it
+  if (all.size() <= kShort) option->value_name(all);
+  return option;
 }
 
 po::typed_value<std::vector<std::string>>* words(std::vector<std::string> names,

@@ -22,7 +22,7 @@ HIDDEN, HEADS, Q_RANK, KV_RANK, NOPE, ROPE, V = 24, 5, 20, 16, 8, 4, 8
 STEPS, WARMUP = 2, 1
 # form, ranks, dtype, new tokens, context, slices, further words
 CASES = [
-    ("sequence", 4, "f4", 1, (37, 0, 50), 0, ()),
+    ("sequence", 4, "f4", 1, (37, 0, 50), 0, ("--hosts", "0,1,0,1")),
     ("heads", 3, "bf16", 3, (37, 0, 50), 0, ()),
     ("heads", 7, "f4", 1, (40, 3), 0, ("--weights-dtype", "bf16")),  # ranks without heads
     ("helix", 4, "f4", 1, (61,), 0, ("--mesh", "2x2")),
@@ -75,6 +75,14 @@ def traffic(case):
     return (*ring, sent, messages)
 
 
+def between_hosts(case):
+    """Bytes of the ring between 0,1,0,1: it goes 0, 2, 1, 3, and to each rank all but what that had itself."""
+    if "--hosts" not in case[-1]:
+        return 0
+    counts, element = dealt(case), 2 if case[2] == "bf16" else 4
+    return (2 * sum(counts) - counts[0] - counts[1]) * (KV_RANK + ROPE) * element
+
+
 def run(start, folder, case, cache):
     form, ranks, dtype, new, context, slices, more = case
     line = f"decode --hidden {HIDDEN} --heads {HEADS} --q-rank {Q_RANK} --kv-rank {KV_RANK} --nope-dim {NOPE} --rope-dim {ROPE} --v-dim {V}"
@@ -96,6 +104,8 @@ def judge(start, case):
         require(prefill["check"]["bound"] == (8e-3 if case[2] == "bf16" else 1e-5), f"its bound is {prefill['check']['bound']}")
         found = tuple(prefill[key] for key in ("ring_bytes", "ring_messages", "hand_over_bytes", "hand_over_messages"))
         require(found == traffic(case), f"ring and exchange send {found}, not {traffic(case)}")
+        between = prefill["ring_bytes_between_hosts"]
+        require(between == between_hosts(case), f"the ring sends {between} bytes between hosts, not {between_hosts(case)}")
         require(report["cache"] == "prefill", f"cache is {report['cache']}")
     except Trouble as trouble:
         return str(trouble)
