@@ -10,9 +10,11 @@
 #include "kernels/attend_units.hpp"
 #include "kernels/check.hpp"
 #include "kernels/decode.hpp"
+#include "kernels/forward_panel.hpp"
 #include "kernels/packs.hpp"
 #include "kernels/panel.hpp"
 #include "kernels/partial.hpp"
+#include "kernels/patches.hpp"
 #include "kernels/readers.hpp"
 
 namespace dattn {
@@ -214,80 +216,29 @@ class Worker {
                   .k_row = pack.k_row};
     begun_[static_cast<std::size_t>(p)] = true;
     if (strange) {
-      strange_step(s, group, p, live, tile);
+      const std::span<const Index> row_of_lane = rows_of_panel(p);
+      forward_apart<T>(
+          kernel_, s, row_of_lane, tile.size(),
+          [&](std::size_t lane, std::vector<unsigned>& sees) {
+            live.mark(row_of_lane[lane], tile, 1u, sees.data());
+          },
+          [&](Index key) { return block_.v.at(tile.begin + key, group.value_head); });
     } else {
       kernel_.forward(s);
     }
   }
 
-  /// A lane that may not see a key weighs its value with 0, which does not keep NaN or infinity
-  /// out. So lanes that see the same keys are taken by themselves, the other keys' values being 0;
-  /// the weights, and the bits of everything finite, are those of the ordinary step.
-  void strange_step(ForwardStep s, const HeadGroup& group, Index p, const LiveRows& live,
-                    Range tile) {
-    const Index d_v = block_.v.dim;
-    const std::span<const Index> rows = rows_of_panel(p);
-    const auto lanes = static_cast<std::size_t>(lanes_);
-    const std::vector<float> m(s.m, s.m + lanes_);
-    const std::vector<double> l(s.l, s.l + lanes_);
-    const std::vector<float> o(s.o, s.o + lanes_ * d_v);
-    std::vector<float> result(o);
-    std::vector<float> m_after(m);
-    std::vector<double> l_after(l);
-    std::vector<T> values(static_cast<std::size_t>(tile.size() * d_v));
-    std::vector<unsigned> sees(static_cast<std::size_t>(tile.size()));
-    Buffer<std::byte> pack(block_.v_bytes());
-    for (std::size_t lane = 0; lane < lanes; ++lane) {
-      if (rows[lane] < 0) continue;
-      if (lane == 0 || rows[lane] != rows[lane - 1]) {
-        std::fill(sees.begin(), sees.end(), 0u);
-        live.mark(rows[lane], tile, 1u, sees.data());
-        std::fill(values.begin(), values.end(), T{});
-        for (Index j = 0; j < tile.size(); ++j) {
-          if (sees[static_cast<std::size_t>(j)] == 0) continue;
-          std::copy_n(block_.v.at(tile.begin + j, group.value_head), d_v, values.begin() + j * d_v);
-        }
-        kernel_.pack_v({values.data(), d_v, static_cast<int>(tile.size()), static_cast<int>(d_v),
-                        element_of<T>()},
-                       pack.get());
-        std::copy(m.begin(), m.end(), s.m);
-        std::copy(l.begin(), l.end(), s.l);
-        std::copy(o.begin(), o.end(), s.o);
-        s.v = pack.get();
-        kernel_.forward(s);
-      }
-      m_after[lane] = s.m[lane];
-      l_after[lane] = s.l[lane];
-      for (Index i = 0; i < d_v; ++i) {
-        const auto at = static_cast<std::size_t>(i * lanes_) + lane;
-        result[at] = s.o[at];
-      }
-    }
-    std::copy(m_after.begin(), m_after.end(), s.m);
-    std::copy(l_after.begin(), l_after.end(), s.l);
-    std::copy(result.begin(), result.end(), s.o);
-  }
-
   /// Merges what was found into the records of these lanes.
   void finish(Index lanes, View<float> out) const {
-    std::vector<float> keep(static_cast<std::size_t>(lanes_));
-    std::vector<float> add(keep.size());
-    std::vector<float*> row(keep.size());
+    std::vector<float*> records(static_cast<std::size_t>(lanes_));
     for (Index p = 0; p < panels_; ++p) {
       for (Index i = 0; i < lanes_; ++i) {
-        const auto lane = static_cast<std::size_t>(i);
         const auto at = static_cast<std::size_t>(p * lanes_ + i);
-        row[lane] = nullptr;
-        if (p * lanes_ + i >= lanes) continue;
-        float* record = out.at(row_of_[at], head_of_[at]);
-        const MergeWeights w = merge_head(kernel_.nats * m_[at], l_[at], record);
-        if (w.add == 0) continue;
-        keep[lane] = w.keep;
-        add[lane] = w.add;
-        row[lane] = record + 2;
+        records[static_cast<std::size_t>(i)] =
+            p * lanes_ + i < lanes ? out.at(row_of_[at], head_of_[at]) : nullptr;
       }
-      kernel_.give(o_.get() + p * lanes_ * block_.v.dim, static_cast<int>(block_.v.dim),
-                   keep.data(), add.data(), row.data());
+      merge_panel(kernel_, m_.data() + p * lanes_, l_.data() + p * lanes_,
+                  o_.get() + p * lanes_ * block_.v.dim, block_.v.dim, records);
     }
   }
 
@@ -439,8 +390,10 @@ Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index k
                         ? 0
                         : kForwardUnits * kDecodeLanes * std::min(query_heads, key_heads);
   const Index ordered = keys * (shape.d_qk + shape.d_v + 1) * 4 + 128;  // of one head
+  // Of what threads have, that of queries in patches or of the others, not both.
+  const Index patches = threads * attend_patches_bytes(shape, kernel) + queries * 16;
   return packs + ordered + (partials + threads * few) * record_length(shape.d_v) * 4 +
-         threads * worker;
+         std::max(threads * worker, patches);
 }
 
 }  // namespace dattn

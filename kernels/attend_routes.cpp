@@ -6,6 +6,7 @@
 #include "kernels/key_order.hpp"
 #include "kernels/panel.hpp"
 #include "kernels/partial.hpp"
+#include "kernels/patches.hpp"
 #include "kernels/readers.hpp"
 #include "kernels/residues.hpp"
 
@@ -63,6 +64,59 @@ void attend_by_readers(View<const T> q, View<const T> k, View<const T> v, View<f
   }
 }
 
+/// Neighbouring groups [groups.begin, groups.end) of as many heads each under one mask.
+std::vector<Range> bands_of(const Where& where, const Mask& mask,
+                            const std::vector<HeadGroup>& groups) {
+  std::vector<Range> bands;
+  const auto variant = [&](const HeadGroup& group) {
+    return mask.variant(where.query_heads.begin + group.heads.begin);
+  };
+  for (Index g = 0; g < std::ssize(groups); ++g) {
+    const HeadGroup& group = groups[static_cast<std::size_t>(g)];
+    if (!bands.empty()) {
+      const HeadGroup& before = groups[static_cast<std::size_t>(g - 1)];
+      if (variant(before) == variant(group) && before.heads.size() == group.heads.size()) {
+        bands.back().end = g + 1;
+        continue;
+      }
+    }
+    bands.push_back({g, g + 1});
+  }
+  return bands;
+}
+
+/// Head groups for which it pays take their queries in patches, the others as they lie.
+template <class T>
+void attend_by_patches(View<const T> q, View<const T> k, View<const T> v, View<float> out,
+                       const Where& where, const Mask& mask, const Work& work) {
+  const std::vector<HeadGroup> groups = head_groups(where, mask);
+  const auto first_of = groups.begin();
+  bool any = false;
+  std::vector<Range> lying;  // bands, neighbours joined
+  for (const Range band : bands_of(where, mask, groups)) {
+    const HeadGroup& first = groups[static_cast<std::size_t>(band.begin)];
+    const auto patches = patches_of(where, mask, where.query_heads.begin + first.heads.begin,
+                                    first.heads.size(), kernel_of<T>(work));
+    if (!patches) {
+      append(lying, 0, band);
+      continue;
+    }
+    any = true;
+    attend_patches(q, k, v, out, where, mask, work, *patches,
+                   {first_of + band.begin, first_of + band.end});
+  }
+  if (!any) return attend_by_readers(q, k, v, out, where, mask, work);
+  for (const Range band : lying) {
+    const HeadGroup& first = groups[static_cast<std::size_t>(band.begin)];
+    const HeadGroup& last = groups[static_cast<std::size_t>(band.end - 1)];
+    const Range heads{first.heads.begin, last.heads.end};
+    const Range key_heads{first.key_head, last.key_head + 1};
+    const Range value_heads{first.value_head, last.value_head + 1};
+    attend_by_readers(q.only(heads), k.only(key_heads), v.only(value_heads), out.only(heads),
+                      only_heads(where, heads, key_heads, value_heads), mask, work);
+  }
+}
+
 /// The residues of a mask that has a step, one by one.
 template <class T>
 void attend_by_residues(View<const T> q, View<const T> k, View<const T> v, View<float> out,
@@ -80,9 +134,9 @@ void attend_by_residues(View<const T> q, View<const T> k, View<const T> v, View<
     return;
   }
   const std::vector<Residue> residues = residues_of(where, mask);
-  if (residues.empty()) return attend_by_readers(q, k, v, out, where, mask, work);
+  if (residues.empty()) return attend_by_patches(q, k, v, out, where, mask, work);
   for (const Residue& r : residues) {
-    attend_by_readers(r.queries.of(q), r.keys.of(k), r.keys.of(v), r.queries.of(out), r.where, mask,
+    attend_by_patches(r.queries.of(q), r.keys.of(k), r.keys.of(v), r.queries.of(out), r.where, mask,
                       work);
   }
 }

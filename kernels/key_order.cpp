@@ -68,17 +68,21 @@ std::map<Index, std::vector<Range>> key_orders(const Where& where, const Mask& m
   return orders;
 }
 
-Where group_in_order(const Where& where, const HeadGroup& group, const std::vector<Range>& order) {
+Where only_heads(const Where& where, Range heads, Range key_heads, Range value_heads) {
   Where part = where;
   const auto only = [](Range all, Range local) {
     return Range{all.begin + local.begin, all.begin + local.end};
   };
-  part.query_heads = only(where.query_heads, group.heads);
-  part.key_heads = only(where.key_heads, {group.key_head, group.key_head + 1});
-  part.value_heads = only(where.value_heads, {group.value_head, group.value_head + 1});
-  if (where.key_weights.data != nullptr) {
-    part.key_weights = where.key_weights.only({group.key_head, group.key_head + 1});
-  }
+  part.query_heads = only(where.query_heads, heads);
+  part.key_heads = only(where.key_heads, key_heads);
+  part.value_heads = only(where.value_heads, value_heads);
+  if (where.key_weights.data != nullptr) part.key_weights = where.key_weights.only(key_heads);
+  return part;
+}
+
+Where group_in_order(const Where& where, const HeadGroup& group, const std::vector<Range>& order) {
+  Where part = only_heads(where, group.heads, {group.key_head, group.key_head + 1},
+                          {group.value_head, group.value_head + 1});
   if (order.empty()) return part;
   part.keys.clear();
   for (const Range range : order) {

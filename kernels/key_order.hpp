@@ -22,6 +22,9 @@ std::vector<Range> key_order(const Where& where, const Mask& mask, Index head);
 std::map<Index, std::vector<Range>> key_orders(const Where& where, const Mask& mask,
                                                const std::vector<HeadGroup>& groups);
 
+/// The part of a block that is some of its heads, counted from its first.
+Where only_heads(const Where& where, Range heads, Range key_heads, Range value_heads);
+
 /// The part of a block that is one head group, its keys in an order (empty: as they lie). The
 /// weights of keys are left as they lie.
 Where group_in_order(const Where& where, const HeadGroup& group, const std::vector<Range>& order);
