@@ -20,9 +20,6 @@
 namespace dattn {
 namespace {
 
-/// Bytes of packed keys and values that exist at a time, beside those of a single head.
-constexpr Index kPackBytes = Index{256} << 20;
-
 /// Bytes of live rows that a thread keeps.
 constexpr Index kLiveBytes = Index{4} << 20;
 
@@ -391,7 +388,7 @@ Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index k
                         : kForwardUnits * kDecodeLanes * std::min(query_heads, key_heads);
   const Index ordered = keys * (shape.d_qk + shape.d_v + 1) * 4 + 128;  // of one head
   // Of what threads have, that of queries in patches or of the others, not both.
-  const Index patches = threads * attend_patches_bytes(shape, kernel) + queries * 16;
+  const Index patches = attend_patches_bytes(shape, queries, keys, threads, kernel);
   return packs + ordered + (partials + threads * few) * record_length(shape.d_v) * 4 +
          std::max(threads * worker, patches);
 }

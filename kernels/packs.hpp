@@ -15,6 +15,9 @@
 
 namespace dattn {
 
+/// Bytes of packed keys and values that exist at a time, beside those of a single head.
+inline constexpr Index kPackBytes = Index{256} << 20;
+
 /// Whether all numbers of some rows are finite. In words of a cache line, which compilers turn into
 /// vectors: an exponent of all ones, and only that, carries into the place of the sign.
 template <class T>

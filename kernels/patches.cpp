@@ -6,8 +6,8 @@ namespace dattn {
 namespace {
 
 constexpr std::size_t kLeastSpans = 3;  // of a row on a grid
-constexpr Index kPackCost = 12;         // what a packed key takes, in pairs of a head
-constexpr double kLeastGain = 1.2;      // of computing and packing
+constexpr Index kStepCost = 10;         // what a step of a panel takes beside its pairs, in keys
+constexpr double kLeastGain = 1.2;      // of computing
 
 Index floored(Index a, Index b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 Index modulo(Index a, Index b) { return a - floored(a, b) * b; }
@@ -81,9 +81,8 @@ class Granules {
   std::vector<Range> touched_;
 };
 
-/// What a lane costs in pairs of a head where queries lie in the order of their positions.
-double cost_lying(const Line& line, Index query, Index rows_of_part, Index heads,
-                  const Kernel& kernel) {
+/// What a part of a panel computes, in keys, where queries lie in the order of their positions.
+Index cost_lying(const Line& line, Index query, Index rows_of_part, const Kernel& kernel) {
   Granules granules(kernel.granule);
   std::vector<Range> spans;
   const Index first = query / rows_of_part * rows_of_part;
@@ -91,97 +90,90 @@ double cost_lying(const Line& line, Index query, Index rows_of_part, Index heads
     line.spans(first + i, spans);
     for (const Range span : spans) granules.add(span);
   }
-  return static_cast<double>(granules.keys()) +
-         static_cast<double>(kPackCost) / static_cast<double>(heads);
+  return granules.keys();
 }
 
-/// The same in patches; `deep` are the rows (planes) that the block's queries have, at most.
-double cost_in(const Patches& p, const Line& line, Index query, Index rows_of_part, Index heads,
-               Index deep, const Kernel& kernel) {
+/// The same in patches; finds where strips of keys begin.
+Index cost_in(Patches& p, const Line& line, Index query, Index rows_of_part, const Kernel& kernel) {
   const Index across = p.width * p.height;
   const Index behind = p.plane != 0 ? p.plane : p.row;  // from one to the next of a strip's depth
-  const Index x = query % p.row / p.width * p.width;
+  const Index deep = std::max<Index>(1, rows_of_part / across);
   const Index y = p.plane != 0 ? query % p.plane / p.row / p.height * p.height : 0;
-  const Index of_unit = std::clamp<Index>(kPatchLanes / heads / across, 1, deep);
-  const Index of_part = std::min(of_unit, std::max<Index>(1, rows_of_part / across));
-  const Index first = std::max<Index>(0, query / behind - of_unit / 2) * behind + y * p.row + x;
-  Places places;
+  const Index first = query / behind * behind + y * p.row + query % p.row / p.width * p.width;
+  std::vector<Range> seen;
   std::vector<Range> spans;
-  const auto each_row = [&](Index count, const auto& f) {
-    for (Index d = 0; d < count; ++d) {
-      for (Index i = 0; i < p.height; ++i) {
-        for (Index j = 0; j < p.width; ++j) {
-          line.spans(first + d * behind + i * p.row + j, spans);
-          f();
-        }
-      }
+  for (Index d = 0; d < deep; ++d) {
+    for (Index i = 0; i < across; ++i) {
+      line.spans(first + d * behind + i / p.width * p.row + i % p.width, spans);
+      seen.insert(seen.end(), spans.begin(), spans.end());
+    }
+  }
+  const Ranges all = union_of(std::move(seen));
+  Index left = p.row;
+  Index top = behind;
+  for (const Range span : all) {
+    left = std::min(left, span.begin % p.row);
+    top = std::min(top, span.begin % behind / p.row);
+  }
+  p.earlier = modulo(-left, p.width);
+  p.above = modulo(-top, p.height);
+  // Strips as long as the grid is deep.
+  const Index length = (line.keys.count / behind + 1) * across / kernel.granule * kernel.granule;
+  Granules granules(kernel.granule);
+  std::vector<Index> strips;
+  for (const Range span : all) {
+    for (Index k = span.begin; k < span.end; ++k) {
+      const Index right = (k % p.row + p.earlier) % p.width;
+      const Index down = (k % behind / p.row + p.above) % p.height;
+      const Index place = (k / behind * p.height + down) * p.width + right;
+      strips.push_back(p.key_strip(k * p.step));
+      granules.add({strips.back() * length + place, strips.back() * length + place + 1});
+    }
+  }
+  std::sort(strips.begin(), strips.end());
+  const Index steps = std::unique(strips.begin(), strips.end()) - strips.begin();
+  return granules.keys() * rows_of_part / std::min(rows_of_part, deep * across) + steps * kStepCost;
+}
+
+template <class F>
+StripOrder order_of(const Runs& runs, const Patches& patches, const F& strip_of) {
+  StripOrder order;
+  order.ends.assign(static_cast<std::size_t>(patches.strips()) + 1, 0);
+  const auto each = [&](const auto& f) {
+    for (const Run& run : runs) {
+      for (Index i = 0; i < run.count; ++i) f(static_cast<std::size_t>(strip_of(run.at(i))));
     }
   };
-  each_row(of_unit, [&] { places.add(spans); });
-  places.number();
-  // A part in the middle of the unit would be the same.
-  Granules granules(kernel.granule);
-  each_row(of_part, [&] { places.each(spans, [&](Range seen) { granules.add(seen); }); });
-  const double lanes = static_cast<double>(of_part * across) / static_cast<double>(rows_of_part);
-  return static_cast<double>(granules.keys()) / std::min(1.0, lanes) +
-         static_cast<double>(kPackCost * places.size()) /
-             static_cast<double>(of_unit * across * heads);
+  each([&](std::size_t strip) { ++order.ends[strip + 1]; });
+  for (std::size_t i = 1; i < order.ends.size(); ++i) order.ends[i] += order.ends[i - 1];
+  order.rows.resize(static_cast<std::size_t>(order.ends.back()));
+  Index row = 0;
+  each([&](std::size_t strip) {
+    order.rows[static_cast<std::size_t>(order.ends[strip]++)] = row++;
+  });
+  return order;
 }
 
 }  // namespace
 
-void Places::clear() {
-  keys_.clear();
-  near_ = 0;
-}
-
-void Places::add(std::span<const Range> spans) {
-  if (spans.empty()) return;
-  // Rows come in the order of their positions, nearly always behind or among what there is.
-  auto at = keys_.begin() + static_cast<std::ptrdiff_t>(std::min(near_, keys_.size()));
-  if (at == keys_.end() || at->begin > spans[0].begin) {
-    at = std::upper_bound(keys_.begin(), keys_.end(), spans[0].begin,
-                          [](Index x, const Range& r) { return x <= r.end; });
-  }
-  bool first = true;
-  for (const Range span : spans) {
-    while (at != keys_.end() && at->end < span.begin) ++at;
-    if (first) near_ = static_cast<std::size_t>(at - keys_.begin());
-    first = false;
-    if (at == keys_.end() || at->begin > span.end) {
-      at = keys_.insert(at, span);
-      continue;
-    }
-    at->begin = std::min(at->begin, span.begin);
-    if (span.end <= at->end) continue;
-    at->end = span.end;
-    auto next = at + 1;
-    while (next != keys_.end() && next->begin <= at->end)
-      at->end = std::max(at->end, (next++)->end);
-    at = keys_.erase(at + 1, next) - 1;
-  }
-}
-
-void Places::number() {
-  place_.clear();
-  size_ = 0;
-  near_ = 0;
-  for (const Range range : keys_) {
-    place_.push_back(size_);
-    size_ += range.size();
-  }
-}
-
-Index Patches::strip(Index position) const {
+Index Patches::strip(Index position, Index right, Index down) const {
   const Index at = floored(position, step);
-  const Index x = modulo(at, row) / width;
-  const Index y = plane != 0 ? modulo(at, plane) / row / height : 0;
-  return y * ((row + width - 1) / width) + x;
+  const Index x = (modulo(at, row) + right) / width;
+  const Index y = plane != 0 ? (modulo(at, plane) / row + down) / height : 0;
+  return y * (row / width + 2) + x;
 }
 
 Index Patches::strips() const {
   const Index rows = plane != 0 ? plane / row : 1;
-  return (row + width - 1) / width * ((rows + height - 1) / height);
+  return (row / width + 2) * (rows / height + 2);
+}
+
+StripOrder order_of_queries(const Runs& queries, const Patches& patches) {
+  return order_of(queries, patches, [&](Index at) { return patches.query_strip(at); });
+}
+
+StripOrder order_of_keys(const Runs& keys, const Patches& patches) {
+  return order_of(keys, patches, [&](Index at) { return patches.key_strip(at); });
 }
 
 std::optional<Patches> patches_of(const Where& where, const Mask& mask, Index head, Index heads,
@@ -190,18 +182,21 @@ std::optional<Patches> patches_of(const Where& where, const Mask& mask, Index he
   const auto keys = line_of(where);
   if (!keys || heads > kPatchLanes || rows * heads <= kPatchLanes) return {};
   const Line line{mask, head, *keys};
-  const Index middle =
-      floored(part(where.queries, {rows / 2, rows / 2 + 1}).front().first, keys->step);
-  if (middle < 0) return {};
+  Index query = floored(part(where.queries, {rows / 2, rows / 2 + 1}).front().first, keys->step);
   std::vector<Range> spans;
-  line.spans(middle, spans);
-  const std::optional<Patches> grid = grid_of(spans);
-  if (!grid) return {};
+  std::optional<Patches> grid;
+  for (int i = 0; i < 2; ++i) {
+    if (query < 0) return {};
+    line.spans(query, spans);
+    grid = grid_of(spans);
+    if (!grid) return {};
+    // Once more in the middle of the rows (and planes): windows are shifted at their ends.
+    if (grid->plane != 0) query = query / grid->plane * grid->plane + grid->plane / 2;
+    query = query / grid->row * grid->row + grid->row / 2;
+  }
   const Index rows_of_part = std::max<Index>(1, kernel.lanes / kernel.parts / heads);
-  const Index deep =
-      (rows + std::max(grid->row, grid->plane) - 1) / std::max(grid->row, grid->plane);
   std::optional<Patches> best;
-  double least = cost_lying(line, middle, rows_of_part, heads, kernel) / kLeastGain;
+  double least = static_cast<double>(cost_lying(line, query, rows_of_part, kernel)) / kLeastGain;
   for (Index width = 1; width <= std::min(rows_of_part, grid->row); width *= 2) {
     const Index most =
         grid->plane == 0 ? 1 : std::min(rows_of_part / width, grid->plane / grid->row);
@@ -210,7 +205,7 @@ std::optional<Patches> patches_of(const Where& where, const Mask& mask, Index he
       patches.step = keys->step;
       patches.width = width;
       patches.height = height;
-      const double cost = cost_in(patches, line, middle, rows_of_part, heads, deep, kernel);
+      const auto cost = static_cast<double>(cost_in(patches, line, query, rows_of_part, kernel));
       if (cost >= least) continue;
       least = cost;
       best = patches;

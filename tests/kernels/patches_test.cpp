@@ -3,8 +3,6 @@
 
 #include <gmock/gmock.h>
 
-#include <cstring>
-
 #include "tests/kernels/variants.hpp"
 
 namespace dattn {
@@ -18,37 +16,15 @@ std::optional<Patches> patches(const Shape& shape, const std::string& words, con
                     shape.query_heads / shape.key_heads, kernel);
 }
 
-TEST(Places, NumberWhatRowsSeeWithoutGaps) {
-  Places places;
-  const std::vector<std::vector<Range>> rows{{{10, 14}, {30, 34}},
-                                             {{12, 15}, {32, 35}},
-                                             {{2, 3}},
-                                             {{15, 18}, {20, 22}, {60, 61}},
-                                             {{0, 40}},
-                                             {}};
-  std::vector<int> seen(100);
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    places.add(rows[i]);
-    for (const Range span : rows[i]) {
-      for (Index k = span.begin; k < span.end; ++k) seen[static_cast<std::size_t>(k)] = 1;
-    }
-    places.number();
-    std::vector<Index> key_at;
-    for (const Range range : places.keys()) {
-      for (Index k = range.begin; k < range.end; ++k) key_at.push_back(k);
-    }
-    ASSERT_EQ(std::ssize(key_at), places.size());
-    ASSERT_EQ(std::ssize(key_at), std::count(seen.begin(), seen.end(), 1));
-    for (std::size_t j = 0; j <= i; ++j) {
-      std::size_t at = 0;
-      places.each(rows[j], [&](Range found) {
-        const Range span = rows[j][at++];
-        EXPECT_EQ(key_at[static_cast<std::size_t>(found.begin)], span.begin);
-        EXPECT_EQ(key_at[static_cast<std::size_t>(found.end - 1)], span.end - 1);
-      });
-      EXPECT_EQ(at, rows[j].size());
-    }
-  }
+TEST(Patches, OrderRowsStripByStrip) {
+  Patches grid{.row = 6, .width = 4, .earlier = 2};
+  const StripOrder queries = order_of_queries({{0, 12, 1}}, grid);
+  EXPECT_THAT(queries.rows, testing::ElementsAre(0, 1, 2, 3, 6, 7, 8, 9, 4, 5, 10, 11));
+  const StripOrder keys = order_of_keys({{0, 12, 1}}, grid);
+  EXPECT_THAT(keys.rows, testing::ElementsAre(0, 1, 6, 7, 2, 3, 4, 5, 8, 9, 10, 11));
+  // A rank's rows, of which the first stands in the middle of the grid, and before it.
+  const StripOrder some = order_of_queries({{3, 4, 1}, {-2, 2, 1}}, grid);
+  EXPECT_THAT(some.rows, testing::ElementsAre(0, 3, 1, 2, 4, 5));
 }
 
 TEST(Patches, AreOfMasksWhoseRowsSeeAGrid) {
