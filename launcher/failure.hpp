@@ -18,7 +18,7 @@ enum class Exit : int {
   internal = 70,      ///< A bug in dattn: a broken precondition.
   corrupt = 74,       ///< Memory, the network or a file has other bytes than it had.
   timeout = 86,       ///< The watchdog ended a run that made no progress.
-  interrupted = 130,  ///< SIGINT or SIGTERM ended the run.
+  interrupted = 130,  ///< SIGINT, SIGTERM, SIGHUP or SIGXCPU ended the run.
 };
 
 /// Bytes that UTF-8 needs for the printable character at the front of `text`; 0 if there is none.

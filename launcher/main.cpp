@@ -64,7 +64,7 @@ constexpr std::string_view kInterrupted =
 /// neither has, so it is asked before.
 bool launched = false;
 
-/// SIGINT and SIGTERM. Under mpirun and srun it says nothing: they also send SIGTERM to those who
+/// SIGINT, SIGTERM, SIGHUP (a terminal that closes) and SIGXCPU (a limit on processor time). Under mpirun and srun it says nothing: they also send SIGTERM to those who
 /// are left when another rank has failed, and that rank's line is the one that counts.
 void interrupted(int) {
   dattn::remove_temporaries();
@@ -109,8 +109,12 @@ int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);
   std::signal(SIGPIPE, SIG_IGN);
   launched = early_rank() != nullptr;
-  std::signal(SIGINT, interrupted);
-  std::signal(SIGTERM, interrupted);
+  for (const int told_to_end : {SIGINT, SIGTERM, SIGHUP, SIGXCPU}) {
+    // nohup ignores SIGHUP before it starts this, and means it.
+    if (std::signal(told_to_end, interrupted) == SIG_IGN && told_to_end == SIGHUP) {
+      std::signal(SIGHUP, SIG_IGN);
+    }
+  }
   hold_standard_descriptors();
   try {
     const dattn::Exit code = dispatch({argv + 1, argv + argc});

@@ -25,10 +25,15 @@ namespace {
 }
 
 [[noreturn]] void refuse_errno(const std::string& path, const std::string& what, int error) {
-  const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
-  refuse(path, what + ": " + std::strerror(error) +
-                   (full ? "; fix: free space, or name a place with more room"
-                         : "; fix: check the path and its permissions"));
+  const char* fix = "check the path and its permissions";
+  if (error == ENOSPC || error == EDQUOT || error == EFBIG) {
+    fix = "free space, or name a place with more room";
+  } else if (error == EMFILE || error == ENFILE) {
+    fix = "allow more open files (ulimit -n)";
+  } else if (error == EPIPE || error == EBADF) {
+    fix = "let somebody read all of it, or send it to a file";
+  }
+  refuse(path, what + ": " + std::strerror(error) + "; fix: " + fix);
 }
 
 [[noreturn]] void bug(const std::string& path, const std::string& what) {

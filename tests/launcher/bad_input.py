@@ -817,13 +817,13 @@ def interrupted_alone(start, folder):
 
 
 def interrupted_while_writing(start, folder):
-    """The temporary goes with the process that is told to end."""
+    """The temporary goes with the process that is told to end, by a terminal that closes too."""
     words = "run --tokens 8K --heads 64 --head-dim 1 --value-dim 128 --mask window:0,0 --out O.npy"
     for _ in range(3):  # the moment is short: try again when the file was complete before the signal
         process = start.start(start.line(words.split()), ONE_THREAD, cwd=folder.path)
         writing = lambda: any(folder.path.glob("O.npy.tmp.*"))
         jobs.wait_for(lambda: writing() or process.poll() is not None, 60)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGHUP)
         _, said = process.communicate(timeout=60)
         if process.returncode == 0:
             (folder.path / "O.npy").unlink()
