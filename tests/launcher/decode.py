@@ -262,7 +262,7 @@ def traffic(case):
         heads = len(even_part(case.heads, columns, column))
         if form == "tree":
             sent += 2 * (tokens - 1) * rows * heads * record
-            messages += tokens * (tokens > 1)
+            messages += tokens * (tokens > 1 and heads > 0)
         elif form != "heads":  # what the others make, and what they deliver
             sent += (tokens - 1) * rows * heads * (record + (d_qk * case.element() if form == "sequence" else 0))
             messages += (tokens - 1) * min(heads, tokens) * (2 if form == "sequence" else 1)
@@ -396,7 +396,7 @@ class Bench:
             require(report["check"]["bound"] is None, "there is a bound on what is approximate")
             require(1e-6 < report["check"]["error"] < 1, f"TPLA is {report['check']['error']} off")
             return
-        key = (case.dtype, case.new, case.context, case.latent, case.tree)
+        key = (case.dtype, case.new, case.context, case.heads, case.latent, case.tree)
         with self.lock:
             other, other_lse = self.y.setdefault(key, (y, lse))
         bound = 3e-2 if case.dtype == "bf16" else 2e-5

@@ -83,24 +83,26 @@ class Bench(decode.Bench):
 
     def judge_report(self, case, report):
         require(report["check"]["passed"] is True, f"check: {report['check']}")
-        owner, kept = [], []
+        owner, seen = [], []
         first = 0
         for tokens in case.capacity():
-            seen = self.allowed(case, tokens).any(axis=1)  # [heads, tokens]
-            kept.append(seen.reshape(case.key_heads, -1, tokens).any(axis=1))
+            seen.append(self.allowed(case, tokens).any(axis=1))  # [heads, tokens]
             owner.append(numpy.arange(first, first + tokens) % case.ranks)
             first += tokens
-        owner, kept = numpy.concatenate(owner), numpy.concatenate(kept, axis=1)
+        owner, seen = numpy.concatenate(owner), numpy.concatenate(seen, axis=1)
+        kept = seen.reshape(case.key_heads, -1, seen.shape[1]).any(axis=1)
         found = numpy.array(report["kv_tokens"])
         columns = decode.mesh_of(case)[1]
-        want = []
+        want = numpy.zeros_like(found)
         for rank in range(case.ranks):  # a row of ranks has the tokens of all of them, a column its heads
             own = owner // columns == rank // columns
-            mine = {h * case.key_heads // case.heads for h in decode.even_part(case.heads, columns, rank % columns)}
-            want.append([int(kept[h, own].sum()) if h in mine else 0 for h in range(case.key_heads)])
-        require(report["kv_tokens"] == want, f"tokens kept are {found.tolist()}, not {want}")
+            mine = [[] for _ in range(case.key_heads)]
+            for head in decode.even_part(case.heads, columns, rank % columns):
+                mine[head * case.key_heads // case.heads].append(head)
+            want[rank] = [(seen[heads].any(axis=0) & own).sum() for heads in mine]
+        require((found == want).all(), f"tokens kept are {found.tolist()}, not {want.tolist()}")
         width = (case.d_qk + case.d_v) * case.element()
-        require(report["kv_bytes"] == kept.sum() * width, f"{report['kv_bytes']} bytes, not {kept.sum() * width}")
+        require(report["kv_bytes"] == found.sum() * width, f"{report['kv_bytes']} bytes, not {found.sum() * width}")
         require(report["kv_bytes_rank"] == found.sum(axis=1).max() * width, "bytes of the rank that keeps most")
         require(report["kv_bytes"] <= report["kv_bytes_held"], "holds less than it keeps")
         if case.context == (400,):  # StreamingLLM's figure

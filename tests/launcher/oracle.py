@@ -31,15 +31,29 @@ class Head:
         self.key = head * key_heads // heads
 
 
+def parts(words, separator):
+    """What the separator parts, outside of parentheses."""
+    found, depth = [""], 0
+    for letter in words:
+        depth += (letter == "(") - (letter == ")")
+        if letter == separator and depth == 0:
+            found.append("")
+        else:
+            found[-1] += letter
+    return found
+
+
 def union(words, q, k, head):
-    return numpy.logical_or.reduce([intersection(part, q, k, head) for part in words.split("/")])
+    return numpy.logical_or.reduce([intersection(part, q, k, head) for part in parts(words, "/")])
 
 
 def intersection(words, q, k, head):
-    return numpy.logical_and.reduce([primitive(part, q, k, head) for part in words.split("+")])
+    return numpy.logical_and.reduce([primitive(part, q, k, head) for part in parts(words, "+")])
 
 
 def primitive(words, q, k, head):
+    if words.startswith("("):
+        return union(words[1:-1], q, k, head)
     name, _, text = words.partition(":")
     true = numpy.ones((q.shape[0], k.shape[1]), bool)
     named = {"stream": stream, "span": span, "s2": s2, "neighbor": neighbor, "batch": batch}
@@ -304,7 +318,7 @@ def gradient_errors(found, want, sizes, mask):
 
 
 def errors(o, lse, want_o, want_lse, large_scores=False):
-    """Relative Frobenius error of O, largest error of LSE; infinite where the empty rows differ.
+    """Relative Frobenius error of O, largest error of LSE; infinite where the empty rows differ, or NaN.
 
     The error of LSE is absolute. With `large_scores` it is relative above 1, because scores round
     in proportion to their size.
@@ -312,12 +326,14 @@ def errors(o, lse, want_o, want_lse, large_scores=False):
     empty = numpy.isneginf(want_lse)
     if (numpy.isneginf(lse) != empty).any() or (o[empty] != 0).any():
         return numpy.inf, numpy.inf
+    for found, want in ((o, want_o), (lse, want_lse)):
+        if (numpy.isnan(found) != numpy.isnan(want)).any():
+            return numpy.inf, numpy.inf
+    o, want_o, lse, want_lse = (numpy.where(numpy.isnan(x), 0, x) for x in (o, want_o, lse, want_lse))
     norm = numpy.linalg.norm(want_o) or 1.0
     o_error = numpy.linalg.norm(o.astype(numpy.float64) - want_o) / norm
     want = want_lse[~empty]
     distance = numpy.abs(lse[~empty].astype(numpy.float64) - want)
     if large_scores:
         distance /= numpy.maximum(1, numpy.abs(want))
-    lse_error = distance.max(initial=0)
-    # A NaN compares false with every bound, so it must not pass as small.
-    return tuple(numpy.inf if numpy.isnan(e) else float(e) for e in (o_error, lse_error))
+    return float(o_error), float(distance.max(initial=0))
