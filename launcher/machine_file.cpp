@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <stdexcept>
 
 #include "launcher/failure.hpp"
 #include "launcher/report.hpp"
@@ -184,6 +185,13 @@ MachineReport read_machine_file(const std::string& path) {
   for (const Type type : {Type::bf16, Type::f4, Type::f8}) {
     if (kernels_of(report, type, report.isa) == nullptr) {
       file.fail(fmt::format("\"kernels\" has no {} of {}", name_of(type), escaped(report.isa)));
+    }
+  }
+  for (const MachineReport::Kernels& k : report.kernels) {
+    try {
+      parse_machine(machine_of(report, k.type, k.isa).text());  // holds it to the same bounds
+    } catch (const std::invalid_argument& e) {
+      file.fail(e.what());
     }
   }
   return report;

@@ -2,7 +2,6 @@
 
 #include <array>
 #include <charconv>
-#include <cmath>
 #include <cstdio>
 #include <stdexcept>
 #include <utility>
@@ -33,6 +32,15 @@ std::string Machine::text() const {
   return words;
 }
 
+namespace {
+
+// Beyond these bounds, which no machine comes near, the times of a plan could overflow.
+constexpr double kMostSeconds = 1e6;
+constexpr double kLeastRate = 1;
+constexpr double kMostRate = 1e30;
+
+}  // namespace
+
 Machine parse_machine(std::string_view text, Machine base) {
   const std::array fields{std::pair{"latency", &base.latency},
                           std::pair{"bandwidth", &base.bandwidth},
@@ -54,14 +62,15 @@ Machine parse_machine(std::string_view text, Machine base) {
     double value = 0;
     const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), value);
     const bool read = error == std::errc{} && end == number.data() + number.size();
-    const bool zero_is_fine =
+    const bool of_seconds =
         field == &base.latency || field == &base.overhead || field == &base.net_latency;
-    if (field == nullptr || !read || !std::isfinite(value) || value < 0 ||
-        (value == 0 && !zero_is_fine)) {
+    const bool right = of_seconds ? value >= 0 && value <= kMostSeconds
+                                  : value >= kLeastRate && value <= kMostRate;
+    if (field == nullptr || !read || !right) {
       throw std::invalid_argument(
           "'" + std::string(part.substr(0, 40)) +
           "' is none of latency=S, bandwidth=B, rate=F, overhead=S, backward_rate=F, rows=B, "
-          "net_latency=S, net_bandwidth=B with a positive number");
+          "net_latency=S, net_bandwidth=B with 0 to 1e6 seconds, or 1 to 1e30 a second");
     }
     *field = value;
   }

@@ -307,7 +307,7 @@ def cases():
     for word in ("0", "-1", "1e9", "1000000000", "65537", "''"):
         add(f"plan for {word} ranks", f"plan --tokens 31 --ranks {word}", USAGE, "--ranks")
     add("plan without ranks", "plan --tokens 31", USAGE, "--ranks")
-    for word in ("nonsense", "latency", "latency=", "rate=0", "bandwidth=nan", "latency=-1", "rate=1e999", "latency=1;rate=2"):
+    for word in ("nonsense", "latency", "latency=", "rate=0", "bandwidth=nan", "latency=-1", "rate=1e999", "latency=1;rate=2", "rate=1e-300", "bandwidth=1e31", "latency=1e7"):
         add(f"machine {word}", f"{plan}--machine {word}", USAGE, "--machine")
     for name, why in (("folder", "not a regular file"), ("pipe", "not a regular file"), ("text", "not a JSON object"), ("good", '"version"')):
         add(f"machine in {name}", f"{plan}--machine {name}.json", INPUT, f"--machine '{name}.json': .*{why}")

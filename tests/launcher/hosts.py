@@ -82,6 +82,7 @@ def bad_files(starter, folder, good):
         "version": changed(lambda j: j.update(version=2)),
         "no link": changed(lambda j: j.pop("between")),
         "negative": changed(lambda j: j["between"].update(latency=-1)),
+        "tiny": changed(lambda j: j["kernels"][0].update(rate=1e-300)),
         "zero": changed(lambda j: j["between"].update(bandwidth=0)),
         "word": changed(lambda j: j["kernels"][0].update(rate="fast")),
         "huge": json.dumps(good).replace('"ranks": 2', '"ranks": 1e300'),

@@ -153,9 +153,10 @@ TEST(MachineWords, SetWhatTheyName) {
 
 TEST(MachineWords, ComplainInOneLine) {
   for (const char* words :
-       {"speed=1", "bandwidth", "bandwidth=", "bandwidth=0", "rate=0", "rate=-1", "latency=-1",
-        "rate=nan", "backward_rate=0", "rate=inf", "rate=1e999", "rate=1x", "rate=1 ", " rate=1",
-        ",", "rate=1,,rate=2", "=1", "rate==1", "rate=1=2"}) {
+       {"speed=1",    "bandwidth",      "bandwidth=", "bandwidth=0",     "rate=0",
+        "rate=-1",    "latency=-1",     "rate=nan",   "backward_rate=0", "rate=inf",
+        "rate=1e999", "rate=1e-300",    "rate=1x",    "rate=1 ",         " rate=1",
+        ",",          "rate=1,,rate=2", "=1",         "rate==1",         "rate=1=2"}) {
     try {
       parse_machine(words);
       ADD_FAILURE() << words;
