@@ -64,8 +64,9 @@ constexpr std::string_view kInterrupted =
 /// neither has, so it is asked before.
 bool launched = false;
 
-/// SIGINT, SIGTERM, SIGHUP (a terminal that closes) and SIGXCPU (a limit on processor time). Under mpirun and srun it says nothing: they also send SIGTERM to those who
-/// are left when another rank has failed, and that rank's line is the one that counts.
+/// SIGINT, SIGTERM, SIGHUP (a terminal that closes) and SIGXCPU (a limit on processor time). Under
+/// mpirun and srun it says nothing: they also send SIGTERM to those who are left when another rank
+/// has failed, and that rank's line is the one that counts.
 void interrupted(int) {
   dattn::remove_temporaries();
   if (!launched) {

@@ -144,8 +144,13 @@ class Relative final : public S2 {
     }
     const std::size_t first = out.size();
     const Index own = block_of(query);
-    for (Index block = block_of(keys.begin); block <= block_of(keys.end - 1); ++block) {
-      if (at(block - own)) append(out, first, intersect(keys, keys_of(block)));
+    const Index last = block_of(keys.end - 1);
+    for (Index block = block_of(keys.begin); block <= last;) {
+      const Index apart = block - own;
+      const bool seen = at(apart);
+      if (seen) append(out, first, intersect(keys, keys_of(block)));
+      const bool next_is_local = apart > -s.left && apart < s.right - 1;
+      block += seen && !next_is_local ? s.stride : 1;
     }
   }
   Cover cover(Index head, Range queries, Range keys) const override {
