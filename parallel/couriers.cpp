@@ -26,17 +26,25 @@ Ranges without(const Ranges& all, const Ranges& some) {
 Couriers::Couriers(const Problem& problem, const std::vector<int>& group,
                    const std::vector<Block>& owned, const std::vector<Block>& worked_on)
     : problem_(problem), group_(group), owned_(owned), worked_on_(worked_on) {
-  for (std::size_t member = 0; member < group.size(); ++member) {
+  for (std::size_t member = 0; member < group.size() && problem.relays(); ++member) {
     members_[host_of(member)].push_back(member);
   }
 }
 
 const Block& Couriers::straight(std::size_t owner, std::size_t member) {
-  return between(owner, member).straight.at(member);
+  if (relayed(owner, member)) return between(owner, member).straight.at(member);
+  const auto [found, fresh] = alone_.try_emplace({owner, member});
+  if (fresh) found->second = intersect(owned_[owner], worked_on_[member]);
+  return found->second;
 }
 
 const std::vector<Couriers::Hop>& Couriers::hops(std::size_t owner, std::size_t member) {
-  return between(owner, member).hops;
+  static const std::vector<Hop> kNone;
+  return relayed(owner, member) ? between(owner, member).hops : kNone;
+}
+
+bool Couriers::relayed(std::size_t owner, std::size_t member) const {
+  return problem_.relays() && host_of(owner) != host_of(member);
 }
 
 bool Couriers::stands_for_others(std::size_t owner, std::size_t member) {
@@ -53,7 +61,7 @@ Couriers::Host& Couriers::between(std::size_t owner, std::size_t member) {
     host.straight[one] = intersect(owned_[owner], worked_on_[one]);
     if (!host.straight[one].empty()) host.members.push_back(one);
   }
-  if (problem_.relays() && where != host_of(owner)) share(owner, host);
+  share(owner, host);
   return host;
 }
 

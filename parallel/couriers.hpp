@@ -40,6 +40,9 @@ class Couriers {
     std::map<std::size_t, Block> straight;  ///< by member
     std::vector<Hop> hops;
   };
+  /// Whether the two are on different hosts and these may have couriers.
+  bool relayed(std::size_t owner, std::size_t member) const;
+  /// @pre relayed
   Host& between(std::size_t owner, std::size_t member);
   void share(std::size_t owner, Host& host) const;
   int host_of(std::size_t member) const { return problem_.hosts().of(group_[member]); }
@@ -48,8 +51,9 @@ class Couriers {
   const std::vector<int>& group_;
   const std::vector<Block>& owned_;
   const std::vector<Block>& worked_on_;
-  std::map<int, std::vector<std::size_t>> members_;    ///< by host
-  std::map<std::pair<std::size_t, int>, Host> found_;  ///< by owner and host
+  std::map<int, std::vector<std::size_t>> members_;             ///< by host
+  std::map<std::pair<std::size_t, int>, Host> found_;           ///< by owner and host
+  std::map<std::pair<std::size_t, std::size_t>, Block> alone_;  ///< of all others, by both
 };
 
 }  // namespace dattn

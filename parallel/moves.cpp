@@ -102,6 +102,15 @@ Block owned(const Problem& problem, Kind kind, int rank) {
   return {kind, {0, heads_of(kind, problem.shape())}, rows};
 }
 
+bool owns_nothing(const Problem& problem, int rank) {
+  return problem.queries().rows(rank).empty() && problem.keys().rows(rank).empty();
+}
+
+bool own_nothing(const Problem& problem, const std::vector<int>& ranks) {
+  return std::all_of(ranks.begin(), ranks.end(),
+                     [&](int rank) { return owns_nothing(problem, rank); });
+}
+
 Inputs inputs(Writer& me) {
   const SlotId q = me.slot(owned(me.problem(), Kind::Q, me.rank()));
   const SlotId k = me.slot(owned(me.problem(), Kind::K, me.rank()));

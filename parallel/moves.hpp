@@ -66,6 +66,9 @@ class Writer {
 
 /// What `rank` owns of a tensor: all heads of its rows.
 Block owned(const Problem& problem, Kind kind, int rank);
+/// Whether `rank` owns neither queries nor keys, as most do where there are more ranks than tokens.
+bool owns_nothing(const Problem& problem, int rank);
+bool own_nothing(const Problem& problem, const std::vector<int>& ranks);
 
 /// The slots of a rank's own shards.
 struct Inputs {

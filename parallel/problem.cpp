@@ -214,6 +214,7 @@ std::vector<std::vector<std::vector<int>>> Problem::readers_of(const Partition& 
   for (int reader = 0; reader < ranks(); ++reader) {
     for (std::size_t g = 0; g < head_groups_.size(); ++g) {
       const Ranges& some = needed(reader, g);
+      if (some.empty()) continue;
       for (int owner = 0; owner < ranks(); ++owner) {
         if (!tokens.has_at(owner, some)) continue;
         found[static_cast<std::size_t>(owner)][g].push_back(reader);

@@ -481,6 +481,8 @@ class Pull {
 }  // namespace
 
 void pull_side(Writer& me, Pass pass, const Side& side, const AttendBackward& mine, SlotId out) {
+  // Where there are more ranks than tokens most own nothing: they need nobody, and nobody them.
+  if (owns_nothing(me.problem(), me.rank())) return;
   Pull(me, pass, side, mine, out).write();
 }
 

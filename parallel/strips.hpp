@@ -54,13 +54,19 @@ class Strips {
   struct Strip {
     Range heads;  ///< of queries
     bool packed = false;
-    // Rows by hop, where packed.
-    std::vector<Ranges> arriving, leaving, needed, needed_of_own;
+    // Where packed: rows by hop, and what rows single members need is found in.
+    std::vector<Ranges> arriving, leaving;
+    RingMembers ring;
   };
 
-  void pack(Strip& strip, const RingMembers& all) const;
-  /// Of `all` the heads of a strip, and if it is packed these rows by hop.
-  Block block(const Block& all, const Strip& strip, const std::vector<Ranges>& rows, int hop) const;
+  void pack(Strip& strip) const;
+  /// The place of the member `places` to the right of this one.
+  std::size_t place(int places) const;
+  /// Of `all` the heads of a strip, and if it is packed these rows.
+  Block block(const Block& all, const Strip& strip, const Ranges& rows) const;
+  /// The rows of one member that another needs, by their places to the right of this one; none, if
+  /// the strip is not packed.
+  Ranges needed_rows(const Strip& strip, int owner, int reader) const;
 
   const Problem& problem_;
   std::vector<int> ring_;

@@ -8,13 +8,17 @@
 namespace dattn {
 namespace {
 
-/// All ranks, those of a host side by side, so that one link of the ring leaves each host.
+/// All ranks that own anything, those of a host side by side, so that one link of the ring leaves
+/// each host. The others would only pass on what they do not need.
 std::vector<int> ring_of(const Problem& problem) {
-  return problem.hosts().side_by_side(problem.mesh().group(0, 0));
+  std::vector<int> ranks = problem.mesh().group(0, 0);
+  std::erase_if(ranks, [&](int rank) { return owns_nothing(problem, rank); });
+  return problem.hosts().side_by_side(std::move(ranks));
 }
 
 Program program(const Problem& problem, int rank) {
   return by_token(problem, rank, [&](Writer& me, const Inputs& in, SlotId out) {
+    if (owns_nothing(problem, rank)) return;
     circulate(me, ring_of(problem), in.q, in.k, in.v, out,
               [&](Kind kind, int member) { return owned(problem, kind, member); });
   });
@@ -22,6 +26,7 @@ Program program(const Problem& problem, int rank) {
 
 Program backward(const Problem& problem, int rank) {
   return by_token_backward(problem, rank, [&](Writer& me, const AttendBackward& mine) {
+    if (owns_nothing(problem, rank)) return;
     circulate_backward(me, ring_of(problem), mine,
                        [&](Kind kind, int member) { return owned(problem, kind, member); });
   });

@@ -25,6 +25,22 @@ bool keeps_by_head(const Problem& problem, const std::vector<int>& group) {
   return problem.keeps() && group.size() > 1;
 }
 
+/// Whether `rank` owns nothing and has no heads, or none of what its group owns: of many more ranks
+/// than tokens or heads nearly all, and then even to list what their group has takes long.
+bool is_idle(const Problem& problem, int rank, const std::vector<int>& group) {
+  if (!owns_nothing(problem, rank)) return false;
+  const auto members = static_cast<int>(group.size());
+  const auto here = static_cast<std::size_t>(place_in(group, rank));
+  return problem.placement(members).heads[here].empty() || own_nothing(problem, group);
+}
+
+Program idle(Writer& me) {
+  const Inputs in = inputs(me);
+  const Block none = owned(me.problem(), Kind::O, me.rank());
+  const SlotId out = me.slot(none);
+  return std::move(me).finish(in.q, in.k, in.v, out, none);
+}
+
 /// For people: how much the placement of heads by cost evens out.
 void note_placement(Writer& me, const std::vector<int>& group) {
   const Placement& placed = me.problem().placement(group);
@@ -85,6 +101,7 @@ Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& gro
 Program within_heads(const Problem& problem, int rank, const std::vector<int>& group,
                      const std::function<void(Writer&, const Inputs&, SlotId out)>& attend) {
   Writer me(problem, rank);
+  if (is_idle(problem, rank, group)) return idle(me);
   const auto here = static_cast<std::size_t>(place_in(group, rank));
   const Inputs in = inputs(me);
   const auto to_heads = [&](Kind kind, SlotId source) {
@@ -109,6 +126,7 @@ Program within_heads(const Problem& problem, int rank, const std::vector<int>& g
 Program within_heads_backward(const Problem& problem, int rank, const std::vector<int>& group,
                               const std::function<void(Writer&, const AttendBackward&)>& attend) {
   Writer me(problem, rank);
+  if (is_idle(problem, rank, group)) return std::move(me).finish(backward_inputs(me));
   const auto here = static_cast<std::size_t>(place_in(group, rank));
   const auto is_kept = [&](Kind kind) {
     return keeps_by_head(problem, group) && (kind == Kind::Q || kind == Kind::K || kind == Kind::V);

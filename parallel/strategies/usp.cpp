@@ -3,38 +3,68 @@
 // 2024) calls the two head-first and context-first placement.
 #include "parallel/strategies/usp.hpp"
 
+#include <functional>
+#include <map>
+#include <utility>
+
 #include "parallel/strategies/ulysses.hpp"
 
 namespace dattn {
 namespace {
 
+/// What the members of a ring start with, found once for each: rings ask for every hop.
+template <int heads>
+class HeldByHead {
+ public:
+  HeldByHead(const Problem& problem, int rank)
+      : problem_(problem),
+        here_(static_cast<std::size_t>(problem.mesh().coordinate(rank, heads))) {}
+
+  const Block& operator()(Kind kind, int member) {
+    const auto [found, fresh] = known_.try_emplace({kind, member});
+    if (fresh) {
+      const std::vector<int> group = problem_.mesh().group(member, heads);
+      found->second = exchange(problem_, kind, group).by_head[here_];
+    }
+    return found->second;
+  }
+
+ private:
+  const Problem& problem_;
+  std::size_t here_;
+  std::map<std::pair<Kind, int>, Block> known_;
+};
+
+/// The ranks of a ring, but those whose group owns nothing: they would only pass on.
+template <int ring, int heads>
+std::vector<int> ring_of(const Problem& problem, int rank) {
+  const Mesh& mesh = problem.mesh();
+  std::vector<int> ranks = mesh.group(rank, ring);
+  std::erase_if(ranks, [&](int member) { return own_nothing(problem, mesh.group(member, heads)); });
+  return ranks;
+}
+
 template <int ring, int heads>
 Program program(const Problem& problem, int rank) {
   const Mesh& mesh = problem.mesh();
-  const auto here = static_cast<std::size_t>(mesh.coordinate(rank, heads));
+  HeldByHead<heads> held(problem, rank);
   return within_heads(
       problem, rank, mesh.group(rank, heads), [&](Writer& me, const Inputs& in, SlotId out) {
         circulate(
-            me, mesh.group(rank, ring), in.q, in.k, in.v, out,
-            [&](Kind kind, int member) {
-              return exchange(problem, kind, mesh.group(member, heads)).by_head[here];
-            },
-            {}, [&](int member) { return mesh.group(member, heads); });
+            me, ring_of<ring, heads>(problem, rank), in.q, in.k, in.v, out, std::ref(held), {},
+            [&](int member) { return mesh.group(member, heads); });
       });
 }
 
 template <int ring, int heads>
 Program backward(const Problem& problem, int rank) {
   const Mesh& mesh = problem.mesh();
-  const auto here = static_cast<std::size_t>(mesh.coordinate(rank, heads));
+  HeldByHead<heads> held(problem, rank);
   return within_heads_backward(
       problem, rank, mesh.group(rank, heads), [&](Writer& me, const AttendBackward& mine) {
         circulate_backward(
-            me, mesh.group(rank, ring), mine,
-            [&](Kind kind, int member) {
-              return exchange(problem, kind, mesh.group(member, heads)).by_head[here];
-            },
-            {}, [&](int member) { return mesh.group(member, heads); });
+            me, ring_of<ring, heads>(problem, rank), mine, std::ref(held), {},
+            [&](int member) { return mesh.group(member, heads); });
       });
 }
 

@@ -196,4 +196,18 @@ inline std::vector<Index> needed_by_pieces(const Problem& problem, Pass pass) {
   return sent;
 }
 
+/// The next rank around a ring of those that own anything; of a rank that does not, or is the only
+/// one, itself.
+inline int right_neighbour(const Problem& problem, int rank) {
+  const auto owns = [&](int r) {
+    return !problem.queries().rows(r).empty() || !problem.keys().rows(r).empty();
+  };
+  if (!owns(rank)) return rank;
+  for (int places = 1; places < problem.ranks(); ++places) {
+    const int next = (rank + places) % problem.ranks();
+    if (owns(next)) return next;
+  }
+  return rank;
+}
+
 }  // namespace dattn
