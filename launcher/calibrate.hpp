@@ -28,6 +28,8 @@ struct KernelRates {
   double forward = 0;
   double backward = 0;
   double rows = 0;
+  double packs = 0;  ///< the same of rows of keys
+  Grain grain;
 };
 
 /// Collective: the same of these kernels only, of the slowest rank, on blocks that take some tens

@@ -73,6 +73,20 @@ struct File {
     return Link{number(value, "latency", 0), rate(value, "bandwidth")};
   }
 
+  /// Where a file of an earlier dattn has none.
+  double number_or(const json& in, const char* name, double least) const {
+    return in.contains(name) ? number(in, name, least) : least;
+  }
+  Grain grain(const json& in) const {
+    constexpr double kMost = 4096;
+    const double lanes = number_or(in, "lanes", 0);
+    const double granule = number_or(in, "granule", 1);
+    for (const double count : {lanes, granule}) {
+      if (count > kMost || count != std::floor(count)) fail("\"lanes\" or \"granule\" is no count");
+    }
+    return {static_cast<Index>(lanes), static_cast<Index>(granule)};
+  }
+
   json read() const {
     std::error_code error;
     if (!std::filesystem::is_regular_file(path, error)) {
@@ -115,7 +129,10 @@ json to_json(const MachineReport& report) {
                        {"dtype", name_of(k.type)},
                        {"rate", k.rates.forward},
                        {"backward_rate", k.rates.backward},
-                       {"rows", k.rates.rows}});
+                       {"rows", k.rates.rows},
+                       {"packs", k.rates.packs},
+                       {"lanes", k.rates.grain.lanes},
+                       {"granule", k.rates.grain.granule}});
   }
   return {{"version", kVersion},
           {"command", "machine"},
@@ -145,12 +162,13 @@ std::string text(const MachineReport& report) {
   };
   line("inside a host", report.links.inside, report.overlap.inside);
   line("between hosts", report.links.between, report.overlap.between);
-  out += fmt::format("{:<10} {:<6} {:>16} {:>16} {:>12}   GFLOP/s a rank, GB/s of rows\n",
-                     "kernels", "dtype", "forward", "backward", "rows");
+  out += fmt::format("{:<10} {:<6} {:>16} {:>16} {:>12} {:>12}   GFLOP/s a rank, GB/s of rows\n",
+                     "kernels", "dtype", "forward", "backward", "rows", "keys");
   for (const auto& k : report.kernels) {
-    out += fmt::format("{:<10} {:<6} {:>16.2f} {:>16.2f} {:>12}{}\n", k.isa, name_of(k.type),
+    out += fmt::format("{:<10} {:<6} {:>16.2f} {:>16.2f} {:>12} {:>12}{}\n", k.isa, name_of(k.type),
                        k.rates.forward / 1e9, k.rates.backward / 1e9,
                        k.rates.rows > 0 ? fmt::format("{:.1f}", k.rates.rows / 1e9) : "",
+                       k.rates.packs > 0 ? fmt::format("{:.1f}", k.rates.packs / 1e9) : "",
                        k.isa == report.isa ? "   in use" : "");
   }
   return out;
@@ -180,7 +198,8 @@ MachineReport read_machine_file(const std::string& path) {
     const std::string type = file.word(k, "dtype");
     if (type != "bf16" && type != "f4" && type != "f8") file.fail("\"dtype\" is unknown");
     read.type = type == "bf16" ? Type::bf16 : type == "f4" ? Type::f4 : Type::f8;
-    read.rates = {file.rate(k, "rate"), file.rate(k, "backward_rate"), file.number(k, "rows", 0)};
+    read.rates = {file.rate(k, "rate"), file.rate(k, "backward_rate"), file.number(k, "rows", 0),
+                  file.number_or(k, "packs", 0), file.grain(k)};
   }
   for (const Type type : {Type::bf16, Type::f4, Type::f8}) {
     if (kernels_of(report, type, report.isa) == nullptr) {
@@ -212,6 +231,8 @@ Machine machine_of(const MachineReport& report, Type type, const std::string& is
   machine.rate = kernel->rates.forward;
   machine.backward_rate = kernel->rates.backward;
   machine.rows = kernel->rates.rows;
+  machine.packs = kernel->rates.packs;
+  set_grain(machine, kernel->rates.grain);
   machine.name = fmt::format("{}, {} kernels", report.name, kernel->isa);
   return machine;
 }

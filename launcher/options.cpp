@@ -153,11 +153,11 @@ po::options_description split_options(bool with_strategy) {
        "has, in equal shares; plan: any number]")  //
       ("machine", po::value<std::string>()->default_value(""),
        "what the forecast assumes: a file that dattn machine has written; or some of latency=S, "
-       "bandwidth=B, rate=F, overhead=S, backward_rate=F [rate], rows=B [free], net_latency=S and "
-       "net_bandwidth=B (of a host's link to others, which its ranks share [as a rank's]), joined "
-       "by commas, S in seconds, B in bytes a second, F in operations a second; run measures what "
-       "is left out of the first three and, if anything, the backward rate, rows and the link "
-       "between hosts");
+       "bandwidth=B, rate=F, overhead=S, backward_rate=F [rate], rows=B [free], packs=B [rows], "
+       "lanes=N [0], granule=N [1], net_latency=S and net_bandwidth=B (of a host's link to others, "
+       "which its ranks share [as a rank's]), joined by commas, S in seconds, B in bytes a second, "
+       "F in operations a second; run measures what is left out of the first three and, if "
+       "anything, the backward rate, rows, packs, lanes, granule and the link between hosts");
   return options;
 }
 

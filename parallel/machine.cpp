@@ -2,6 +2,7 @@
 
 #include <array>
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <stdexcept>
 #include <utility>
@@ -19,6 +20,14 @@ std::string Machine::text() const {
   }
   if (rows > 0) {
     std::snprintf(line.data(), line.size(), ",rows=%.3g", rows);
+    words += line.data();
+  }
+  if (packs > 0) {
+    std::snprintf(line.data(), line.size(), ",packs=%.3g", packs);
+    words += line.data();
+  }
+  if (lanes > 0) {
+    std::snprintf(line.data(), line.size(), ",lanes=%.3g,granule=%.3g", lanes, granule);
     words += line.data();
   }
   if (net_latency >= 0) {
@@ -48,6 +57,9 @@ Machine parse_machine(std::string_view text, Machine base) {
                           std::pair{"overhead", &base.overhead},
                           std::pair{"backward_rate", &base.backward_rate},
                           std::pair{"rows", &base.rows},
+                          std::pair{"packs", &base.packs},
+                          std::pair{"lanes", &base.lanes},
+                          std::pair{"granule", &base.granule},
                           std::pair{"net_latency", &base.net_latency},
                           std::pair{"net_bandwidth", &base.net_bandwidth}};
   while (!text.empty()) {
@@ -64,13 +76,18 @@ Machine parse_machine(std::string_view text, Machine base) {
     const bool read = error == std::errc{} && end == number.data() + number.size();
     const bool of_seconds =
         field == &base.latency || field == &base.overhead || field == &base.net_latency;
+    // Whole numbers; all others are seconds or rates.
+    constexpr double kMostLanes = 4096;
+    const bool counts = field == &base.lanes || field == &base.granule;
     const bool right = of_seconds ? value >= 0 && value <= kMostSeconds
+                       : counts   ? value >= 1 && value <= kMostLanes && value == std::floor(value)
                                   : value >= kLeastRate && value <= kMostRate;
     if (field == nullptr || !read || !right) {
       throw std::invalid_argument(
           "'" + std::string(part.substr(0, 40)) +
           "' is none of latency=S, bandwidth=B, rate=F, overhead=S, backward_rate=F, rows=B, "
-          "net_latency=S, net_bandwidth=B with 0 to 1e6 seconds, or 1 to 1e30 a second");
+          "packs=B, lanes=N, granule=N, net_latency=S, net_bandwidth=B with 0 to 1e6 seconds, 1 to "
+          "1e30 a second, or 1 to 4096 lanes");
     }
     *field = value;
   }

@@ -11,26 +11,27 @@ constexpr Index kMostRowsBytes = Index{512} << 20;
 
 }  // namespace
 
-template <class Count>
-Index PairCounter::over_heads(std::map<Index, Last>& known, const Ranges& heads,
-                              const Ranges& query_rows, const Ranges& key_rows,
-                              const Count& count) {
-  Index sum = 0;
+template <class Answer, class Find, class Visit>
+void PairCounter::over_heads(LastOf<Answer>& known, const Ranges& heads, const Ranges& query_rows,
+                             const Ranges& key_rows, const Find& find, const Visit& visit) {
   for (const Range range : heads) {
     for (const auto& [head, times] : variants(problem_.mask(), range)) {
-      Last& last = known[problem_.mask().variant(head)];
+      Last<Answer>& last = known[problem_.mask().variant(head)];
       if (last.query_rows != query_rows || last.key_rows != key_rows) {
-        last = {query_rows, key_rows, count(head)};
+        last = {query_rows, key_rows, find(head)};
       }
-      sum += times * last.count;
+      visit(last.answer, times);
     }
   }
-  return sum;
 }
 
 Index PairCounter::count(const Ranges& heads, const Ranges& query_rows, const Ranges& key_rows) {
-  return over_heads(last_, heads, query_rows, key_rows,
-                    [&](Index head) { return count(head, query_rows, key_rows); });
+  Index sum = 0;
+  over_heads(
+      last_, heads, query_rows, key_rows,
+      [&](Index head) { return count(head, query_rows, key_rows); },
+      [&](Index pairs, Index times) { sum += times * pairs; });
+  return sum;
 }
 
 Index PairCounter::count(Index head, const Ranges& query_rows, const Ranges& key_rows) {
@@ -66,27 +67,82 @@ const RowSpans& PairCounter::spans(Index head, const Ranges& query_rows, const R
   return found->second;
 }
 
-Index PairCounter::row_bytes(Pass pass, const Ranges& heads, const Ranges& query_rows,
-                             const Ranges& key_rows) {
+Index PairCounter::query_bytes(Pass pass, const Ranges& heads, const Ranges& query_rows,
+                               const Ranges& key_rows) {
   const Shape& shape = problem_.shape();
   const auto per_row = [&](std::span<const Kind> kinds) {
     Index bytes = 0;
     for (const Kind kind : kinds) bytes += record_bytes(kind, shape, problem_.type());
     return bytes;
   };
-  const Index rows =  // that see a key, of all heads
-      over_heads(last_rows_, heads, query_rows, key_rows,
-                 [&](Index head) { return seeing(head, query_rows, key_rows); });
-  const Side queries = query_side(pass);
-  Index bytes = rows * (per_row(queries.inputs) + 2 * per_row(queries.sums));
-  const Side keys = key_side(pass);
-  for (const auto& [kinds, times] : {std::pair{keys.inputs, 1}, std::pair{keys.sums, 2}}) {
+  Index rows = 0;  // that see a key, of all heads
+  over_heads(
+      last_rows_, heads, query_rows, key_rows,
+      [&](Index head) { return seeing(head, query_rows, key_rows); },
+      [&](Index some, Index times) { rows += times * some; });
+  const Side side = query_side(pass);
+  return rows * (per_row(side.inputs) + 2 * per_row(side.sums));
+}
+
+Index PairCounter::key_bytes(Pass pass, const Ranges& heads, const Ranges& key_rows) const {
+  const Shape& shape = problem_.shape();
+  Index bytes = 0;
+  const Side side = key_side(pass);
+  for (const auto& [kinds, times] : {std::pair{side.inputs, 1}, std::pair{side.sums, 2}}) {
     for (const Kind kind : kinds) {
       bytes += times * size(key_rows) * size(heads_touched(kind, heads, shape)) *
                record_bytes(kind, shape, problem_.type());
     }
   }
   return bytes;
+}
+
+Extra PairCounter::extra(const Ranges& heads, const Ranges& query_rows, const Ranges& key_rows,
+                         const Machine& machine) {
+  // Of many ranks a rank's blocks are many, and small.
+  constexpr Index kSamples = 16;
+  constexpr Index kFewSamples = 4;
+  constexpr int kManyRanks = 64;
+  const Shape& shape = problem_.shape();
+  const Mask& mask = problem_.mask();
+  Extra sum;
+  over_heads(
+      last_extra_, heads, query_rows, key_rows,
+      [&](Index head) -> Extra {
+        const Runs queries = problem_.queries().positions(query_rows);
+        const Runs keys = problem_.keys().positions(key_rows);
+        // Heads that share keys lie side by side in a register, if they see the same.
+        const Index group = shape.query_heads / std::max(shape.key_heads, shape.value_heads);
+        const bool alike = mask.variant(head) == mask.variant(head / group * group);
+        return extra_pairs(mask, head, queries, keys, machine.grain(),
+                           alike ? std::min(group, size(heads)) : 1,
+                           problem_.ranks() > kManyRanks ? kFewSamples : kSamples);
+      },
+      [&](const Extra& one, Index times) {
+        sum.beside += static_cast<double>(times) * one.beside;
+        sum.masked += static_cast<double>(times) * one.masked;
+      });
+  return sum;
+}
+
+double PairCounter::seconds(Pass pass, const Ranges& heads, const Ranges& query_rows,
+                            const Ranges& key_rows, Index pairs, const Machine& machine) {
+  const Shape& shape = problem_.shape();
+  const bool forward = pass == Pass::forward;
+  const double of_pair = forward ? shape.flops_per_pair() / machine.rate
+                                 : shape.backward_flops_per_pair() / machine.backward();
+  auto taken = static_cast<double>(pairs);
+  if (machine.lanes > 0 && pairs < size(heads) * size(query_rows) * size(key_rows)) {
+    const Extra more = extra(heads, query_rows, key_rows, machine);
+    taken += more.beside + (forward ? kMaskedForward : kMaskedBackward) * more.masked;
+  }
+  double seconds = taken * of_pair;
+  if (machine.rows > 0) {
+    seconds += static_cast<double>(query_bytes(pass, heads, query_rows, key_rows)) / machine.rows;
+  }
+  const double packs = machine.packs > 0 ? machine.packs : machine.rows;
+  if (packs > 0) seconds += static_cast<double>(key_bytes(pass, heads, key_rows)) / packs;
+  return seconds;
 }
 
 Ranges heads_served(const Program& program, SlotId q, SlotId k, SlotId v, const Shape& shape) {

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "kernels/area.hpp"
+#include "parallel/kernel_work.hpp"
 #include "parallel/machine.hpp"
 #include "parallel/plan.hpp"
 
@@ -28,25 +29,15 @@ class PairCounter {
   /// Allowed pairs, summed over the query heads `heads`, between query rows and key rows.
   Index count(const Ranges& heads, const Ranges& query_rows, const Ranges& key_rows);
 
-  /// Bytes of rows that an Attend or an AttendBackward reads and writes, whatever pairs they make:
-  /// of query rows that see a key the inputs once and the sums twice, of all key rows likewise.
-  template <class Work>
-  Index row_bytes(const Program& program, const Work& work) {
-    return row_bytes(program.pass, heads_served(program, work, problem_.shape()),
-                     rows(program, work.q), rows(program, work.k));
-  }
-
-  /// Seconds of such a step, if it computes `pairs`, at the speed of its rank.
+  /// Seconds of an Attend or an AttendBackward of `pairs` allowed pairs: these, what is computed
+  /// beside them and what is masked (extra_pairs), and the rows that are read and written; at the
+  /// speed of its rank.
   template <class Work>
   double seconds(const Program& program, const Work& work, Index pairs, const Machine& machine) {
     if (pairs == 0) return 0;
-    const Shape& shape = problem_.shape();
-    const double at_rows =
-        machine.rows > 0 ? static_cast<double>(row_bytes(program, work)) / machine.rows : 0;
-    const double of_pairs = program.pass == Pass::forward
-                                ? shape.flops_per_pair() / machine.rate
-                                : shape.backward_flops_per_pair() / machine.backward();
-    return (static_cast<double>(pairs) * of_pairs + at_rows) / problem_.speeds().of(program.rank);
+    return seconds(program.pass, heads_served(program, work, problem_.shape()),
+                   rows(program, work.q), rows(program, work.k), pairs, machine) /
+           problem_.speeds().of(program.rank);
   }
 
   /// Allowed pairs that an Attend or an AttendBackward of `program` computes.
@@ -66,20 +57,34 @@ class PairCounter {
   Index seeing(Index head, const Ranges& query_rows, const Ranges& key_rows);
   /// Their spans, for keys that lie apart.
   const RowSpans& spans(Index head, const Ranges& query_rows, const Runs& keys);
-  Index row_bytes(Pass pass, const Ranges& heads, const Ranges& query_rows, const Ranges& key_rows);
+  /// Bytes of rows that kernels read and write whatever pairs they make: of query rows that see a
+  /// key, and of all key rows; the inputs once and the sums twice.
+  Index query_bytes(Pass pass, const Ranges& heads, const Ranges& query_rows,
+                    const Ranges& key_rows);
+  Index key_bytes(Pass pass, const Ranges& heads, const Ranges& key_rows) const;
+  /// Of all these heads.
+  Extra extra(const Ranges& heads, const Ranges& query_rows, const Ranges& key_rows,
+              const Machine& machine);
+  double seconds(Pass pass, const Ranges& heads, const Ranges& query_rows, const Ranges& key_rows,
+                 Index pairs, const Machine& machine);
 
   /// The last answer: ranks that differ in their heads only ask for it one after the other.
+  template <class Answer>
   struct Last {
     Ranges query_rows, key_rows;
-    Index count = 0;
+    Answer answer{};
   };
-  template <class Count>
-  Index over_heads(std::map<Index, Last>& known, const Ranges& heads, const Ranges& query_rows,
-                   const Ranges& key_rows, const Count& count);
+  template <class Answer>
+  using LastOf = std::map<Index, Last<Answer>>;  ///< by variant of the mask
+  /// visit(answer, how many heads it is for), variant by variant; `find(head)` finds it anew.
+  template <class Answer, class Find, class Visit>
+  void over_heads(LastOf<Answer>& known, const Ranges& heads, const Ranges& query_rows,
+                  const Ranges& key_rows, const Find& find, const Visit& visit);
 
   const Problem& problem_;
-  std::map<Index, Last> last_;                          ///< pairs, by variant of the mask
-  std::map<Index, Last> last_rows_;                     ///< rows that see a key, likewise
+  LastOf<Index> last_;       ///< pairs
+  LastOf<Index> last_rows_;  ///< rows that see a key
+  LastOf<Extra> last_extra_;
   std::map<std::tuple<Index, Ranges>, RowSpans> rows_;  ///< by (variant, query rows)
   Index rows_bytes_ = 0;
 };
