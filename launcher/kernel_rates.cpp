@@ -144,7 +144,7 @@ double query_row_rate(const Shape& like, int ranks, int threads, double rate, co
   return beyond(seen.seconds, seen.work / rate, shape.queries * heads.size() * row);
 }
 
-/// Of key rows, from a block of a key head where each row sees the few keys before it: what is left
+/// Of key rows, from a block of one head where each row sees the few keys before it: what is left
 /// of its time beside the pairs that are computed and the query rows. So all that goes with keys of
 /// which few rows see each is in it. One thread.
 template <class T>
@@ -157,20 +157,19 @@ double key_row_rate(const Shape& like, int ranks, double rate, double rows, cons
   Range heads;
   Shape shape = block_like(like, ranks, 1, like.flops_per_pair(), 2e9, heads);
   shape.queries = shape.keys = std::clamp<Index>(own, 1, kRows);
-  const Index group = shape.query_heads / std::max(shape.key_heads, shape.value_heads);
   const Runs all{{0, shape.keys, 1}};
   const MaskPtr mask = parse_mask(kMask, shape);
   const Type type = sizeof(T) == 2 ? Type::bf16 : Type::f4;
-  const Extra extra = extra_pairs(*mask, 0, all, all, grain_of(type, isa), group, kGroups);
+  const Extra extra = extra_pairs(*mask, 0, all, all, grain_of(type, isa), 1, kGroups);
   const double pairs =
       static_cast<double>(area(*mask, 0, all, all)) + extra.beside + kMaskedForward * extra.masked;
-  double known = static_cast<double>(group) * pairs * shape.flops_per_pair() / rate;
+  double known = pairs * shape.flops_per_pair() / rate;
   const auto item = static_cast<Index>(sizeof(T));
   const Index record = record_length(shape.d_v) * static_cast<Index>(sizeof(SumOf<T>));
   if (rows > 0) {
-    known += static_cast<double>(shape.queries * group * (shape.d_qk * item + 2 * record)) / rows;
+    known += static_cast<double>(shape.queries * (shape.d_qk * item + 2 * record)) / rows;
   }
-  const Rate seen = rate_of<T>(shape, {0, group}, Pass::forward, 1, isa, now, kMask);
+  const Rate seen = rate_of<T>(shape, {0, 1}, Pass::forward, 1, isa, now, kMask);
   return beyond(seen.seconds, known, shape.keys * (shape.d_qk + shape.d_v) * item);
 }
 

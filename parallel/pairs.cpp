@@ -9,6 +9,15 @@ namespace {
 /// Spans are kept until they take this much: masks of many spans a row would fill the memory.
 constexpr Index kMostRowsBytes = Index{512} << 20;
 
+/// Seconds in which a forward kernel asks a mask what a run of queries sees of a run of keys: what
+/// counts where both lie in many runs, as those of balanced partitions by head do (bench_forecast).
+constexpr double kLookSeconds = 7.5e-8;
+
+/// Query heads that share a key head and a value head.
+Index group_of(const Shape& shape) {
+  return shape.query_heads / std::max(shape.key_heads, shape.value_heads);
+}
+
 }  // namespace
 
 template <class Answer, class Find, class Visit>
@@ -112,7 +121,7 @@ Extra PairCounter::extra(const Ranges& heads, const Ranges& query_rows, const Ra
         const Runs queries = problem_.queries().positions(query_rows);
         const Runs keys = problem_.keys().positions(key_rows);
         // Heads that share keys lie side by side in a register, if they see the same.
-        const Index group = shape.query_heads / std::max(shape.key_heads, shape.value_heads);
+        const Index group = group_of(shape);
         const bool alike = mask.variant(head) == mask.variant(head / group * group);
         return extra_pairs(mask, head, queries, keys, machine.grain(),
                            alike ? std::min(group, size(heads)) : 1,
@@ -137,6 +146,13 @@ double PairCounter::seconds(Pass pass, const Ranges& heads, const Ranges& query_
     taken += more.beside + (forward ? kMaskedForward : kMaskedBackward) * more.masked;
   }
   double seconds = taken * of_pair;
+  if (machine.lanes > 0 && forward) {
+    const std::size_t looks = problem_.queries().positions(query_rows).size() *
+                              problem_.keys().positions(key_rows).size();
+    const Index group = group_of(shape);
+    const auto groups = static_cast<double>((size(heads) + group - 1) / group);
+    if (looks > 1) seconds += groups * static_cast<double>(looks) * kLookSeconds;
+  }
   if (machine.rows > 0) {
     seconds += static_cast<double>(query_bytes(pass, heads, query_rows, key_rows)) / machine.rows;
   }

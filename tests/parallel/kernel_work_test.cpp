@@ -135,6 +135,7 @@ TEST(KernelWork, PricesWhatPartitionsCutApart) {
   const Machine cut = parse_machine("lanes=16,granule=6", area);
   EXPECT_DOUBLE_EQ(compute_seconds("full", "striped", cut),
                    compute_seconds("full", "striped", area));
+  EXPECT_GT(compute_seconds("full", "zigzag", cut), compute_seconds("full", "zigzag", area));
   const std::string documents = "documents:100,30,300,50,544+causal";
   for (const Pass pass : {Pass::forward, Pass::backward}) {
     const double dense = compute_seconds(documents, "contiguous", cut, pass);
