@@ -32,6 +32,8 @@ Couriers::Couriers(const Problem& problem, const std::vector<int>& group,
 }
 
 const Block& Couriers::straight(std::size_t owner, std::size_t member) {
+  static const Block kNone;
+  if (owned_[owner].empty() || worked_on_[member].empty()) return kNone;
   if (relayed(owner, member)) return between(owner, member).straight.at(member);
   const auto [found, fresh] = alone_.try_emplace({owner, member});
   if (fresh) found->second = intersect(owned_[owner], worked_on_[member]);
@@ -40,6 +42,7 @@ const Block& Couriers::straight(std::size_t owner, std::size_t member) {
 
 const std::vector<Couriers::Hop>& Couriers::hops(std::size_t owner, std::size_t member) {
   static const std::vector<Hop> kNone;
+  if (owned_[owner].empty() || worked_on_[member].empty()) return kNone;
   return relayed(owner, member) ? between(owner, member).hops : kNone;
 }
 

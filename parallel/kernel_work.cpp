@@ -1,27 +1,48 @@
 #include "parallel/kernel_work.hpp"
 
 #include <algorithm>
-#include <optional>
+#include <numeric>
 #include <utility>
 #include <vector>
 
 namespace dattn {
 namespace {
 
-/// The members of `runs` whose positions are `residue` modulo `step`; nothing where some run has
-/// members of several residues that do not lie evenly.
-std::optional<Runs> of_residue(const Runs& runs, Index step, Index residue) {
+/// After how many members of the run their residues come again.
+Index period(const Run& run, Index step) { return step / std::gcd(step, run.step); }
+
+/// Whether kernels take the residues of a mask with this step one by one: not where these would be
+/// too small to be worth a call each (kernels/residues).
+bool by_residues(const Runs& queries, const Runs& keys, Index step) {
+  constexpr Index kRowsOfCall = 16;
+  if (step <= 1) return false;
+  Index calls = 0;
+  for (const Run& run : queries) calls += std::min(period(run, step), run.count);
+  return calls * std::ssize(keys) <= 1 + size(queries) / kRowsOfCall;
+}
+
+/// Residues that some position has.
+std::vector<Index> residues_in(const Runs& runs, Index step) {
+  std::vector<Index> found;
+  for (const Run& run : runs) {
+    for (Index i = 0; i < std::min(period(run, step), run.count); ++i) {
+      found.push_back(run.at(i) % step);
+    }
+  }
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());
+  return found;
+}
+
+/// The members of `runs` whose positions are `residue` modulo `step`.
+Runs of_residue(const Runs& runs, Index step, Index residue) {
   Runs out;
   for (const Run& run : runs) {
-    if (run.count == 0) continue;
-    if (run.count == 1 || run.step % step == 0) {
-      if (run.first % step == residue) out.push_back(run);
-      continue;
+    const Index every = period(run, step);
+    for (Index i = 0; i < std::min(every, run.count); ++i) {
+      if (run.at(i) % step != residue) continue;
+      out.push_back({run.at(i), (run.count - i + every - 1) / every, run.step * every});
     }
-    if (run.step != 1) return {};
-    const Index first = run.first + ((residue - run.first) % step + step) % step;
-    const Index end = run.first + run.count;
-    if (first < end) out.push_back({first, (end - first + step - 1) / step, step});
   }
   return out;
 }
@@ -93,6 +114,8 @@ Extra extra_pairs(const Mask& mask, Index head, const Runs& queries, const Runs&
   const Index groups = (size(queries) + together - 1) / together;
   if (grain.lanes == 0 || groups == 0) return {};
   const Index count = std::min(groups, samples);
+  const std::vector<Index> residues =
+      by_residues(queries, keys, step) ? residues_in(queries, step) : std::vector<Index>{};
   Edges edges;
   std::vector<Range> scratch;
   Extra sum;
@@ -101,17 +124,11 @@ Extra extra_pairs(const Mask& mask, Index head, const Runs& queries, const Runs&
     Runs rows = queries;
     Runs seen = keys;
     Index group = i * groups / count;
-    if (step > 1) {
-      const Index residue = group % step;
-      auto own = of_residue(queries, step, residue);
-      auto theirs = of_residue(keys, step, residue);
-      if (own && theirs) {
-        const Index own_groups = (size(*own) + together - 1) / together;
-        if (own_groups == 0) continue;
-        rows = std::move(*own);
-        seen = std::move(*theirs);
-        group = group / step % own_groups;
-      }
+    if (const auto some = std::ssize(residues); some > 0) {
+      const Index residue = residues[static_cast<std::size_t>(group % some)];
+      rows = of_residue(queries, step, residue);
+      seen = of_residue(keys, step, residue);
+      group = group / some % ((size(rows) + together - 1) / together);
     }
     const Range part_rows{group * together, std::min((group + 1) * together, size(rows))};
     edges.clear();

@@ -8,13 +8,43 @@
 namespace dattn {
 namespace {
 
+/// Whether `rank`, at place `here` among so many members, owns nothing and has no heads: of many
+/// more ranks than tokens or heads nearly all, and then even to list the members takes long.
+bool is_idle(const Problem& problem, int rank, int members, int here) {
+  return owns_nothing(problem, rank) &&
+         problem.placement(members).heads[static_cast<std::size_t>(here)].empty();
+}
+
+/// The same, or the group owns nothing that it could have heads of.
+bool is_idle(const Problem& problem, int rank, const std::vector<int>& group) {
+  return is_idle(problem, rank, static_cast<int>(group.size()), place_in(group, rank)) ||
+         own_nothing(problem, group);
+}
+
+Program idle(const Problem& problem, int rank) {
+  Writer me(problem, rank);
+  const Inputs in = inputs(me);
+  const Block none = owned(problem, Kind::O, rank);
+  const SlotId out = me.slot(none);
+  return std::move(me).finish(in.q, in.k, in.v, out, none);
+}
+
+Program idle_backward(const Problem& problem, int rank) {
+  Writer me(problem, rank);
+  return std::move(me).finish(backward_inputs(me));
+}
+
 Program program(const Problem& problem, int rank) {
+  const int here = problem.mesh().coordinate(rank, 0);
+  if (is_idle(problem, rank, problem.ranks(), here)) return idle(problem, rank);
   return within_heads(
       problem, rank, problem.mesh().group(rank, 0),
       [](Writer& me, const Inputs& in, SlotId out) { me.attend(in.q, in.k, in.v, out); });
 }
 
 Program backward(const Problem& problem, int rank) {
+  const int here = problem.mesh().coordinate(rank, 0);
+  if (is_idle(problem, rank, problem.ranks(), here)) return idle_backward(problem, rank);
   return within_heads_backward(
       problem, rank, problem.mesh().group(rank, 0),
       [](Writer& me, const AttendBackward& mine) { me.attend_backward(mine); });
@@ -23,22 +53,6 @@ Program backward(const Problem& problem, int rank) {
 /// Whether `group` keeps Q, K and V by head. A single member's lie by head from the start.
 bool keeps_by_head(const Problem& problem, const std::vector<int>& group) {
   return problem.keeps() && group.size() > 1;
-}
-
-/// Whether `rank` owns nothing and has no heads, or none of what its group owns: of many more ranks
-/// than tokens or heads nearly all, and then even to list what their group has takes long.
-bool is_idle(const Problem& problem, int rank, const std::vector<int>& group) {
-  if (!owns_nothing(problem, rank)) return false;
-  const auto members = static_cast<int>(group.size());
-  const auto here = static_cast<std::size_t>(place_in(group, rank));
-  return problem.placement(members).heads[here].empty() || own_nothing(problem, group);
-}
-
-Program idle(Writer& me) {
-  const Inputs in = inputs(me);
-  const Block none = owned(me.problem(), Kind::O, me.rank());
-  const SlotId out = me.slot(none);
-  return std::move(me).finish(in.q, in.k, in.v, out, none);
 }
 
 /// For people: how much the placement of heads by cost evens out.
@@ -100,8 +114,8 @@ Exchange exchange(const Problem& problem, Kind kind, const std::vector<int>& gro
 
 Program within_heads(const Problem& problem, int rank, const std::vector<int>& group,
                      const std::function<void(Writer&, const Inputs&, SlotId out)>& attend) {
+  if (is_idle(problem, rank, group)) return idle(problem, rank);
   Writer me(problem, rank);
-  if (is_idle(problem, rank, group)) return idle(me);
   const auto here = static_cast<std::size_t>(place_in(group, rank));
   const Inputs in = inputs(me);
   const auto to_heads = [&](Kind kind, SlotId source) {
@@ -125,8 +139,8 @@ Program within_heads(const Problem& problem, int rank, const std::vector<int>& g
 
 Program within_heads_backward(const Problem& problem, int rank, const std::vector<int>& group,
                               const std::function<void(Writer&, const AttendBackward&)>& attend) {
+  if (is_idle(problem, rank, group)) return idle_backward(problem, rank);
   Writer me(problem, rank);
-  if (is_idle(problem, rank, group)) return std::move(me).finish(backward_inputs(me));
   const auto here = static_cast<std::size_t>(place_in(group, rank));
   const auto is_kept = [&](Kind kind) {
     return keeps_by_head(problem, group) && (kind == Kind::Q || kind == Kind::K || kind == Kind::V);

@@ -76,19 +76,28 @@ TEST(KernelWork, IsWhatPiecesOfTheMaskSay) {
 // Rows of one residue share registers: nothing is computed beside a dilated mask but at its ends.
 TEST(KernelWork, TakesResiduesOneByOne) {
   constexpr Index kStep = 4;
-  const Shape shape = shape_of(192);
+  const Shape shape = shape_of(384);
   const MaskPtr mask = parse_mask("dilated:12,0,4", shape);
-  const Runs all{{0, 192, 1}};
-  const Extra found = extra_pairs(*mask, 0, all, all, {16, 6}, 4, kAll);
-  Extra due;
-  for (Index residue = 0; residue < kStep; ++residue) {
-    const std::vector<Index> own = positions_of({{residue, 192 / kStep, kStep}});
-    const Extra one = by_hand(*mask, own, own, 4, 6);
-    due.beside += one.beside;
-    due.masked += one.masked;
+  // All positions, and every second one, as of a striped partition: two of the residues.
+  for (const Index every : {1, 2}) {
+    const Runs some{{every - 1, 384 / every, every}};
+    const Extra found = extra_pairs(*mask, 0, some, some, {16, 6}, 4, kAll);
+    Extra due;
+    for (Index residue = every - 1; residue < kStep; residue += every) {
+      const std::vector<Index> own = positions_of({{residue, 384 / kStep, kStep}});
+      const Extra one = by_hand(*mask, own, own, 4, 6);
+      due.beside += one.beside;
+      due.masked += one.masked;
+    }
+    EXPECT_EQ(found.beside, due.beside) << every;
+    EXPECT_EQ(found.masked, due.masked) << every;
   }
-  EXPECT_EQ(found.beside, due.beside);
-  EXPECT_EQ(found.masked, due.masked);
+  // Too many small calls: rows and keys are taken as they lie.
+  Runs scattered;
+  for (Index i = 0; i < 24; ++i) scattered.push_back({16 * i, 8, 1});
+  const std::vector<Index> all = positions_of(scattered);
+  EXPECT_EQ(extra_pairs(*mask, 0, scattered, scattered, {16, 6}, 4, kAll).beside,
+            by_hand(*mask, all, all, 4, 6).beside);
 }
 
 TEST(KernelWork, GrowsWithWhatIsTakenTogether) {
