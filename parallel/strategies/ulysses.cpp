@@ -8,17 +8,22 @@
 namespace dattn {
 namespace {
 
-/// Whether `rank`, at place `here` among so many members, owns nothing and has no heads: of many
-/// more ranks than tokens or heads nearly all, and then even to list the members takes long.
-bool is_idle(const Problem& problem, int rank, int members, int here) {
-  return owns_nothing(problem, rank) &&
-         problem.placement(members).heads[static_cast<std::size_t>(here)].empty();
+/// Whether `rank`, at place `here` of a group, owns nothing and has no heads.
+bool is_idle(const Problem& problem, int rank, const Placement& placed, int here) {
+  return owns_nothing(problem, rank) && placed.heads[static_cast<std::size_t>(here)].empty();
 }
 
 /// The same, or the group owns nothing that it could have heads of.
 bool is_idle(const Problem& problem, int rank, const std::vector<int>& group) {
-  return is_idle(problem, rank, static_cast<int>(group.size()), place_in(group, rank)) ||
+  return is_idle(problem, rank, problem.placement(group), place_in(group, rank)) ||
          own_nothing(problem, group);
+}
+
+/// The same of all ranks, told without a list of them: of many more ranks than tokens or heads
+/// nearly all are idle, and then even to make the list takes long. False where speeds count.
+bool is_idle(const Problem& problem, int rank) {
+  return problem.speeds().equal() && is_idle(problem, rank, problem.placement(problem.ranks()),
+                                             problem.mesh().coordinate(rank, 0));
 }
 
 Program idle(const Problem& problem, int rank) {
@@ -35,16 +40,14 @@ Program idle_backward(const Problem& problem, int rank) {
 }
 
 Program program(const Problem& problem, int rank) {
-  const int here = problem.mesh().coordinate(rank, 0);
-  if (is_idle(problem, rank, problem.ranks(), here)) return idle(problem, rank);
+  if (is_idle(problem, rank)) return idle(problem, rank);
   return within_heads(
       problem, rank, problem.mesh().group(rank, 0),
       [](Writer& me, const Inputs& in, SlotId out) { me.attend(in.q, in.k, in.v, out); });
 }
 
 Program backward(const Problem& problem, int rank) {
-  const int here = problem.mesh().coordinate(rank, 0);
-  if (is_idle(problem, rank, problem.ranks(), here)) return idle_backward(problem, rank);
+  if (is_idle(problem, rank)) return idle_backward(problem, rank);
   return within_heads_backward(
       problem, rank, problem.mesh().group(rank, 0),
       [](Writer& me, const AttendBackward& mine) { me.attend_backward(mine); });
