@@ -89,8 +89,11 @@ def keys_of(place):
 
 
 def undisturbed(kind, start, place):
-    begun = time.monotonic()
-    done = faults.run(start, place, kind.words, kind.ranks, "", "")
+    for _ in range(3):
+        begun = time.monotonic()
+        done = faults.run(start, place, kind.words, kind.ranks, "", "")
+        if done.returncode != 86:  # a busy machine may take longer to start ranks than the watchdog waits
+            break
     require(done.returncode == 0, f"{kind.name}, undisturbed: {faults.said(done)}")
     return Undisturbed(time.monotonic() - begun, {ROWS: sorted(keys_of(place))} if kind.sweeps() else files_of(place))
 
