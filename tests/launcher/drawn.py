@@ -4,7 +4,7 @@
 
 Judges are those of end_to_end.py and decode.py, with all that these look at: O, LSE, gradients, --check, plan against
 run, bytes, messages, the cache. The problems are what nobody would think of: extents of 1, ranks without tokens or
-heads, masks joined to others, rows of NaN, pretended hosts, pseudo-keys. A seed stands for its problem, on every
+heads, masks joined to others, rows of NaN, pretended hosts, ranks of uneven speed, pseudo-keys. A seed stands for its problem, on every
 machine; a failure prints it.
 """
 
@@ -53,9 +53,10 @@ class Case(end_to_end.Case):
     hosts: str = ""
     windows: bool = True
     verified: bool = False
+    speeds: str = ""
 
     def text(self):
-        more = [f"hosts {self.hosts}"] * bool(self.hosts) + ["windows off"] * (not self.windows)
+        more = [f"speeds {self.speeds}"] * bool(self.speeds) + [f"hosts {self.hosts}"] * bool(self.hosts) + ["windows off"] * (not self.windows)
         more += ["verified"] * self.verified + [f"compensate {self.compensate}"] * (self.compensate != "off")
         more += [f"NaN at {self.inputs.rows}"] * bool(self.inputs.rows)
         return " ".join((super().text(), *more))
@@ -72,6 +73,7 @@ class Surroundings:
 
     def problem_words(self, case):
         words = super().problem_words(case) + (["--hosts", case.hosts] if case.hosts else [])
+        words += ["--rank-speeds", case.speeds] if case.speeds else []
         return words + ["--verify-wire"] * (case.verified and self.has_digests)
 
 
@@ -245,6 +247,8 @@ def drawn_run(draw):
         windows=draw.random() < 0.8,
         verified=draw.random() < 0.3,
     )
+    if draw.random() < 0.25:
+        case = dataclasses.replace(case, speeds=",".join(str(draw.choice((1, 1, 0.7, 0.5, 0.03))) for _ in range(ranks)))
     kind = draw.random()
     if kind < 0.1:
         spoiled = dataclasses.replace(inputs, rows=drawn_rows(draw, inputs))
