@@ -251,12 +251,12 @@ Machine measured_machine(const Setting& setting) {
 }
 
 void bench(const std::vector<std::string>& arguments, const po::options_description& described) {
-  po::variables_map values;
-  po::store(po::command_line_parser(arguments).options(described).run(), values);
-  po::notify(values);
+  const po::variables_map values = parse(kName, described, arguments);
   Setting setting;
-  const auto count = [&](const char* name) {
-    return counts_of(name, values[name].as<std::string>()).front();
+  const auto count = [&](const char* name) { return values[name].as<Positive>().value; };
+  const auto limited = [&](const char* name, Index most) {
+    if (const Index value = count(name); value <= most) return static_cast<int>(value);
+    throw Failure(Exit::usage, fmt::format("--{}: at most {}", name, most));
   };
   const Index tokens = count("tokens");
   const Index dim = count("head-dim");
@@ -264,22 +264,31 @@ void bench(const std::vector<std::string>& arguments, const po::options_descript
   setting.shape = {tokens, tokens, count("heads"), kv, kv, dim, dim};
   if (const auto why = complaint(setting.shape)) throw Failure(Exit::usage, *why);
   setting.type = values["dtype"].as<std::string>() == "bf16" ? Type::bf16 : Type::f4;
-  setting.ranks = static_cast<int>(count("ranks"));
-  setting.repeats = static_cast<int>(count("repeat"));
+  setting.ranks = limited("ranks", 65536);
+  setting.repeats = limited("repeat", 1000000);
+  std::vector<MaskPtr> masks;
+  std::string said;  // of the machine
+  try {
+    for (const std::string& mask : values["mask"].as<std::vector<std::string>>()) {
+      masks.push_back(parse_mask(mask, setting.shape));
+    }
+    if (values.count("machine") != 0) said = values["machine"].as<std::string>();
+    parse_machine(said, {});
+  } catch (const std::invalid_argument& e) {
+    throw Failure(Exit::usage, e.what());
+  }
   setting.machine = measured_machine(setting);
   setting.anchor = setting.rate_now();
-  if (values.count("machine") != 0) {
-    setting.machine = parse_machine(values["machine"].as<std::string>(), setting.machine);
-  }
+  setting.machine = parse_machine(said, setting.machine);
   fmt::print("{}\n{:<28} {:<9} {:<26} {:>10} {:>8} {:>8}\n", setting.machine.title(), "mask",
              "pass", "plan", "kernels ms", "by area", "forecast");
-  std::vector<std::string> only;
-  if (values.count("strategies") != 0) only = values["strategies"].as<std::vector<std::string>>();
+  std::vector<std::string> only = values["strategies"].as<std::vector<std::string>>();
+  if (std::find(only.begin(), only.end(), "all") != only.end()) only.clear();
   Tally tally;
-  for (const std::string& words : values["mask"].as<std::vector<std::string>>()) {
-    const MaskPtr mask = parse_mask(words, setting.shape);
+  for (std::size_t i = 0; i < masks.size(); ++i) {
     for (const Pass pass : {Pass::forward, Pass::backward}) {
-      measure(setting, words, mask, pass, only, tally);
+      measure(setting, values["mask"].as<std::vector<std::string>>()[i], masks[i], pass, only,
+              tally);
     }
   }
   fmt::print("forecasts within 15 percent of kernels: {} of {}; by area {}\n", tally.near,
@@ -289,25 +298,26 @@ void bench(const std::vector<std::string>& arguments, const po::options_descript
 }
 
 int main_of(int argc, char** argv) {
-  po::options_description described(kName);
-  const auto word = [](const char* by_default) {
-    return po::value<std::string>()->default_value(by_default);
-  };
-  described.add_options()     //
-      ("help", "print this")  //
+  std::vector<std::string> names{"all"};
+  for (const Strategy& strategy : strategies()) names.emplace_back(strategy.name);
+  po::options_description described(
+      "bench_forecast: forecasts of kernels beside the time of a processor that they take");
+  described.add_options()  //
       ("mask",
        po::value<std::vector<std::string>>()->multitoken()->default_value({"causal"}, "causal"),
        "masks, separated by spaces")  //
-      ("strategies", po::value<std::vector<std::string>>()->multitoken(),
-       "separated by spaces; default: all, each under each partition")     //
-      ("ranks", word("4"), "ranks of the plans")                           //
-      ("tokens", word("4K"), "queries and keys")                           //
-      ("heads", word("4"), "query heads")                                  //
-      ("kv-heads", word("1"), "key and value heads")                       //
-      ("head-dim", word("128"), "numbers a head")                          //
-      ("dtype", word("f4"), "f4 or bf16")                                  //
-      ("repeat", word("2"), "runs of each kernel call; the least counts")  //
-      ("machine", po::value<std::string>(), "what not to measure, as of dattn plan");
+      ("strategies", words(names)->default_value({"all"}, "all"),
+       "which ones, as a comma list, each under each partition (see dattn list)")  //
+      ("ranks", po::value<Positive>()->default_value({4}), "ranks of the plans")   //
+      ("tokens", po::value<Positive>()->default_value({4096}), "queries and keys")(
+          "heads", po::value<Positive>()->default_value({4}), "query heads")          //
+      ("kv-heads", po::value<Positive>()->default_value({1}), "key and value heads")  //
+      ("head-dim", po::value<Positive>()->default_value({128}), "numbers a head")     //
+      ("dtype", word({"f4", "bf16"})->default_value("f4"), "of Q, K, V and dO")       //
+      ("repeat", po::value<Positive>()->default_value({2}),
+       "runs of each kernel call; the least counts")                                  //
+      ("machine", po::value<std::string>(), "what not to measure, as of dattn plan")  //
+      ("help", "this text");
   try {
     const std::vector<std::string> arguments(argv + 1, argv + argc);
     if (std::find(arguments.begin(), arguments.end(), "--help") != arguments.end()) {
