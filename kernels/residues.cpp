@@ -2,19 +2,16 @@
 
 #include <numeric>
 
+#include "kernels/step.hpp"
+
 namespace dattn {
 namespace {
-
-constexpr Index kRowsOfCall = 16;  // query rows of a part, in the mean
 
 /// Part of a run: the members of one residue.
 struct Class {
   EveryRow rows;
   Run run;
 };
-
-/// After how many members of the run their residues come again.
-Index period(const Run& run, Index step) { return step / std::gcd(step, run.step); }
 
 /// The members `first`, first + period, ... of a run that begins `before` rows into the block.
 Class class_of(const Run& run, Index before, Index first, Index period) {
@@ -31,11 +28,7 @@ std::vector<Residue> residues_of(const Where& where, const Mask& mask) {
   for (Index h = where.query_heads.begin; h < where.query_heads.end; ++h) {
     step = std::gcd(step, mask.step(h));
   }
-  if (step <= 1) return {};
-  Index calls = 0;
-  for (const Run& q : where.queries) calls += std::min(period(q, step), q.count);
-  calls *= std::ssize(where.keys);
-  if (calls > 1 + size(where.queries) / kRowsOfCall) return {};
+  if (!by_residues(where.queries, where.keys, step)) return {};
 
   std::vector<Residue> found;
   Index q_before = 0;

@@ -1,25 +1,13 @@
 #include "parallel/kernel_work.hpp"
 
 #include <algorithm>
-#include <numeric>
 #include <utility>
 #include <vector>
 
+#include "kernels/step.hpp"
+
 namespace dattn {
 namespace {
-
-/// After how many members of the run their residues come again.
-Index period(const Run& run, Index step) { return step / std::gcd(step, run.step); }
-
-/// Whether kernels take the residues of a mask with this step one by one: not where these would be
-/// too small to be worth a call each (kernels/residues).
-bool by_residues(const Runs& queries, const Runs& keys, Index step) {
-  constexpr Index kRowsOfCall = 16;
-  if (step <= 1) return false;
-  Index calls = 0;
-  for (const Run& run : queries) calls += std::min(period(run, step), run.count);
-  return calls * std::ssize(keys) <= 1 + size(queries) / kRowsOfCall;
-}
 
 /// Residues that some position has.
 std::vector<Index> residues_in(const Runs& runs, Index step) {

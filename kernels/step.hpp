@@ -1,0 +1,15 @@
+#pragma once
+
+#include "kernels/range.hpp"
+
+namespace dattn {
+
+/// After how many members of the run their residues modulo `step` come again.
+Index period(const Run& run, Index step);
+
+/// Whether queries and keys of a mask with this step (Mask::step) are taken residue by residue: not
+/// where there is no step, or where the parts would be too small to be worth a call each. Plans
+/// price what kernels do, so both ask here.
+bool by_residues(const Runs& queries, const Runs& keys, Index step);
+
+}  // namespace dattn
