@@ -10,31 +10,9 @@ import sys
 import tempfile
 
 import jobs
+from jobs import Failed, ran, refused, want
 
 PROBLEM = "--tokens 256 --heads 4 --kv-heads 2 --head-dim 16 --threads 1".split()
-
-
-class Failed(Exception):
-    """What was wrong."""
-
-
-def want(right, what):
-    if not right:
-        raise Failed(what)
-
-
-def ran(starter, words, ranks=0, code=0):
-    done = starter.run(words, ranks)
-    want(done.returncode == code, f"{words}: {done.returncode}, not {code}: {done.stdout}{done.stderr}")
-    return done
-
-
-def refused(starter, words, code, says, ranks=0):
-    """One line that names the argument, and nothing that looks like success."""
-    done = ran(starter, words, ranks, code)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("[rank ")]
-    want(len(lines) == 1 and says in lines[0], f"{words}: {done.stderr}")
-    want("verdict" not in done.stdout and "time:" not in done.stdout, done.stdout)
 
 
 def machine_and_its_file(starter, folder):

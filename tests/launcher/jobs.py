@@ -67,3 +67,28 @@ def wait_for(what, seconds):
             return True
         time.sleep(0.05)
     return bool(what())
+
+
+class Failed(Exception):
+    """What was wrong."""
+
+
+def want(right, what):
+    if not right:
+        raise Failed(what)
+
+
+def ran(starter, words, ranks=0, code=0):
+    """The result of a command that ends with this code."""
+    done = starter.run(words, ranks)
+    want(done.returncode == code, f"{words}: {done.returncode}, not {code}: {done.stdout}{done.stderr}")
+    return done
+
+
+def refused(starter, words, code, says, ranks=0):
+    """The one line that a refused command says; nothing looks like success."""
+    done = ran(starter, words, ranks, code)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("[rank ")]
+    want(len(lines) == 1 and says in lines[0], f"{words}: {done.stderr}")
+    want("verdict" not in done.stdout and "time:" not in done.stdout, done.stdout)
+    return lines[0]
