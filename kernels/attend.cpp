@@ -16,12 +16,13 @@
 #include "kernels/partial.hpp"
 #include "kernels/patches.hpp"
 #include "kernels/readers.hpp"
+#include "kernels/unit_steps.hpp"
 
 namespace dattn {
 namespace {
 
-/// Bytes of live rows that a thread keeps.
-constexpr Index kLiveBytes = Index{4} << 20;
+/// Bytes of steps that a thread keeps.
+constexpr Index kStepBytes = Index{4} << 20;
 
 /// What one thread needs to take a tile of queries through keys.
 template <class T>
@@ -43,10 +44,8 @@ class Worker {
         l_(m_.size()),
         row_of_(m_.size()),
         head_of_(m_.size()),
-        bounds_(static_cast<std::size_t>(most_panels_)),
-        begun_(bounds_.size()),
-        masks_(kernel_.lanes, kernel_.tile),
-        rules_(static_cast<std::size_t>(most_panels_),
+        begun_(static_cast<std::size_t>(most_panels_)),
+        rules_(begun_.size(),
                PanelRules(block.rules, kernel_.lanes, kernel_.tile)) {}
 
   /// Attends the unit's queries to its keys and merges what it finds into `out`.
@@ -55,45 +54,34 @@ class Worker {
     const HeadGroup& group = block_.groups[static_cast<std::size_t>(unit.group)];
     const Range rows{group.row(unit.lanes.begin), group.row(unit.lanes.end - 1) + 1};
     for (Index h = group.heads.begin; h < group.heads.end; ++h) prefetch(block_.q, h, rows);
-    const LiveRows& live = live_rows(block_.where.query_heads.begin + group.heads.begin, rows);
-    if (live.none()) return;
-    start(group, unit.lanes, out);
-    for (Index p = 0; p < panels_; ++p) {
-      bounds_[static_cast<std::size_t>(p)] = live.bounds(panel_rows(p));
-    }
-    const Range seen = live.bounds(rows);
-    const Index last = std::min(unit.tiles.end, (seen.end + kernel_.tile - 1) / kernel_.tile);
-    for (Index t = std::max(unit.tiles.begin, seen.begin / kernel_.tile); t < last; ++t) {
-      // Rows of many spans leave whole stretches of tiles out.
-      t = std::max(t, live.next(block_.tile(t).begin) / kernel_.tile);
-      if (t >= last) break;
-      const Range tile = block_.tile(t);
-      bool packed = false;
-      PackedTile pack{};
-      for (Index p = 0; p < panels_; ++p) {
-        if (intersect(bounds_[static_cast<std::size_t>(p)], tile).empty()) continue;
-        live.pieces(parts_of_panel(p), tile, kernel_.granule, pieces_);
-        if (pieces_.empty()) continue;
-        if (!packed) {
-          if (packs != nullptr) {
-            pack = packs->need(group, packed_head, t, last, poller);
-          } else {
-            pack = own_pack(group, t);
-          }
-          packed = true;
+    lay_out(group, unit.lanes);
+    const UnitSteps& steps = steps_of(group, unit, rows);
+    if (steps.runs().empty()) return;
+    start(out);
+    const Index last = steps.runs().back().tiles.end;
+    for (const UnitSteps::Run& run : steps.runs()) {
+      for (Index t = run.tiles.begin; t < run.tiles.end; ++t) {
+        const Range tile = block_.tile(t);
+        const PackedTile pack = packs != nullptr
+                                    ? packs->need(group, packed_head, t, last, poller)
+                                    : own_pack(group, t);
+        const auto take = [&](const UnitSteps::Step& step, bool strange) {
+          attend_panel(group, step, tile, pack, strange);
+          if (pack.k_row != 0) ask_ahead(group, t + 1, step.panel);
+          poller.after(static_cast<double>(lanes_ * tile.size() * 2) *
+                       static_cast<double>(block_.q.dim + block_.v.dim));
+        };
+        const Piece all{0, static_cast<int>(tile.size()), false};
+        for (Index p = 0; p < panels_ && run.count == 0; ++p) take({p, {&all, 1}, {}, false}, false);
+        for (std::size_t i = run.first; i < run.first + run.count; ++i) {
+          const UnitSteps::Step step = steps.step(i);
+          take(step, step.masked && (packs != nullptr
+                                         ? packs->strange(group, packed_head, t)
+                                         : !all_finite(block_.v, group.value_head, tile)));
         }
-        const bool masked =
-            std::any_of(pieces_.begin(), pieces_.end(), [](const Piece& x) { return x.masked; });
-        const bool strange =
-            masked && (packs != nullptr ? packs->strange(group, packed_head, t)
-                                        : !all_finite(block_.v, group.value_head, tile));
-        step(group, p, live, tile, pack, masked, strange);
-        if (pack.k_row != 0) ask_ahead(group, t + 1, p);
-        poller.after(static_cast<double>(lanes_ * tile.size() * 2) *
-                     static_cast<double>(block_.q.dim + block_.v.dim));
       }
     }
-    finish(unit.lanes.size(), out);
+    finish(out);
   }
 
  private:
@@ -124,15 +112,20 @@ class Worker {
     }
   }
 
-  /// Groups under the same mask, and parts of the keys, ask for the same rows again.
-  const LiveRows& live_rows(Index head, Range rows) {
-    const std::array<Index, 3> which{block_.mask.variant(head), rows.begin, rows.end};
+  /// Groups of as many heads under the same mask take the same steps.
+  const UnitSteps& steps_of(const HeadGroup& group, const ForwardUnit& unit, Range rows) {
+    const Index head = block_.where.query_heads.begin + group.heads.begin;
+    const std::array<Index, 6> which{block_.mask.variant(head), group.heads.size(),
+                                     unit.lanes.begin,          unit.lanes.end,
+                                     unit.tiles.begin,          unit.tiles.end};
     if (const auto known = known_.find(which); known != known_.end()) return known->second;
-    LiveRows live(block_.where, block_.mask, head, rows);
-    const Index more = live.bytes();
-    if (known_bytes_ + more > kLiveBytes) return fresh_.emplace(std::move(live));
+    UnitSteps steps(LiveRows(block_.where, block_.mask, head, rows),
+                    {row_of_.data(), static_cast<std::size_t>(panels_ * lanes_)}, kernel_,
+                    unit.tiles, block_.k.rows);
+    const Index more = steps.bytes();
+    if (known_bytes_ + more > kStepBytes) return fresh_.emplace(std::move(steps));
     known_bytes_ += more;
-    return known_.emplace(which, std::move(live)).first->second;
+    return known_.emplace(which, std::move(steps)).first->second;
   }
 
   std::span<const Index> rows_of_panel(Index p) const {
@@ -141,48 +134,34 @@ class Worker {
   std::span<const Index> heads_of_panel(Index p) const {
     return {head_of_.data() + p * lanes_, static_cast<std::size_t>(lanes_)};
   }
-  Range panel_rows(Index p) const {
-    const std::span<const Index> rows = rows_of_panel(p);
-    Index last = lanes_ - 1;
-    while (rows[static_cast<std::size_t>(last)] < 0) --last;
-    return {rows.front(), rows[static_cast<std::size_t>(last)] + 1};
-  }
-
-  /// The rows of each part of the panel that has some.
-  std::span<const Range> parts_of_panel(Index p) {
-    const std::span<const Index> rows = rows_of_panel(p);
-    const Index lanes = lanes_ / kernel_.parts;
-    std::size_t count = 0;
-    for (Index first = 0; first < lanes_ && rows[static_cast<std::size_t>(first)] >= 0;
-         first += lanes) {
-      Index last = first + lanes - 1;
-      while (rows[static_cast<std::size_t>(last)] < 0) --last;
-      part_rows_[count++] = {rows[static_cast<std::size_t>(first)],
-                             rows[static_cast<std::size_t>(last)] + 1};
-    }
-    return {part_rows_.data(), count};
-  }
-
-  void start(const HeadGroup& group, Range lanes, View<float> out) {
+  /// Rows and heads of the lanes, panel by panel.
+  void lay_out(const HeadGroup& group, Range lanes) {
     panels_ = (lanes.size() + lanes_ - 1) / lanes_;
+    Index row = group.row(lanes.begin);
+    Index head = group.head(lanes.begin);
+    for (Index i = 0; i < panels_ * lanes_; ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      const bool used = i < lanes.size();
+      row_of_[at] = used ? row : -1;
+      head_of_[at] = used ? head : -1;
+      if (++head == group.heads.end) {
+        head = group.heads.begin;
+        ++row;
+      }
+    }
+  }
+
+  void start(View<float> out) {
     std::fill(begun_.begin(), begun_.end(), false);
     std::fill(m_.begin(), m_.end(), -std::numeric_limits<float>::infinity());
     std::fill(l_.begin(), l_.end(), 0.0);
     std::vector<const void*> row(static_cast<std::size_t>(lanes_));
-    Index next_row = group.row(lanes.begin);
-    Index next_head = group.head(lanes.begin);
     for (Index p = 0; p < panels_; ++p) {
       for (Index i = 0; i < lanes_; ++i) {
         const auto at = static_cast<std::size_t>(p * lanes_ + i);
-        const bool used = lanes.begin + p * lanes_ + i < lanes.end;
-        row_of_[at] = used ? next_row : -1;
-        head_of_[at] = used ? next_head : -1;
-        row[static_cast<std::size_t>(i)] = used ? block_.q.at(next_row, next_head) : nullptr;
-        if (used) prefetch(out.at(next_row, next_head), out.dim);  // finish() reads and writes it
-        if (++next_head == group.heads.end) {
-          next_head = group.heads.begin;
-          ++next_row;
-        }
+        const bool used = row_of_[at] >= 0;
+        row[static_cast<std::size_t>(i)] = used ? block_.q.at(row_of_[at], head_of_[at]) : nullptr;
+        if (used) prefetch(out.at(row_of_[at], head_of_[at]), out.dim);  // finish() merges into it
       }
       kernel_.pack_q(row.data(), element_of<T>(), static_cast<int>(block_.q.dim),
                      block_.rules.factor(), q_.get() + p * q_bytes_);
@@ -190,8 +169,9 @@ class Worker {
     }
   }
 
-  void step(const HeadGroup& group, Index p, const LiveRows& live, Range tile,
-            const PackedTile& pack, bool masked, bool strange) {
+  void attend_panel(const HeadGroup& group, const UnitSteps::Step& step, Range tile,
+                    const PackedTile& pack, bool strange) {
+    const Index p = step.panel;
     PanelRules& rules = rules_[static_cast<std::size_t>(p)];
     rules.keys(tile, group.key_head);
     const auto first = static_cast<std::size_t>(p * lanes_);
@@ -200,9 +180,9 @@ class Worker {
                   .v = pack.v,
                   .d_qk = static_cast<int>(block_.q.dim),
                   .d_v = static_cast<int>(block_.v.dim),
-                  .pieces = pieces_.data(),
-                  .piece_count = static_cast<int>(pieces_.size()),
-                  .allowed = masked ? masks_.spell(live, rows_of_panel(p), tile) : Lanes{},
+                  .pieces = step.pieces.data(),
+                  .piece_count = static_cast<int>(step.pieces.size()),
+                  .allowed = step.allowed,
                   .rules = rules.rules(),
                   .normalizer = block_.rules.normalizer(),
                   .scratch = scratch_.get(),
@@ -213,11 +193,10 @@ class Worker {
                   .k_row = pack.k_row};
     begun_[static_cast<std::size_t>(p)] = true;
     if (strange) {
-      const std::span<const Index> row_of_lane = rows_of_panel(p);
       forward_apart<T>(
-          kernel_, s, row_of_lane, tile.size(),
+          kernel_, s, rows_of_panel(p), tile.size(),
           [&](std::size_t lane, std::vector<unsigned>& sees) {
-            live.mark(row_of_lane[lane], tile, 1u, sees.data());
+            mark_allowed(step.allowed, lane, sees);
           },
           [&](Index key) { return block_.v.at(tile.begin + key, group.value_head); });
     } else {
@@ -226,13 +205,13 @@ class Worker {
   }
 
   /// Merges what was found into the records of these lanes.
-  void finish(Index lanes, View<float> out) const {
+  void finish(View<float> out) const {
     std::vector<float*> records(static_cast<std::size_t>(lanes_));
     for (Index p = 0; p < panels_; ++p) {
       for (Index i = 0; i < lanes_; ++i) {
         const auto at = static_cast<std::size_t>(p * lanes_ + i);
         records[static_cast<std::size_t>(i)] =
-            p * lanes_ + i < lanes ? out.at(row_of_[at], head_of_[at]) : nullptr;
+            row_of_[at] >= 0 ? out.at(row_of_[at], head_of_[at]) : nullptr;
       }
       merge_panel(kernel_, m_.data() + p * lanes_, l_.data() + p * lanes_,
                   o_.get() + p * lanes_ * block_.v.dim, block_.v.dim, records);
@@ -252,15 +231,11 @@ class Worker {
   std::vector<float> m_;
   std::vector<double> l_;
   std::vector<Index> row_of_, head_of_;  ///< of each lane; -1 where there is none
-  std::vector<Range> bounds_;            ///< of what each panel sees
-  std::array<Range, 2> part_rows_;       ///< of the panel at hand
   std::vector<bool> begun_;              ///< the panels that have something in o_
-  LaneMasks masks_;
   std::vector<PanelRules> rules_;
-  std::vector<Piece> pieces_;
-  std::map<std::array<Index, 3>, LiveRows> known_;  ///< by variant and rows
+  std::map<std::array<Index, 6>, UnitSteps> known_;
   Index known_bytes_ = 0;
-  std::optional<LiveRows> fresh_;  ///< what there was no room for
+  std::optional<UnitSteps> fresh_;  ///< what there was no room for
 };
 
 }  // namespace
@@ -380,7 +355,7 @@ Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index k
                std::max(2 * kForwardUnits * kLanes, kForwardUnits * kDecodeLanes * query_heads));
   const Index lanes = kLanes + kernel.lanes;
   const Index worker = lanes * (shape.d_qk + shape.d_v) * 4 + tile_bytes +
-                       aligned(kernel.forward_scratch(d_qk, d_v)) + kLiveBytes;
+                       aligned(kernel.forward_scratch(d_qk, d_v)) + kStepBytes;
   // What few queries see, each thread for itself.
   const Index key_heads = std::max(shape.key_heads, shape.value_heads);
   const Index few = queries > kMostRowsByReaders

@@ -110,6 +110,13 @@ Range LiveRows::bounds(Range rows) const {
   return out;
 }
 
+Range LiveRows::whole() const {
+  if (none() || !single_) return {0, 0};
+  Range out = one_.front();
+  for (const Range seen : one_) out = intersect(out, seen);
+  return out;
+}
+
 std::span<const Range> LiveRows::from(Index row, Index key) const {
   if (none()) return {};
   const Row& own = row_[static_cast<std::size_t>(row - rows_.begin)];

@@ -46,6 +46,8 @@ class LiveRows {
 
   /// The smallest Range with every key that some of the query rows `rows` sees.
   Range bounds(Range rows) const;
+  /// Keys that every row sees, where no row has two spans; else none.
+  Range whole() const;
   /// The first key from `key` on that some row sees; none: the largest Index.
   Index next(Index key) const;
 
