@@ -45,8 +45,7 @@ class Worker {
         row_of_(m_.size()),
         head_of_(m_.size()),
         begun_(static_cast<std::size_t>(most_panels_)),
-        rules_(begun_.size(),
-               PanelRules(block.rules, kernel_.lanes, kernel_.tile)) {}
+        rules_(begun_.size(), PanelRules(block.rules, kernel_.lanes, kernel_.tile)) {}
 
   /// Attends the unit's queries to its keys and merges what it finds into `out`.
   void run(const ForwardUnit& unit, Packs<T>* packs, Index packed_head, View<float> out,
@@ -62,9 +61,8 @@ class Worker {
     for (const UnitSteps::Run& run : steps.runs()) {
       for (Index t = run.tiles.begin; t < run.tiles.end; ++t) {
         const Range tile = block_.tile(t);
-        const PackedTile pack = packs != nullptr
-                                    ? packs->need(group, packed_head, t, last, poller)
-                                    : own_pack(group, t);
+        const PackedTile pack = packs != nullptr ? packs->need(group, packed_head, t, last, poller)
+                                                 : own_pack(group, t);
         const auto take = [&](const UnitSteps::Step& step, bool strange) {
           attend_panel(group, step, tile, pack, strange);
           if (pack.k_row != 0) ask_ahead(group, t + 1, step.panel);
@@ -72,12 +70,13 @@ class Worker {
                        static_cast<double>(block_.q.dim + block_.v.dim));
         };
         const Piece all{0, static_cast<int>(tile.size()), false};
-        for (Index p = 0; p < panels_ && run.count == 0; ++p) take({p, {&all, 1}, {}, false}, false);
+        for (Index p = 0; p < panels_ && run.count == 0; ++p)
+          take({p, {&all, 1}, {}, false}, false);
         for (std::size_t i = run.first; i < run.first + run.count; ++i) {
           const UnitSteps::Step step = steps.step(i);
-          take(step, step.masked && (packs != nullptr
-                                         ? packs->strange(group, packed_head, t)
-                                         : !all_finite(block_.v, group.value_head, tile)));
+          take(step,
+               step.masked && (packs != nullptr ? packs->strange(group, packed_head, t)
+                                                : !all_finite(block_.v, group.value_head, tile)));
         }
       }
     }

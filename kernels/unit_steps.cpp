@@ -39,8 +39,8 @@ std::vector<Panel> panels_of(const LiveRows& live, std::span<const Index> row_of
 
 }  // namespace
 
-UnitSteps::UnitSteps(const LiveRows& live, std::span<const Index> row_of_lane,
-                     const Kernel& kernel, Range tiles, Index keys)
+UnitSteps::UnitSteps(const LiveRows& live, std::span<const Index> row_of_lane, const Kernel& kernel,
+                     Range tiles, Index keys)
     : lanes_(static_cast<std::size_t>(kernel.lanes)) {
   if (live.none()) return;
   const std::vector<Panel> panels = panels_of(live, row_of_lane, kernel);

@@ -45,12 +45,10 @@ void expect_steps_of(const Case& c, const Kernel& kernel, Range lanes, Range til
   shape.key_heads = shape.value_heads = 1;
   shape.d_qk = shape.d_v = 8;
   const MaskPtr mask = parse_mask(c.mask, shape);
-  const Where where{shape,  {0, c.heads},
-                    {0, 1}, {0, 1},
-                    {{shape.first_query(), c.queries, 1}}, {{0, c.keys, 1}}};
+  const Where where{
+      shape, {0, c.heads}, {0, 1}, {0, 1}, {{shape.first_query(), c.queries, 1}}, {{0, c.keys, 1}}};
   const Range rows{lanes.begin / c.heads, (lanes.end - 1) / c.heads + 1};
-  const std::vector<Index> row_of =
-      rows_of_lanes(lanes.begin, lanes.size(), c.heads, kernel.lanes);
+  const std::vector<Index> row_of = rows_of_lanes(lanes.begin, lanes.size(), c.heads, kernel.lanes);
   const UnitSteps steps(LiveRows(where, *mask, 0, rows), row_of, kernel, tiles, c.keys);
 
   std::vector<int> found(row_of.size() * static_cast<std::size_t>(c.keys));
@@ -60,8 +58,7 @@ void expect_steps_of(const Case& c, const Kernel& kernel, Range lanes, Range til
     for (Index lane = 0; lane < kernel.lanes; ++lane) {
       const Index at = step.panel * kernel.lanes + lane;
       for (Index key = first; key < std::min(first + kernel.tile, c.keys); ++key) {
-        found[static_cast<std::size_t>(at * c.keys + key)] +=
-            seen(step, kernel, lane, key - first);
+        found[static_cast<std::size_t>(at * c.keys + key)] += seen(step, kernel, lane, key - first);
       }
     }
   };
