@@ -4,6 +4,7 @@
 #include <array>
 #include <limits>
 #include <map>
+#include <memory>
 #include <optional>
 
 #include "kernels/attend_block.hpp"
@@ -268,11 +269,10 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
 
   Caught caught;
   const auto groups = static_cast<Index>(block.groups.size());
-  const Index bytes_of_head = block.tiles * (block.k_bytes() + block.v_bytes());
-  const Index wave = shared ? std::clamp<Index>(kPackBytes / bytes_of_head, 1, groups) : groups;
+  const Index heads_now = shared ? heads_at_once(block, work.threads) : groups;
   std::optional<Packs<T>> packs;
   CallWorkspace workspace(work);
-  if (shared) packs.emplace(block, wave, workspace);
+  if (shared) packs.emplace(block, heads_now, workspace);
   // The first part of the keys goes to `out`, the others have records of their own, merged in
   // order.
   const Index records = q.rows * q.heads;
@@ -286,33 +286,36 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
   };
   if (others > 0) clear(View<float>{found, others * q.rows, q.heads, out.dim});
 
-  for (Index begin = 0; begin < groups; begin += wave) {
-    const Range now{begin, std::min(begin + wave, groups)};
+  std::vector<std::unique_ptr<Worker<T>>> workers(static_cast<std::size_t>(work.threads));
+  for (Index begin = 0; begin < groups;) {
+    Range now{begin, begin};
     // Groups of one key head and one value head (their masks differ) share a pack.
     std::vector<Index> pack_of;
-    std::vector<Index> packed;
-    for (Index g = now.begin; g < now.end; ++g) {
-      const HeadGroup& group = block.groups[static_cast<std::size_t>(g)];
-      const auto before = [&] { return block.groups[static_cast<std::size_t>(packed.back())]; };
-      if (packed.empty() || before().key_head != group.key_head ||
-          before().value_head != group.value_head) {
-        packed.push_back(g);
-      }
-      pack_of.push_back(static_cast<Index>(packed.size()) - 1);
+    Index heads = 0;
+    for (; now.end < groups; ++now.end) {
+      const HeadGroup& group = block.groups[static_cast<std::size_t>(now.end)];
+      const auto before = [&] { return block.groups[static_cast<std::size_t>(now.end - 1)]; };
+      const bool same = now.end > begin && before().key_head == group.key_head &&
+                        before().value_head == group.value_head;
+      if (!same && heads == heads_now) break;
+      if (!same) ++heads;
+      pack_of.push_back(heads - 1);
     }
-    const std::vector<ForwardUnit> units = units_of(block, now, tiles_of_part, work.threads > 1);
+    begin = now.end;
+    const std::vector<ForwardUnit> units = units_of(block, now, tiles_of_part, work.threads);
     if (shared) packs->forget();
 #pragma omp parallel num_threads(work.threads)
     {
       const Entered entered(kernel);
       Poller poller(work.poll, caught, omp_get_thread_num() == 0);
-      Worker<T> worker(block);
+      auto& worker = workers[static_cast<std::size_t>(omp_get_thread_num())];
+      if (worker == nullptr) worker = std::make_unique<Worker<T>>(block);
 #pragma omp for schedule(dynamic)
       for (std::size_t i = 0; i < units.size(); ++i) {
         const ForwardUnit& unit = units[i];
-        worker.run(unit, shared ? &*packs : nullptr,
-                   pack_of[static_cast<std::size_t>(unit.group - now.begin)], part_view(unit.part),
-                   poller);
+        worker->run(unit, shared ? &*packs : nullptr,
+                    pack_of[static_cast<std::size_t>(unit.group - now.begin)], part_view(unit.part),
+                    poller);
       }
     }
   }

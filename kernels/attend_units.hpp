@@ -95,11 +95,27 @@ std::vector<Range> tiles_of_parts(const ForwardBlock<T>& block) {
   return even_cuts(seen, parts);
 }
 
-/// The units of the groups [groups.begin, groups.end); `parts` are the tiles of each part of the
-/// keys.
+/// Heads whose keys are packed at a time. Many threads need many units; one takes as many heads as
+/// its cache holds of what a tile of queries sees: its rows of all heads lie side by side in
+/// memory, but packs that have left the cache come back slower than they were made.
+template <class T>
+Index heads_at_once(const ForwardBlock<T>& block, int threads) {
+  constexpr Index kCacheBytes = Index{2} << 20;  // second level
+  const Index tile_bytes = block.k_bytes() + block.v_bytes();
+  const Index fits = kPackBytes / (block.tiles * tile_bytes);
+  const auto groups = std::ssize(block.groups);
+  if (threads > 1) return std::clamp<Index>(fits, 1, groups);
+  const Index rows = std::min(block.q.rows, kLanes / block.groups.front().heads.size() + 1);
+  const Index seen = (keys_of_row(block) + rows) / block.kernel.tile + 1;
+  return std::clamp<Index>(std::min(fits, kCacheBytes / (seen * tile_bytes)), 1, groups);
+}
+
+/// The units of the groups [groups.begin, groups.end), for one thread those of the same rows side
+/// by side; `parts` are the tiles of each part of the keys.
 template <class T>
 std::vector<ForwardUnit> units_of(const ForwardBlock<T>& block, Range groups,
-                                  const std::vector<Range>& parts, bool by_area) {
+                                  const std::vector<Range>& parts, int threads) {
+  const bool by_area = threads > 1;
   std::vector<ForwardUnit> units;
   // Groups of as many heads under the same mask have units of the same area.
   std::map<std::array<Index, 4>, double> areas;
@@ -131,10 +147,9 @@ std::vector<ForwardUnit> units_of(const ForwardBlock<T>& block, Range groups,
     }
   }
   // The longest first, so that no thread starts one when the others are done.
-  if (by_area) {
-    std::stable_sort(units.begin(), units.end(),
-                     [](const ForwardUnit& a, const ForwardUnit& b) { return a.area > b.area; });
-  }
+  std::stable_sort(units.begin(), units.end(), [&](const ForwardUnit& a, const ForwardUnit& b) {
+    return by_area ? a.area > b.area : a.lanes.begin < b.lanes.begin;
+  });
   return units;
 }
 

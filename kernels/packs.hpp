@@ -18,29 +18,32 @@ namespace dattn {
 /// Bytes of packed keys and values that exist at a time, beside those of a single head.
 inline constexpr Index kPackBytes = Index{256} << 20;
 
-/// Whether all numbers of some rows are finite. In words of a cache line, which compilers turn into
+/// Whether all numbers of some rows are finite. In words of a cache line, which compilers keep in
 /// vectors: an exponent of all ones, and only that, carries into the place of the sign.
 template <class T>
 bool all_finite(View<const T> rows, Index head, Range range) {
-  constexpr std::size_t kWords = 8;
+  typedef std::uint64_t Words __attribute__((vector_size(64)));
   constexpr std::uint64_t kEach = sizeof(T) == 2 ? 0x0001000100010001U : 0x0000000100000001U;
   constexpr std::uint64_t kExponent = kEach * (sizeof(T) == 2 ? 0x7f80U : 0x7f800000U);
   constexpr std::uint64_t kLowest = kEach * (sizeof(T) == 2 ? 0x0080U : 0x00800000U);
-  std::array<std::uint64_t, kWords> found{};
-  const auto look = [&](const void* at, std::size_t bytes) {
-    std::array<std::uint64_t, kWords> words{};
-    std::memcpy(words.data(), at, bytes);
-    for (std::size_t i = 0; i < kWords; ++i) found[i] |= (words[i] & kExponent) + kLowest;
-  };
+  Words found{};
   const std::size_t size = static_cast<std::size_t>(rows.dim) * sizeof(T);
   for (Index j = range.begin; j < range.end; ++j) {
     const auto* row = reinterpret_cast<const std::byte*>(rows.at(j, head));
     std::size_t done = 0;
-    for (; done + sizeof found <= size; done += sizeof found) look(row + done, sizeof found);
-    if (done < size) look(row + done, size - done);
+    for (; done + sizeof found <= size; done += sizeof found) {
+      Words words;
+      std::memcpy(&words, row + done, sizeof words);
+      found |= (words & kExponent) + kLowest;
+    }
+    if (done < size) {
+      Words words{};
+      std::memcpy(&words, row + done, size - done);
+      found |= (words & kExponent) + kLowest;
+    }
   }
   std::uint64_t all = 0;
-  for (const std::uint64_t word : found) all |= word;
+  for (std::size_t i = 0; i < sizeof found / sizeof all; ++i) all |= found[i];
   return (all & kEach << (8 * sizeof(T) - 1)) == 0;
 }
 
