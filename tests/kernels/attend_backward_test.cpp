@@ -223,23 +223,57 @@ TEST_P(Backward, ExtremeScoresAndDenormalsMakeNoNaN) {
 TEST_P(Backward, TakesNoMoreMemoryThanItSays) {
   const ShapeMask large[] = {{{300, 2000, 2, 1, 1, 16, 16}, "causal"},  // keys in parts
                              {{300, 2000, 8, 8, 8, 64, 64}, "causal"},  // packs are most of it
+                             {{6000, 800, 1, 1, 1, 32, 16}, "full"},    // sums of dQ are
                              {{100, 900, 6, 3, 2, 48, 80}, "full"}};
-  const auto check = [&]<class T>(const ShapeMask& c, const Kernel& kernel, T) {
-    SCOPED_TRACE(name_of(c));
+  const auto check = [&]<class T>(const ShapeMask& c, const Kernel& kernel, int threads, T) {
+    SCOPED_TRACE(name_of(c) + ", threads " + std::to_string(threads));
     const auto problem = random_problem<T>(c.shape, c.mask);
     const auto d_o = random_cotangent<T>(c.shape);
     Workspace workspace;
-    Work how = work();
+    Work how = work(threads);
     const Saved<T> saved(problem, d_o, how);
     how.workspace = &workspace;
     backward_whole(problem, d_o, saved, how);
     EXPECT_LE(workspace.bytes(),
               attend_backward_bytes(c.shape, c.shape.queries, {0, c.shape.query_heads},
-                                    c.shape.keys, c.shape.key_heads, 1, kernel));
+                                    c.shape.keys, c.shape.key_heads, threads, kernel));
   };
   for (const ShapeMask& c : large) {
-    check(c, *GetParam()->f4, float{});
-    check(c, *GetParam()->bf16, BFloat16{});
+    for (const int threads : {1, 2, 3}) {
+      check(c, *GetParam()->f4, threads, float{});
+      check(c, *GetParam()->bf16, threads, BFloat16{});
+    }
+  }
+}
+
+// One thread keeps sums where more have copies of dQ; parts of the keys that fit no chunk come in
+// pieces, which are sums of their own.
+TEST_P(Backward, BitsDoNotDependOnWhoTakesTheParts) {
+  const ShapeMask cases[] = {{{70, 1400, 1, 1, 1, 256, 256}, "full"},
+                             {{900, 1400, 1, 1, 1, 256, 160}, "causal"},
+                             {{150, 1000, 14, 14, 14, 24, 16}, "causal"},
+                             {{300, 1000, 16, 4, 4, 128, 128}, "window:200,50"}};
+  for (const ShapeMask& c : cases) {
+    SCOPED_TRACE(name_of(c));
+    const auto problem = random_problem<float>(c.shape, c.mask);
+    const auto d_o = random_cotangent<float>(c.shape);
+    const Saved<float> saved(problem, d_o, work());
+    const auto added_to = [&](int threads) {
+      Gradients<float> out(c.shape);
+      for (std::size_t i = 0; i < out.dq.numbers.size(); ++i) {
+        out.dq.numbers[i] = i % 3 == 0 ? -0.0f : 0.125f * static_cast<float>(i % 7);
+      }
+      backward_keys(problem, d_o, saved, {{0, c.shape.keys, 1}}, work(threads), out);
+      return out;
+    };
+    const auto one = added_to(1);
+    for (const int threads : {2, 3, 5}) {
+      SCOPED_TRACE(threads);
+      const auto more = added_to(threads);
+      EXPECT_EQ(more.dq.numbers, one.dq.numbers);
+      EXPECT_EQ(more.dk.numbers, one.dk.numbers);
+      EXPECT_EQ(more.dv.numbers, one.dv.numbers);
+    }
   }
 }
 
@@ -247,20 +281,24 @@ INSTANTIATE_TEST_SUITE_P(Isa, Backward,
                          testing::ValuesIn(available_isas().begin(), available_isas().end()),
                          [](const auto& one) { return std::string(one.param->name); });
 
-TEST(BackwardPoll, GoesOnWhileCopiesOfDqAreAddedUp) {
+TEST(BackwardPoll, GoesOnWhileDqIsAddedUp) {
   const Shape shape{1024, 2048, 8, 1, 1, 64, 64};
   const auto problem = random_problem<float>(shape, "full");
   const auto d_o = random_cotangent<float>(shape);
   const Tensor<float> lse(shape.queries, shape.query_heads, 1);
   const Tensor<float> delta = lse;
-  Gradients<float> out(shape);
-  // Rows of dQ are written when the products are done, from the first on.
-  bool between = false;
-  const auto poll = [&] { between |= out.dq.numbers.front() != 0 && out.dq.numbers.back() == 0; };
-  attend_backward(problem.q.view(), problem.k.view(), problem.v.view(), d_o.view(), lse.view(),
-                  delta.view(), out.dq.view(), out.dk.view(), out.dv.view(), everything(shape),
-                  *problem.mask, {.poll = poll});
-  EXPECT_TRUE(between);
+  // One thread has sums of parts, two have copies, of which each adds up its rows.
+  for (const int threads : {1, 2}) {
+    Gradients<float> out(shape);
+    // Rows of dQ are written when the products are done, from the first on.
+    bool between = false;
+    const std::size_t last = out.dq.numbers.size() / static_cast<std::size_t>(threads) - 1;
+    const auto poll = [&] { between |= out.dq.numbers.front() != 0 && out.dq.numbers[last] == 0; };
+    attend_backward(problem.q.view(), problem.k.view(), problem.v.view(), d_o.view(), lse.view(),
+                    delta.view(), out.dq.view(), out.dk.view(), out.dv.view(), everything(shape),
+                    *problem.mask, {.threads = threads, .poll = poll});
+    EXPECT_TRUE(between) << threads;
+  }
 }
 
 TEST(BackwardDouble, MatchesTheReferenceToRounding) {

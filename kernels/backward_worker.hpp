@@ -1,0 +1,404 @@
+#pragma once
+
+// One thread of attend_backward: the folder's own, not for others to include.
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include "kernels/backward_units.hpp"
+#include "kernels/part_sums.hpp"
+
+namespace dattn {
+
+/// Bytes of keys, values and their gradients that one tile of queries meets before the next one
+/// does: they stay in the second-level cache meanwhile.
+inline constexpr Index kChunkBytes = 1400 << 10;
+/// Where the mask leaves tiles out, so many times the tiles: a tile of queries is packed for each
+/// chunk that it sees, and only those that it sees need stay in the cache.
+inline constexpr Index kSparseChunk = 8;
+
+/// Floats of a row of dK or dV in here.
+inline Index padded(Index dim, const Kernel& kernel) {
+  return (dim + kernel.pad - 1) / kernel.pad * kernel.pad;
+}
+
+/// Tiles of keys of a chunk where the mask leaves none out. `packs` is bytes of a packed tile.
+inline Index tiles_of_chunk(Index packs, Index d_qk, Index d_v, const Kernel& kernel) {
+  const Index sums = kernel.backward_tile * (padded(d_qk, kernel) + padded(d_v, kernel)) * 4;
+  return std::max<Index>(1, kChunkBytes / (packs + sums));
+}
+
+/// What one thread needs to take queries through keys backward.
+template <class T>
+class BackwardWorker {
+ public:
+  /// Chunks have `most_tiles` of keys, at most; `packs` is memory for as many.
+  BackwardWorker(const BackwardBlock<T>& block, Index most_tiles, std::byte* packs)
+      : block_(block),
+        kernel_(block.kernel),
+        lanes_(kernel_.lanes),
+        panels_(kernel_.backward_panels),
+        dk_row_(padded(block.q.dim, kernel_)),
+        dv_row_(padded(block.v.dim, kernel_)),
+        chunk_(
+            tiles_of_chunk(block.k_bytes() + block.v_bytes(), block.q.dim, block.v.dim, kernel_)),
+        most_tiles_(most_tiles),
+        packs_(block, most_tiles, packs),
+        q_(aligned(kernel_.q_backward_size(block.d_qk()))),
+        d_o_(aligned(kernel_.q_backward_size(block.d_v()))),
+        scratch_(aligned(kernel_.backward_scratch(block.d_qk(), block.d_v()))),
+        dq_(panels_ * lanes_ * block.q.dim),
+        dk_(most_tiles_ * kernel_.backward_tile * dk_row_),
+        dv_(most_tiles_ * kernel_.backward_tile * dv_row_),
+        lse_(panels_ * lanes_),
+        delta_(panels_ * lanes_),
+        row_of_(static_cast<std::size_t>(panels_ * lanes_)),
+        head_of_(row_of_.size()),
+        pieces_(static_cast<std::size_t>(panels_)),
+        masks_(static_cast<std::size_t>(panels_), LaneMasks(kernel_.lanes, kernel_.backward_tile)) {
+    for (const auto& keys : block.taken) {
+      rules_.emplace_back(static_cast<std::size_t>(panels_),
+                          PanelRules(keys->rules, kernel_.lanes, kernel_.backward_tile));
+    }
+  }
+
+  /// Floats that a kernel leaves for a tile of queries.
+  Index numbers_of_tile() const { return panels_ * lanes_ * block_.q.dim; }
+  Index tiles_of_queries(Index g) const {
+    const Index size = panels_ * lanes_;
+    const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
+    return (block_.q.rows * group.heads.size() + size - 1) / size;
+  }
+
+  /// Adds what the unit's keys give to dk, dv and, by rows, to `dq` times `factor`. Where `written`
+  /// is given, dq is a copy of which only rows with a flag there hold numbers.
+  void run(const Unit& unit, View<float> dq, float factor, View<char> written, Poller& poller) {
+    for (const KeyPiece& piece : pieces_of(unit)) {
+      for (Index g = unit.groups.begin; g < unit.groups.end; ++g) {
+        chunk(g, {&piece, 1}, poller,
+              [&](const KeyPiece&, Range lanes) { give_dq(lanes.size(), dq, factor, written); });
+      }
+    }
+  }
+
+  /// The same of all parts of a cluster, in order, with scale * dQ added to the rows of the block
+  /// as if each part had a copy of its own: what a tile of queries costs to pack is paid for as
+  /// many keys as the cache holds, not for each part. `memory`: PartSums::floats.
+  void run_all(const Cluster& groups, std::span<const Unit> parts, float* memory, Poller& poller) {
+    std::vector<KeyPiece> pieces;
+    for (const Unit& part : parts) {
+      const std::vector<KeyPiece> own = pieces_of(part);
+      pieces.insert(pieces.end(), own.begin(), own.end());
+    }
+    std::vector<PartSums> sums;
+    for (Index g = groups.begin; g < groups.end; ++g) {
+      const Index tiles = tiles_of_queries(g);
+      sums.emplace_back(memory, tiles, numbers_of_tile());
+      memory += PartSums::floats(tiles, numbers_of_tile());
+    }
+    for (std::size_t from = 0; from < pieces.size();) {
+      const Index begin = pieces[from].tiles.begin;
+      const Index most = chunk_end({groups, {begin, pieces.back().tiles.end}, 0, 0}, begin);
+      std::size_t to = from + 1;
+      while (to < pieces.size() && pieces[to].tiles.end <= most) ++to;
+      for (Index g = groups.begin; g < groups.end; ++g) {
+        PartSums& own = sums[static_cast<std::size_t>(g - groups.begin)];
+        chunk(g, {pieces.data() + from, to - from}, poller,
+              [&](const KeyPiece& piece, Range lanes) {
+                own.add(lanes.begin / (panels_ * lanes_), piece.part, piece.whole, dq_.get());
+              });
+      }
+      from = to;
+    }
+    for (Index g = groups.begin; g < groups.end; ++g) {
+      give_sums(g, sums[static_cast<std::size_t>(g - groups.begin)], poller);
+    }
+  }
+
+ private:
+  /// Tiles of keys of one part that are taken together.
+  struct KeyPiece {
+    Range tiles;
+    Index part;
+    bool whole;  ///< all of the part
+  };
+
+  std::vector<KeyPiece> pieces_of(const Unit& unit) const {
+    std::vector<KeyPiece> pieces;
+    for (Index from = unit.tiles.begin; from < unit.tiles.end;) {
+      const Range tiles{from, chunk_end(unit, from)};
+      pieces.push_back({tiles, unit.part, tiles == unit.tiles});
+      from = tiles.end;
+    }
+    return pieces;
+  }
+
+  /// Where the chunk that begins at tile `from` ends: some queries here and there see chunk_ tiles
+  /// of it at most.
+  Index chunk_end(const Unit& unit, Index from) const {
+    constexpr Index kRows = 8;
+    const Index most = std::min(unit.tiles.end, from + most_tiles_);
+    if (most - from <= chunk_) return most;
+    Index end = most;
+    for (Index g = unit.groups.begin; g < unit.groups.end; ++g) {
+      for (Index i = 0; i < kRows; ++i) {
+        const Range rows = even_part(block_.q.rows, kRows, i);
+        if (rows.empty()) continue;
+        const Index row = (rows.begin + rows.end) / 2;
+        const LiveRows live(block_.keys_of(g).where, block_.mask, block_.head(g), {row, row + 1},
+                            block_.keys({from, end}));
+        Index tiles = 0;
+        Index next = from;  // the first tile not counted
+        for (const Range span : live.of(row)) {
+          const Range seen{std::max(next, span.begin / kernel_.backward_tile),
+                           (span.end - 1) / kernel_.backward_tile + 1};
+          if (tiles + seen.size() > chunk_) {
+            end = std::min(end, seen.begin + chunk_ - tiles);
+            break;
+          }
+          tiles += std::max<Index>(0, seen.size());
+          next = std::max(next, seen.end);
+        }
+      }
+    }
+    return end;
+  }
+
+  /// Takes all queries through neighbouring pieces; give(piece, lanes) gets dq_ of each tile of
+  /// queries that sees some of a piece.
+  template <class Give>
+  void chunk(Index g, std::span<const KeyPiece> pieces, Poller& poller, const Give& give) {
+    const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
+    const TakenKeys& keys = block_.keys_of(g);
+    const Range tiles{pieces.front().tiles.begin, pieces.back().tiles.end};
+    const Index rows_of_tile = kernel_.backward_tile;
+    // Of the queries, those that see some of the keys.
+    const std::vector<SeenTile>& seen = block_.seen_by(g);
+    Range seeing{block_.q.rows, 0};
+    for (Index t = tiles.begin; t < tiles.end; ++t) {
+      const Range rows = seen[static_cast<std::size_t>(t)].rows;
+      if (rows.empty()) continue;
+      seeing = {std::min(seeing.begin, rows.begin), std::max(seeing.end, rows.end)};
+    }
+    if (seeing.empty()) return;
+    packs_.begin(tiles, group, keys);
+    std::fill_n(dk_.get(), tiles.size() * rows_of_tile * dk_row_, 0.0f);
+    std::fill_n(dv_.get(), tiles.size() * rows_of_tile * dv_row_, 0.0f);
+    const Index lanes = block_.q.rows * group.heads.size();
+    const Index size = panels_ * lanes_;
+    const Index end = seeing.end * group.heads.size();
+    bool any = false;
+    for (Index first = seeing.begin * group.heads.size() / size * size; first < end;
+         first += size) {
+      const Range now{first, std::min(first + size, lanes)};
+      const Range rows{group.row(now.begin), group.row(now.end - 1) + 1};
+      const LiveRows live(keys.where, block_.mask, block_.head(g), rows, block_.keys(tiles));
+      if (live.none()) continue;
+      bool packed = false;
+      const Index last = (live.bounds(rows).end + rows_of_tile - 1) / rows_of_tile;
+      for (const KeyPiece& piece : pieces) {
+        bool found = false;
+        for (Index t = piece.tiles.begin; t < std::min(last, piece.tiles.end); ++t) {
+          // Rows of many spans leave whole stretches of tiles out.
+          t = std::max(t, live.next(block_.tile(t).begin) / rows_of_tile);
+          if (t >= piece.tiles.end || !find_pieces(live, now, group, block_.tile(t))) continue;
+          if (!packed) {
+            start(g, now);
+            const Range next{rows.end, std::min(rows.end + rows.size(), seeing.end)};
+            for (Index h = group.heads.begin; h < group.heads.end; ++h) {
+              prefetch(block_.q, h, next);
+              prefetch(block_.d_o, h, next);
+            }
+          }
+          if (!found) std::fill_n(dq_.get(), numbers_of_tile(), 0.0f);
+          packed = found = true;
+          step(g, live, t, (t - tiles.begin) * rows_of_tile);
+          poller.after(static_cast<double>(now.size() * block_.tile(t).size()) *
+                       static_cast<double>(6 * block_.q.dim + 4 * block_.v.dim));
+        }
+        if (found) give(piece, now);
+      }
+      any = any || packed;
+    }
+    if (any) give_dkv(g, tiles);
+  }
+
+  /// What the panels see of a tile of keys; false: nothing.
+  bool find_pieces(const LiveRows& live, Range lanes, const HeadGroup& group, Range tile) {
+    bool any = false;
+    used_ = (lanes.size() + lanes_ - 1) / lanes_;
+    const Index part = lanes_ / kernel_.parts;
+    for (Index p = 0; p < used_; ++p) {
+      std::array<Range, 2> rows;
+      std::size_t count = 0;
+      const Range panel{lanes.begin + p * lanes_,
+                        std::min(lanes.begin + (p + 1) * lanes_, lanes.end)};
+      for (Index first = panel.begin; first < panel.end; first += part) {
+        rows[count++] = {group.row(first), group.row(std::min(first + part, panel.end) - 1) + 1};
+      }
+      auto& pieces = pieces_[static_cast<std::size_t>(p)];
+      live.pieces({rows.data(), count}, tile, kernel_.granule, pieces);
+      any = any || !pieces.empty();
+    }
+    return any;
+  }
+
+  void start(Index g, Range lanes) {
+    const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
+    std::vector<const void*> q(row_of_.size());
+    std::vector<const void*> d_o(row_of_.size());
+    constexpr float kInf = std::numeric_limits<float>::infinity();
+    for (Index i = 0; i < panels_ * lanes_; ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      const bool used = lanes.begin + i < lanes.end;
+      row_of_[at] = used ? group.row(lanes.begin + i) : -1;
+      head_of_[at] = used ? group.head(lanes.begin + i) : -1;
+      q[at] = used ? block_.q.at(row_of_[at], head_of_[at]) : nullptr;
+      d_o[at] = used ? block_.d_o.at(row_of_[at], head_of_[at]) : nullptr;
+      lse_[i] = kInf;
+      delta_[i] = 0;
+      if (!used || block_.normalizer == Normalizer::sigmoid) continue;
+      const float lse = *block_.lse.at(row_of_[at], head_of_[at]);
+      if (lse == -kInf) continue;
+      lse_[i] = static_cast<float>(static_cast<double>(lse) / kernel_.nats);
+      delta_[i] = *block_.delta.at(row_of_[at], head_of_[at]);
+    }
+    const auto used = static_cast<int>(used_);
+    kernel_.pack_q_backward(q.data(), used, element_of<T>(), block_.d_qk(),
+                            block_.keys_of(g).rules.factor(), q_.get());
+    kernel_.pack_q_backward(d_o.data(), used, element_of<T>(), block_.d_v(), 1.0f, d_o_.get());
+    for (Index p = 0; p < used_; ++p) {
+      rules_of(g, p).lanes(panel(row_of_, p), panel(head_of_, p));
+    }
+  }
+
+  std::span<const Index> panel(const std::vector<Index>& of_lane, Index p) const {
+    return {of_lane.data() + p * lanes_, static_cast<std::size_t>(lanes_)};
+  }
+
+  PanelRules& rules_of(Index g, Index p) {
+    return rules_[block_.taken_by[static_cast<std::size_t>(g)]][static_cast<std::size_t>(p)];
+  }
+
+  void step(Index g, const LiveRows& live, Index t, Index row) {
+    const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
+    const Range tile = block_.tile(t);
+    lists_.clear();
+    counts_.clear();
+    allowed_.clear();
+    score_rules_.clear();
+    for (Index p = 0; p < used_; ++p) {
+      const auto at = static_cast<std::size_t>(p);
+      const std::vector<Piece>& pieces = pieces_[at];
+      lists_.push_back(pieces.data());
+      counts_.push_back(static_cast<int>(pieces.size()));
+      const bool masked =
+          std::any_of(pieces.begin(), pieces.end(), [](const Piece& x) { return x.masked; });
+      allowed_.push_back(masked ? masks_[at].spell(live, panel(row_of_, p), tile) : Lanes{});
+      rules_of(g, p).keys(tile, group.key_head);
+      score_rules_.push_back(rules_of(g, p).rules());
+    }
+    kernel_.backward({.q = q_.get(),
+                      .d_o = d_o_.get(),
+                      .k = packs_.k(t),
+                      .v = packs_.v(t),
+                      .d_qk = block_.d_qk(),
+                      .d_v = block_.d_v(),
+                      .panels = static_cast<int>(used_),
+                      .pieces = lists_.data(),
+                      .piece_counts = counts_.data(),
+                      .allowed = allowed_.data(),
+                      .rules = score_rules_.data(),
+                      .normalizer = block_.normalizer,
+                      .scratch = scratch_.get(),
+                      .lse = lse_.get(),
+                      .delta = delta_.get(),
+                      .dq = dq_.get(),
+                      .dk = dk_.get() + row * dk_row_,
+                      .dv = dv_.get() + row * dv_row_});
+  }
+
+  void give_dq(Index lanes, View<float> dq, float factor, View<char> written) const {
+    std::vector<float*> row(static_cast<std::size_t>(lanes_));
+    for (Index p = 0; p < used_; ++p) {
+      for (Index i = 0; i < lanes_; ++i) {
+        const auto at = static_cast<std::size_t>(p * lanes_ + i);
+        float*& to = row[static_cast<std::size_t>(i)];
+        to = p * lanes_ + i < lanes ? dq.at(row_of_[at], head_of_[at]) : nullptr;
+        if (to == nullptr || written.data == nullptr) continue;
+        char& flag = *written.at(row_of_[at], head_of_[at]);
+        if (flag == 0) std::fill_n(to, dq.dim, 0.0f);
+        flag = 1;
+      }
+      kernel_.add_panel(dq_.get() + p * lanes_ * block_.q.dim, block_.d_qk(), factor, row.data());
+    }
+  }
+
+  /// Adds scale * sums to dQ of a group's rows; rounded as where copies are added up.
+  void give_sums(Index g, PartSums& sums, Poller& poller) const {
+    const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
+    const Index lanes = block_.q.rows * group.heads.size();
+    std::vector<float> sum(static_cast<std::size_t>(lanes_ * block_.q.dim));
+    std::vector<float*> row(static_cast<std::size_t>(lanes_));
+    for (Index i = 0; i < lanes_; ++i) {
+      row[static_cast<std::size_t>(i)] = sum.data() + i * block_.q.dim;
+    }
+    for (Index tile = 0; tile < tiles_of_queries(g); ++tile) {
+      const float* panel = sums.take(tile);
+      for (Index p = 0; p < panels_ && panel != nullptr; ++p) {
+        const Index first = (tile * panels_ + p) * lanes_;
+        if (first >= lanes) break;
+        std::fill(sum.begin(), sum.end(), 0.0f);
+        kernel_.add_panel(panel + p * lanes_ * block_.q.dim, block_.d_qk(), 1.0f, row.data());
+        for (Index lane = first; lane < std::min(first + lanes_, lanes); ++lane) {
+          const float* from = row[static_cast<std::size_t>(lane - first)];
+          float* to = block_.dq.at(group.row(lane), group.head(lane));
+          for (Index i = 0; i < block_.q.dim; ++i) to[i] += block_.scale * from[i];
+        }
+      }
+      poller.after(static_cast<double>(panels_ * lanes_ * block_.q.dim));
+    }
+  }
+
+  void give_dkv(Index g, Range tiles) const {
+    const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
+    const TakenKeys& taken = block_.keys_of(g);
+    const Range keys = block_.keys(tiles);
+    for (Index key = keys.begin; key < keys.end; ++key) {
+      const float* dk = dk_.get() + (key - keys.begin) * dk_row_;
+      const float* dv = dv_.get() + (key - keys.begin) * dv_row_;
+      float* to_k = block_.dk.at(taken.row(key), group.key_head);
+      float* to_v = block_.dv.at(taken.row(key), group.value_head);
+      for (Index i = 0; i < block_.q.dim; ++i) to_k[i] += block_.scale * dk[i];
+      for (Index i = 0; i < block_.v.dim; ++i) to_v[i] += dv[i];
+    }
+  }
+
+  const BackwardBlock<T>& block_;
+  const Kernel& kernel_;
+  Index lanes_;
+  Index panels_;
+  Index dk_row_, dv_row_;
+  Index chunk_;       ///< tiles of keys that stay in the cache,
+  Index most_tiles_;  ///< and that a chunk has, at most
+  BackwardPacks<T> packs_;
+  Buffer<std::byte> q_, d_o_;
+  Buffer<std::byte> scratch_;
+  Buffer<float> dq_, dk_, dv_;
+  Buffer<float> lse_, delta_;
+  Index used_ = 0;                       ///< panels of the tile of queries at hand
+  std::vector<Index> row_of_, head_of_;  ///< of each lane; -1 where there is none
+  std::vector<std::vector<Piece>> pieces_;
+  std::vector<LaneMasks> masks_;
+  std::vector<std::vector<PanelRules>> rules_;  ///< by TakenKeys and panel
+  // Of the step at hand, by panel.
+  std::vector<const Piece*> lists_;
+  std::vector<int> counts_;
+  std::vector<Lanes> allowed_;
+  std::vector<ScoreRules> score_rules_;
+};
+
+}  // namespace dattn
