@@ -20,6 +20,9 @@ inline constexpr Index kChunkBytes = 1400 << 10;
 /// chunk that it sees, and only those that it sees need stay in the cache.
 inline constexpr Index kSparseChunk = 8;
 
+/// Rows of gradients that are asked for ahead: they lie apart, where no hardware looks ahead.
+inline constexpr Index kRowsAhead = 6;
+
 /// Floats of a row of dK or dV in here.
 inline Index padded(Index dim, const Kernel& kernel) {
   return (dim + kernel.pad - 1) / kernel.pad * kernel.pad;
@@ -198,13 +201,18 @@ class BackwardWorker {
       const LiveRows live(keys.where, block_.mask, block_.head(g), rows, block_.keys(tiles));
       if (live.none()) continue;
       bool packed = false;
+      const Range whole = live.whole();
       const Index last = (live.bounds(rows).end + rows_of_tile - 1) / rows_of_tile;
       for (const KeyPiece& piece : pieces) {
         bool found = false;
         for (Index t = piece.tiles.begin; t < std::min(last, piece.tiles.end); ++t) {
-          // Rows of many spans leave whole stretches of tiles out.
-          t = std::max(t, live.next(block_.tile(t).begin) / rows_of_tile);
-          if (t >= piece.tiles.end || !find_pieces(live, now, group, block_.tile(t))) continue;
+          if (whole.contains(block_.tile(t))) {
+            all_see(now, block_.tile(t));
+          } else {
+            // Rows of many spans leave whole stretches of tiles out.
+            t = std::max(t, live.next(block_.tile(t).begin) / rows_of_tile);
+            if (t >= piece.tiles.end || !find_pieces(live, now, group, block_.tile(t))) continue;
+          }
           if (!packed) {
             start(g, now);
             const Range next{rows.end, std::min(rows.end + rows.size(), seeing.end)};
@@ -224,6 +232,14 @@ class BackwardWorker {
       any = any || packed;
     }
     if (any) give_dkv(g, tiles);
+  }
+
+  /// The panels see all of a tile of keys.
+  void all_see(Range lanes, Range tile) {
+    used_ = (lanes.size() + lanes_ - 1) / lanes_;
+    for (Index p = 0; p < used_; ++p) {
+      pieces_[static_cast<std::size_t>(p)].assign(1, {0, static_cast<int>(tile.size()), false});
+    }
   }
 
   /// What the panels see of a tile of keys; false: nothing.
@@ -351,9 +367,13 @@ class BackwardWorker {
       for (Index p = 0; p < panels_ && panel != nullptr; ++p) {
         const Index first = (tile * panels_ + p) * lanes_;
         if (first >= lanes) break;
+        const Index end = std::min(first + lanes_, lanes);
+        for (Index lane = first; lane < end; ++lane) {
+          prefetch(block_.dq.at(group.row(lane), group.head(lane)), block_.q.dim);
+        }
         std::fill(sum.begin(), sum.end(), 0.0f);
         kernel_.add_panel(panel + p * lanes_ * block_.q.dim, block_.d_qk(), 1.0f, row.data());
-        for (Index lane = first; lane < std::min(first + lanes_, lanes); ++lane) {
+        for (Index lane = first; lane < end; ++lane) {
           const float* from = row[static_cast<std::size_t>(lane - first)];
           float* to = block_.dq.at(group.row(lane), group.head(lane));
           for (Index i = 0; i < block_.q.dim; ++i) to[i] += block_.scale * from[i];
@@ -372,6 +392,10 @@ class BackwardWorker {
       const float* dv = dv_.get() + (key - keys.begin) * dv_row_;
       float* to_k = block_.dk.at(taken.row(key), group.key_head);
       float* to_v = block_.dv.at(taken.row(key), group.value_head);
+      if (const Index ahead = key + kRowsAhead; ahead < keys.end) {
+        prefetch(block_.dk.at(taken.row(ahead), group.key_head), block_.q.dim);
+        prefetch(block_.dv.at(taken.row(ahead), group.value_head), block_.v.dim);
+      }
       for (Index i = 0; i < block_.q.dim; ++i) to_k[i] += block_.scale * dk[i];
       for (Index i = 0; i < block_.v.dim; ++i) to_v[i] += dv[i];
     }

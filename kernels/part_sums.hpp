@@ -31,8 +31,7 @@ class PartSums {
     if (whole) {
       add_to_sum(tile, found);
     } else {
-      float* to = open_sums_ + tile * numbers_;
-      for (Index i = 0; i < numbers_; ++i) to[i] = (open == part ? to[i] : 0.0f) + found[i];
+      sum(open_sums_ + tile * numbers_, open == part, found);
       open = part;
     }
   }
@@ -55,10 +54,16 @@ class PartSums {
   }
   void add_to_sum(Index tile, const float* found) {
     char& begun = begun_[static_cast<std::size_t>(tile)];
-    float* to = sums_ + tile * numbers_;
-    // 0 + x, not x: a copy was added to zeros, which turns -0 into 0.
-    for (Index i = 0; i < numbers_; ++i) to[i] = (begun != 0 ? to[i] : 0.0f) + found[i];
+    sum(sums_ + tile * numbers_, begun != 0, found);
     begun = 1;
+  }
+  void sum(float* to, bool begun, const float* found) const {
+    if (begun) {
+      for (Index i = 0; i < numbers_; ++i) to[i] += found[i];
+    } else {
+      // Not x: a copy was added to zeros, which turns -0 into 0.
+      for (Index i = 0; i < numbers_; ++i) to[i] = 0.0f + found[i];
+    }
   }
 
   Index numbers_;
