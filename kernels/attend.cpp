@@ -269,10 +269,11 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
 
   Caught caught;
   const auto groups = static_cast<Index>(block.groups.size());
-  const Index heads_now = shared ? heads_at_once(block, work.threads) : groups;
+  const PackPlaces places =
+      shared ? pack_places(block, work.threads) : PackPlaces{groups, block.tiles};
   std::optional<Packs<T>> packs;
   CallWorkspace workspace(work);
-  if (shared) packs.emplace(block, heads_now, workspace);
+  if (shared) packs.emplace(block, places.heads, places.tiles, workspace);
   // The first part of the keys goes to `out`, the others have records of their own, merged in
   // order.
   const Index records = q.rows * q.heads;
@@ -297,7 +298,7 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
       const auto before = [&] { return block.groups[static_cast<std::size_t>(now.end - 1)]; };
       const bool same = now.end > begin && before().key_head == group.key_head &&
                         before().value_head == group.value_head;
-      if (!same && heads == heads_now) break;
+      if (!same && heads == places.heads) break;
       if (!same) ++heads;
       pack_of.push_back(heads - 1);
     }
@@ -348,7 +349,8 @@ Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index k
   const auto d_v = static_cast<int>(shape.d_v);
   const Index tile_bytes = aligned(kernel.k_size(d_qk)) + aligned(kernel.v_size(d_v));
   const Index head_bytes = (keys + kernel.tile - 1) / kernel.tile * tile_bytes;
-  const Index packs = std::min(query_heads * head_bytes, std::max(kPackBytes, head_bytes));
+  const Index packs = std::min(query_heads * head_bytes,
+                               std::max(threads > 1 ? kPackBytes : kCachedPackBytes, head_bytes));
   // kForwardUnits parts of all records where they fit a tile of lanes (decode: kDecodeLanes of each
   // head), and never more than kForwardUnits tiles of lanes beyond those that there are.
   const Index records = queries * query_heads;

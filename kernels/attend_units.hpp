@@ -41,18 +41,26 @@ std::vector<LiveRows> live_of_variants(const ForwardBlock<T>& block, Range rows)
   return live;
 }
 
-/// How many keys a row sees, at most, among some rows here and there.
+/// The most of what some rows here and there see.
+struct RowSees {
+  Index keys = 0;
+  Index span = 0;  ///< from the first key to the last
+};
+
 template <class T>
-Index keys_of_row(const ForwardBlock<T>& block) {
-  constexpr Index kRows = 8;
-  Index most = 0;
+RowSees row_sees(const ForwardBlock<T>& block) {
+  constexpr Index kRows = 16;
+  RowSees most;
   for (Index i = 0; i < kRows; ++i) {
     const Range rows = even_part(block.q.rows, kRows, i);
     if (rows.empty()) continue;
     for (const LiveRows& live : live_of_variants(block, {rows.end - 1, rows.end})) {
+      const std::span<const Range> spans = live.of(rows.end - 1);
+      if (spans.empty()) continue;
       Index keys = 0;
-      for (const Range span : live.of(rows.end - 1)) keys += span.size();
-      most = std::max(most, keys);
+      for (const Range span : spans) keys += span.size();
+      most.keys = std::max(most.keys, keys);
+      most.span = std::max(most.span, spans.back().end - spans.front().begin);
     }
   }
   return most;
@@ -89,25 +97,33 @@ std::vector<Range> tiles_of_parts(const ForwardBlock<T>& block) {
     // Rows that see few keys see few parts: the others' records would be cleared and merged for
     // nothing.
     const Index tile = block.kernel.tile;
-    const Index most = std::max<Index>(1, (keys_of_row(block) + tile - 1) / tile / kTilesOfPart);
+    const Index most = std::max<Index>(1, (row_sees(block).keys + tile - 1) / tile / kTilesOfPart);
     parts = std::clamp<Index>((kForwardUnits + tiles - 1) / tiles, 1, most);
   }
   return even_cuts(seen, parts);
 }
 
-/// Heads whose keys are packed at a time. Many threads need many units; one takes as many heads as
-/// its cache holds of what a tile of queries sees: its rows of all heads lie side by side in
-/// memory, but packs that have left the cache come back slower than they were made.
+/// Packs that exist at a time: of how many heads, and of how many tiles of each.
+struct PackPlaces {
+  Index heads;
+  Index tiles;
+};
+
+/// Many threads need many units, and so many heads. One takes as many as its cache holds of what a
+/// tile of queries sees, for its rows of all heads lie side by side in memory; packs that have left
+/// the cache come back slower than they were made.
 template <class T>
-Index heads_at_once(const ForwardBlock<T>& block, int threads) {
-  constexpr Index kCacheBytes = Index{2} << 20;  // second level
+PackPlaces pack_places(const ForwardBlock<T>& block, int threads) {
   const Index tile_bytes = block.k_bytes() + block.v_bytes();
-  const Index fits = kPackBytes / (block.tiles * tile_bytes);
   const auto groups = std::ssize(block.groups);
-  if (threads > 1) return std::clamp<Index>(fits, 1, groups);
+  if (threads > 1) {
+    return {std::clamp<Index>(kPackBytes / (block.tiles * tile_bytes), 1, groups), block.tiles};
+  }
   const Index rows = std::min(block.q.rows, kLanes / block.groups.front().heads.size() + 1);
-  const Index seen = (keys_of_row(block) + rows) / block.kernel.tile + 1;
-  return std::clamp<Index>(std::min(fits, kCacheBytes / (seen * tile_bytes)), 1, groups);
+  const Index seen = (row_sees(block).span + rows) / block.kernel.tile + 2;
+  const Index heads = std::min(kCachedPackBytes / (seen * tile_bytes), groups);
+  if (heads <= 1) return {1, block.tiles};
+  return {heads, std::min(seen, block.tiles)};
 }
 
 /// The units of the groups [groups.begin, groups.end), for one thread those of the same rows side

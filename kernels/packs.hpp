@@ -17,6 +17,8 @@ namespace dattn {
 
 /// Bytes of packed keys and values that exist at a time, beside those of a single head.
 inline constexpr Index kPackBytes = Index{256} << 20;
+/// Of one thread, of several heads: what its second-level cache holds, about.
+inline constexpr Index kCachedPackBytes = Index{2} << 20;
 
 /// Whether all numbers of some rows are finite. In words of a cache line, which compilers keep in
 /// vectors: an exponent of all ones, and only that, carries into the place of the sign.
@@ -84,18 +86,23 @@ struct ForwardBlock {
 template <class T>
 class Packs {
  public:
-  Packs(const ForwardBlock<T>& block, Index heads, CallWorkspace& workspace)
+  /// With fewer places for a head than there are tiles, one thread alone may use it: a tile takes
+  /// the place of another.
+  Packs(const ForwardBlock<T>& block, Index heads, Index places, CallWorkspace& workspace)
       : block_(block),
         tiles_(block.tiles),
-        memory_(workspace.take<std::byte>(
-            Workspace::Use::k, heads * block.tiles * (block.k_bytes() + block.v_bytes()))),
-        states_(static_cast<std::size_t>(heads * block.tiles)),
-        values_(states_.size()) {}
+        places_(places),
+        memory_(workspace.take<std::byte>(Workspace::Use::k,
+                                          heads * places * (block.k_bytes() + block.v_bytes()))),
+        states_(static_cast<std::size_t>(heads * places)),
+        values_(states_.size()),
+        held_(places < tiles_ ? states_.size() : 0, -1) {}
 
   /// Other heads take the place of those that there were. No thread may be at work.
   void forget() {
     for (auto& state : states_) state.store(State::empty, std::memory_order_relaxed);
     for (auto& values : values_) values.store(Values::unknown, std::memory_order_relaxed);
+    std::fill(held_.begin(), held_.end(), -1);
   }
 
   /// The tile `t` of `group`, whose heads are the `head`-th. Where another thread is packing it,
@@ -103,6 +110,7 @@ class Packs {
   PackedTile need(const HeadGroup& group, Index head, Index t, Index last, Poller& poller) {
     constexpr Index kOthers = 8;  // what the next tiles of queries see first
     const Index end = std::min(tiles_, last + kOthers);
+    if (!held_.empty()) make_room(head, t);
     for (Index other = t; !ready(head, t);) {
       while (other < end && !claim(head, other)) ++other;
       if (other < end) {
@@ -118,7 +126,7 @@ class Packs {
 
   /// Whether some value of the tile is not finite. Found when first asked, perhaps by two.
   bool strange(const HeadGroup& group, Index head, Index t) {
-    auto& values = values_[static_cast<std::size_t>(head * tiles_ + t)];
+    auto& values = values_[place(head, t)];
     if (values.load(std::memory_order_relaxed) == Values::unknown) {
       values.store(
           all_finite(block_.v, group.value_head, block_.tile(t)) ? Values::finite : Values::strange,
@@ -131,8 +139,16 @@ class Packs {
   enum class State : char { empty, taken, ready };
   enum class Values : char { unknown, finite, strange };
 
-  std::atomic<State>& state(Index head, Index t) {
-    return states_[static_cast<std::size_t>(head * tiles_ + t)];
+  std::size_t place(Index head, Index t) const {
+    return static_cast<std::size_t>(head * places_ + t % places_);
+  }
+  std::atomic<State>& state(Index head, Index t) { return states_[place(head, t)]; }
+  void make_room(Index head, Index t) {
+    Index& held = held_[place(head, t)];
+    if (held == t) return;
+    held = t;
+    state(head, t).store(State::empty, std::memory_order_relaxed);
+    values_[place(head, t)].store(Values::unknown, std::memory_order_relaxed);
   }
   bool ready(Index head, Index t) {
     return state(head, t).load(std::memory_order_acquire) == State::ready;
@@ -143,15 +159,17 @@ class Packs {
                                                   std::memory_order_relaxed);
   }
   std::byte* k(Index head, Index t) const {
-    return memory_ + (head * tiles_ + t) * (block_.k_bytes() + block_.v_bytes());
+    return memory_ + static_cast<Index>(place(head, t)) * (block_.k_bytes() + block_.v_bytes());
   }
   std::byte* v(Index head, Index t) const { return k(head, t) + block_.k_bytes(); }
 
   const ForwardBlock<T>& block_;
   Index tiles_;
+  Index places_;  ///< of a head; tile t has place t % places_
   std::byte* memory_;
   std::vector<std::atomic<State>> states_;
   std::vector<std::atomic<Values>> values_;
+  std::vector<Index> held_;  ///< the tile at each place, where there are fewer than tiles
 };
 
 }  // namespace dattn

@@ -78,6 +78,19 @@ TEST_P(Attend, GivesTheSameBitsForAnyNumberOfThreads) {
   }
 }
 
+// One thread has places for as many packed tiles as the rows that it looked at see; here one
+// document among them is longer, and its tiles take each other's places.
+TEST_P(Attend, TakesTilesThatHaveOnePlace) {
+  const Shape shape{11200, 11200, 4, 4, 4, 16, 16};
+  std::string mask = "documents:11,900";
+  for (Index at = 911; at < shape.keys; at += 10) {
+    mask += "," + std::to_string(std::min<Index>(10, shape.keys - at));
+  }
+  const auto problem = random_problem<float>(shape, mask + "+causal");
+  const auto one = attend_whole(problem, work(1));
+  EXPECT_EQ(attend_whole(problem, work(3)).numbers, one.numbers);
+}
+
 /// Rows as the ranks of three partitions hold them.
 std::vector<std::vector<Runs>> partitions(Index n) {
   const auto edge = [&](Index p) { return even_part(n, 8, p).begin; };
