@@ -242,7 +242,7 @@ TEST(Remedy, MoreHostsThanTheJobHasAreHostsOfThePlanToo) {
   job.task.mask = parse_mask("full", shape);
   job.task.source = Source::random(shape, 1);
   job.task.type = Type::bf16;
-  job.task.wish.strategy = "gather";
+  job.task.wish.strategy = "ulysses";
   job.task.wish.hosts = parse_hosts("2x2", 4);
   job.threads.assign(4, 1);
   // How much kernels need is the instruction set's: some bound is such that only more hosts help.
