@@ -71,8 +71,9 @@ class Worker {
                        static_cast<double>(block_.q.dim + block_.v.dim));
         };
         const Piece all{0, static_cast<int>(tile.size()), false};
-        for (Index p = 0; p < panels_ && run.count == 0; ++p)
+        for (Index p = 0; p < panels_ && run.count == 0; ++p) {
           take({p, {&all, 1}, {}, false}, false);
+        }
         for (std::size_t i = run.first; i < run.first + run.count; ++i) {
           const UnitSteps::Step step = steps.step(i);
           take(step,
@@ -233,7 +234,7 @@ class Worker {
   std::vector<Index> row_of_, head_of_;  ///< of each lane; -1 where there is none
   std::vector<bool> begun_;              ///< the panels that have something in o_
   std::vector<PanelRules> rules_;
-  std::map<std::array<Index, 6>, UnitSteps> known_;
+  std::map<std::array<Index, 6>, UnitSteps> known_;  ///< see steps_of
   Index known_bytes_ = 0;
   std::optional<UnitSteps> fresh_;  ///< what there was no room for
 };
