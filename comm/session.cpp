@@ -1,12 +1,16 @@
 #include "comm/session.hpp"
 
+#include <dlfcn.h>
 #include <fmt/format.h>
+#include <link.h>
 
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "comm/error.hpp"
 #include "comm/handles.hpp"
@@ -38,6 +42,23 @@ int number(const char* text) {
   return error == std::errc{} && stop == end ? value : 0;
 }
 
+/// Makes all libraries that are loaded now stay so until the process ends. MPI_Finalize unloads
+/// Open MPI's plugins and PMIx while Open MPI's own thread may still be on its way through their
+/// code (4.1.4 with PMIx 4.2: a segmentation fault of all ranks at the end of one job in thousands).
+void keep_libraries() {
+  std::vector<std::string> names;
+  const auto note = [](dl_phdr_info* library, std::size_t, void* into) {
+    static_cast<std::vector<std::string>*>(into)->emplace_back(library->dlpi_name);
+    return 0;
+  };
+  dl_iterate_phdr(note, &names);
+  for (const std::string& name : names) {
+    // No handle is closed: each only keeps what is there. The program and the kernel's part have no
+    // name that opens.
+    if (!name.empty()) dlopen(name.c_str(), RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
+  }
+}
+
 }  // namespace
 
 Session::Session(Progress* progress)
@@ -60,6 +81,7 @@ Session::~Session() {
   if (progress_ != nullptr) progress_->phase("end");
   const Waiting waiting(progress_, "MPI_Finalize", -1, 0);
   world_.reset();
+  keep_libraries();
   MPI_Finalize();
 }
 
