@@ -44,7 +44,8 @@ int number(const char* text) {
 
 /// Makes all libraries that are loaded now stay so until the process ends. MPI_Finalize unloads
 /// Open MPI's plugins and PMIx while Open MPI's own thread may still be on its way through their
-/// code (4.1.4 with PMIx 4.2: a segmentation fault of all ranks at the end of one job in thousands).
+/// code (4.1.4 with PMIx 4.2: a segmentation fault of all ranks at the end of one job in
+/// thousands).
 void keep_libraries() {
   std::vector<std::string> names;
   const auto note = [](dl_phdr_info* library, std::size_t, void* into) {
