@@ -145,38 +145,45 @@ class BackwardPacks {
   }
   BackwardPacks(const BackwardBlock<T>& block, Index tiles, std::byte* memory)
       : block_(block),
-        k_{memory, block.k_bytes(), std::vector<char>(static_cast<std::size_t>(tiles))},
-        v_{memory + tiles * block.k_bytes(), block.v_bytes(), k_.there} {}
+        k_{memory, block.k_bytes(), std::vector<Index>(static_cast<std::size_t>(tiles), kNone)},
+        v_{memory + tiles * block.k_bytes(), block.v_bytes(), k_.tile} {}
 
   /// The next ones are of these tiles and of a group's heads.
   void begin(Range tiles, const HeadGroup& group, const TakenKeys& keys) {
     for (auto& [side, head] : {std::pair{&k_, group.key_head}, std::pair{&v_, group.value_head}}) {
-      if (side->head == head && tiles_ == tiles && keys_ == &keys) continue;
-      std::fill(side->there.begin(), side->there.end(), char{0});
+      if (side->head == head && keys_ == &keys) continue;
+      std::fill(side->tile.begin(), side->tile.end(), kNone);
       side->head = head;
     }
     tiles_ = tiles;
     keys_ = &keys;
   }
-  const std::byte* k(Index t) { return pack(k_, block_.k, t, block_.kernel.pack_k_backward); }
-  const std::byte* v(Index t) { return pack(v_, block_.v, t, block_.kernel.pack_v_backward); }
+  /// Tile t, kept in a slot that it has for itself until all that it is needed for is done.
+  const std::byte* k(Index t, Index slot) {
+    return pack(k_, block_.k, t, slot, block_.kernel.pack_k_backward);
+  }
+  const std::byte* v(Index t, Index slot) {
+    return pack(v_, block_.v, t, slot, block_.kernel.pack_v_backward);
+  }
 
  private:
+  static constexpr Index kNone = -1;
   struct Side {
     std::byte* memory;
-    Index bytes;  ///< of a tile
-    std::vector<char> there;
-    Index head = -1;
+    Index bytes;              ///< of a tile
+    std::vector<Index> tile;  ///< in each slot
+    Index head = kNone;
   };
 
-  std::byte* pack(Side& side, View<const T> view, Index t, void (*fill)(const Rows&, void*)) {
-    std::byte* to = side.memory + (t - tiles_.begin) * side.bytes;
-    char& there = side.there[static_cast<std::size_t>(t - tiles_.begin)];
-    if (there == 0) {
+  std::byte* pack(Side& side, View<const T> view, Index t, Index slot,
+                  void (*fill)(const Rows&, void*)) {
+    std::byte* to = side.memory + slot * side.bytes;
+    Index& held = side.tile[static_cast<std::size_t>(slot)];
+    if (held != t) {
       fill(rows(view, side.head, t), to);
       if (t + 1 < tiles_.end && keys_->rows.empty()) prefetch(view, side.head, block_.tile(t + 1));
     }
-    there = 1;
+    held = t;
     return to;
   }
   /// The rows of a tile: where they lie, or gathered.

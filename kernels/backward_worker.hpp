@@ -10,6 +10,7 @@
 
 #include "kernels/backward_units.hpp"
 #include "kernels/part_sums.hpp"
+#include "kernels/tile_slots.hpp"
 
 namespace dattn {
 
@@ -38,7 +39,7 @@ inline Index tiles_of_chunk(Index packs, Index d_qk, Index d_v, const Kernel& ke
 template <class T>
 class BackwardWorker {
  public:
-  /// Chunks have `most_tiles` of keys, at most; `packs` is memory for as many.
+  /// `most_tiles` of keys, at most, are at hand at a time; `packs` is memory for as many.
   BackwardWorker(const BackwardBlock<T>& block, Index most_tiles, std::byte* packs)
       : block_(block),
         kernel_(block.kernel),
@@ -54,6 +55,7 @@ class BackwardWorker {
         d_o_(aligned(kernel_.q_backward_size(block.d_v()))),
         scratch_(aligned(kernel_.backward_scratch(block.d_qk(), block.d_v()))),
         dq_(panels_ * lanes_ * block.q.dim),
+        rows_(lanes_ * block.q.dim),
         dk_(most_tiles_ * kernel_.backward_tile * dk_row_),
         dv_(most_tiles_ * kernel_.backward_tile * dv_row_),
         lse_(panels_ * lanes_),
@@ -61,7 +63,8 @@ class BackwardWorker {
         row_of_(static_cast<std::size_t>(panels_ * lanes_)),
         head_of_(row_of_.size()),
         pieces_(static_cast<std::size_t>(panels_)),
-        masks_(static_cast<std::size_t>(panels_), LaneMasks(kernel_.lanes, kernel_.backward_tile)) {
+        masks_(static_cast<std::size_t>(panels_), LaneMasks(kernel_.lanes, kernel_.backward_tile)),
+        slots_(most_tiles) {
     for (const auto& keys : block.taken) {
       rules_.emplace_back(static_cast<std::size_t>(panels_),
                           PanelRules(keys->rules, kernel_.lanes, kernel_.backward_tile));
@@ -81,8 +84,10 @@ class BackwardWorker {
   void run(const Unit& unit, View<float> dq, float factor, View<char> written, Poller& poller) {
     for (const KeyPiece& piece : pieces_of(unit)) {
       for (Index g = unit.groups.begin; g < unit.groups.end; ++g) {
-        chunk(g, {&piece, 1}, poller,
-              [&](const KeyPiece&, Range lanes) { give_dq(lanes.size(), dq, factor, written); });
+        chunk(
+            g, {&piece, 1}, poller,
+            [&](const KeyPiece&, Range lanes) { give_dq(lanes.size(), dq, factor, written); },
+            [](Index) {});
       }
     }
   }
@@ -96,6 +101,18 @@ class BackwardWorker {
       const std::vector<KeyPiece> own = pieces_of(part);
       pieces.insert(pieces.end(), own.begin(), own.end());
     }
+    const Range all{pieces.front().tiles.begin, pieces.back().tiles.end};
+    if (chunk_end({groups, all, 0, 0}, all.begin) == all.end) {
+      // The sum of a tile of queries is done before the next one begins.
+      for (Index g = groups.begin; g < groups.end; ++g) {
+        PartSums sums(memory, 1, numbers_of_tile());
+        chunk(
+            g, pieces, poller,
+            [&](const KeyPiece& piece, Range) { sums.add(0, piece.part, piece.whole, dq_.get()); },
+            [&](Index tile) { give_sum(g, tile, sums.take(0)); });
+      }
+      return;
+    }
     std::vector<PartSums> sums;
     for (Index g = groups.begin; g < groups.end; ++g) {
       const Index tiles = tiles_of_queries(g);
@@ -104,20 +121,25 @@ class BackwardWorker {
     }
     for (std::size_t from = 0; from < pieces.size();) {
       const Index begin = pieces[from].tiles.begin;
-      const Index most = chunk_end({groups, {begin, pieces.back().tiles.end}, 0, 0}, begin);
+      const Index most = chunk_end({groups, {begin, all.end}, 0, 0}, begin);
       std::size_t to = from + 1;
       while (to < pieces.size() && pieces[to].tiles.end <= most) ++to;
       for (Index g = groups.begin; g < groups.end; ++g) {
         PartSums& own = sums[static_cast<std::size_t>(g - groups.begin)];
-        chunk(g, {pieces.data() + from, to - from}, poller,
-              [&](const KeyPiece& piece, Range lanes) {
-                own.add(lanes.begin / (panels_ * lanes_), piece.part, piece.whole, dq_.get());
-              });
+        chunk(
+            g, {pieces.data() + from, to - from}, poller,
+            [&](const KeyPiece& piece, Range lanes) {
+              own.add(lanes.begin / (panels_ * lanes_), piece.part, piece.whole, dq_.get());
+            },
+            [](Index) {});
       }
       from = to;
     }
     for (Index g = groups.begin; g < groups.end; ++g) {
-      give_sums(g, sums[static_cast<std::size_t>(g - groups.begin)], poller);
+      for (Index tile = 0; tile < tiles_of_queries(g); ++tile) {
+        give_sum(g, tile, sums[static_cast<std::size_t>(g - groups.begin)].take(tile));
+        poller.after(static_cast<double>(numbers_of_tile()));
+      }
     }
   }
 
@@ -140,12 +162,11 @@ class BackwardWorker {
   }
 
   /// Where the chunk that begins at tile `from` ends: some queries here and there see chunk_ tiles
-  /// of it at most.
+  /// of it at most, and there is a slot for each tile while queries see it.
   Index chunk_end(const Unit& unit, Index from) const {
     constexpr Index kRows = 8;
-    const Index most = std::min(unit.tiles.end, from + most_tiles_);
-    if (most - from <= chunk_) return most;
-    Index end = most;
+    Index end = unit.tiles.end;
+    if (end - from <= chunk_) return end;
     for (Index g = unit.groups.begin; g < unit.groups.end; ++g) {
       for (Index i = 0; i < kRows; ++i) {
         const Range rows = even_part(block_.q.rows, kRows, i);
@@ -166,14 +187,34 @@ class BackwardWorker {
           next = std::max(next, seen.end);
         }
       }
+      end = slots_end(g, {from, end});
     }
     return end;
   }
 
-  /// Takes all queries through neighbouring pieces; give(piece, lanes) gets dq_ of each tile of
-  /// queries that sees some of a piece.
-  template <class Give>
-  void chunk(Index g, std::span<const KeyPiece> pieces, Poller& poller, const Give& give) {
+  /// The end of the first of these tiles that never have more open at once than there are slots.
+  Index slots_end(Index g, Range tiles) const {
+    if (tiles.size() <= most_tiles_) return tiles.end;
+    const std::vector<SeenTile>& seen = block_.seen_by(g);
+    const Index heads = block_.groups[static_cast<std::size_t>(g)].heads.size();
+    const Index lanes = panels_ * lanes_;
+    std::vector<Index> open(static_cast<std::size_t>(tiles_of_queries(g)));
+    for (Index t = tiles.begin; t < tiles.end; ++t) {
+      const Range rows = seen[static_cast<std::size_t>(t)].rows;
+      if (rows.empty()) continue;
+      const Index last = (rows.end * heads - 1) / lanes;
+      for (Index i = rows.begin * heads / lanes; i <= last; ++i) {
+        if (++open[static_cast<std::size_t>(i)] > most_tiles_) return t;
+      }
+    }
+    return tiles.end;
+  }
+
+  /// Takes all queries through neighbouring pieces. give(piece, lanes) gets dq_ of each tile of
+  /// queries that sees some of a piece, done(tile) comes behind the last one.
+  template <class Give, class Done>
+  void chunk(Index g, std::span<const KeyPiece> pieces, Poller& poller, const Give& give,
+             const Done& done) {
     const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
     const TakenKeys& keys = block_.keys_of(g);
     const Range tiles{pieces.front().tiles.begin, pieces.back().tiles.end};
@@ -188,22 +229,24 @@ class BackwardWorker {
     }
     if (seeing.empty()) return;
     packs_.begin(tiles, group, keys);
-    std::fill_n(dk_.get(), tiles.size() * rows_of_tile * dk_row_, 0.0f);
-    std::fill_n(dv_.get(), tiles.size() * rows_of_tile * dv_row_, 0.0f);
+    slots_.begin(tiles);
     const Index lanes = block_.q.rows * group.heads.size();
     const Index size = panels_ * lanes_;
     const Index end = seeing.end * group.heads.size();
-    bool any = false;
     for (Index first = seeing.begin * group.heads.size() / size * size; first < end;
          first += size) {
       const Range now{first, std::min(first + size, lanes)};
       const Range rows{group.row(now.begin), group.row(now.end - 1) + 1};
+      slots_.close_if(
+          [&](Index t) { return seen[static_cast<std::size_t>(t)].rows.end <= rows.begin; },
+          [&](Index t, Index slot) { give_dkv(g, t, slot); });
       const LiveRows live(keys.where, block_.mask, block_.head(g), rows, block_.keys(tiles));
       if (live.none()) continue;
       bool packed = false;
       const Range whole = live.whole();
       const Index last = (live.bounds(rows).end + rows_of_tile - 1) / rows_of_tile;
       for (const KeyPiece& piece : pieces) {
+        if (piece.tiles.begin >= last) break;
         bool found = false;
         for (Index t = piece.tiles.begin; t < std::min(last, piece.tiles.end); ++t) {
           if (whole.contains(block_.tile(t))) {
@@ -223,15 +266,26 @@ class BackwardWorker {
           }
           if (!found) std::fill_n(dq_.get(), numbers_of_tile(), 0.0f);
           packed = found = true;
-          step(g, live, t, (t - tiles.begin) * rows_of_tile);
+          step(g, live, t, open(t));
           poller.after(static_cast<double>(now.size() * block_.tile(t).size()) *
                        static_cast<double>(6 * block_.q.dim + 4 * block_.v.dim));
         }
         if (found) give(piece, now);
       }
-      any = any || packed;
+      if (packed) done(first / size);
     }
-    if (any) give_dkv(g, tiles);
+    slots_.close_if([](Index) { return true; }, [&](Index t, Index slot) { give_dkv(g, t, slot); });
+  }
+
+  /// The slot of a tile, whose gradients begin with zeros.
+  Index open(Index t) {
+    const auto [slot, is_new] = slots_.open(t);
+    if (is_new) {
+      const Index rows = kernel_.backward_tile;
+      std::fill_n(dk_.get() + slot * rows * dk_row_, rows * dk_row_, 0.0f);
+      std::fill_n(dv_.get() + slot * rows * dv_row_, rows * dv_row_, 0.0f);
+    }
+    return slot;
   }
 
   /// The panels see all of a tile of keys.
@@ -299,7 +353,7 @@ class BackwardWorker {
     return rules_[block_.taken_by[static_cast<std::size_t>(g)]][static_cast<std::size_t>(p)];
   }
 
-  void step(Index g, const LiveRows& live, Index t, Index row) {
+  void step(Index g, const LiveRows& live, Index t, Index slot) {
     const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
     const Range tile = block_.tile(t);
     lists_.clear();
@@ -319,8 +373,8 @@ class BackwardWorker {
     }
     kernel_.backward({.q = q_.get(),
                       .d_o = d_o_.get(),
-                      .k = packs_.k(t),
-                      .v = packs_.v(t),
+                      .k = packs_.k(t, slot),
+                      .v = packs_.v(t, slot),
                       .d_qk = block_.d_qk(),
                       .d_v = block_.d_v(),
                       .panels = static_cast<int>(used_),
@@ -333,8 +387,8 @@ class BackwardWorker {
                       .lse = lse_.get(),
                       .delta = delta_.get(),
                       .dq = dq_.get(),
-                      .dk = dk_.get() + row * dk_row_,
-                      .dv = dv_.get() + row * dv_row_});
+                      .dk = dk_.get() + slot * kernel_.backward_tile * dk_row_,
+                      .dv = dv_.get() + slot * kernel_.backward_tile * dv_row_});
   }
 
   void give_dq(Index lanes, View<float> dq, float factor, View<char> written) const {
@@ -353,43 +407,40 @@ class BackwardWorker {
     }
   }
 
-  /// Adds scale * sums to dQ of a group's rows; rounded as where copies are added up.
-  void give_sums(Index g, PartSums& sums, Poller& poller) const {
+  /// Adds scale * sum, if there is one, to dQ of a tile of a group's queries; rounded as where
+  /// copies are added up.
+  void give_sum(Index g, Index tile, const float* sum) {
+    if (sum == nullptr) return;
     const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
     const Index lanes = block_.q.rows * group.heads.size();
-    std::vector<float> sum(static_cast<std::size_t>(lanes_ * block_.q.dim));
     std::vector<float*> row(static_cast<std::size_t>(lanes_));
     for (Index i = 0; i < lanes_; ++i) {
-      row[static_cast<std::size_t>(i)] = sum.data() + i * block_.q.dim;
+      row[static_cast<std::size_t>(i)] = rows_.get() + i * block_.q.dim;
     }
-    for (Index tile = 0; tile < tiles_of_queries(g); ++tile) {
-      const float* panel = sums.take(tile);
-      for (Index p = 0; p < panels_ && panel != nullptr; ++p) {
-        const Index first = (tile * panels_ + p) * lanes_;
-        if (first >= lanes) break;
-        const Index end = std::min(first + lanes_, lanes);
-        for (Index lane = first; lane < end; ++lane) {
-          prefetch(block_.dq.at(group.row(lane), group.head(lane)), block_.q.dim);
-        }
-        std::fill(sum.begin(), sum.end(), 0.0f);
-        kernel_.add_panel(panel + p * lanes_ * block_.q.dim, block_.d_qk(), 1.0f, row.data());
-        for (Index lane = first; lane < end; ++lane) {
-          const float* from = row[static_cast<std::size_t>(lane - first)];
-          float* to = block_.dq.at(group.row(lane), group.head(lane));
-          for (Index i = 0; i < block_.q.dim; ++i) to[i] += block_.scale * from[i];
-        }
+    for (Index p = 0; p < panels_; ++p) {
+      const Index first = (tile * panels_ + p) * lanes_;
+      if (first >= lanes) break;
+      const Index end = std::min(first + lanes_, lanes);
+      for (Index lane = first; lane < end; ++lane) {
+        prefetch(block_.dq.at(group.row(lane), group.head(lane)), block_.q.dim);
       }
-      poller.after(static_cast<double>(panels_ * lanes_ * block_.q.dim));
+      std::fill_n(rows_.get(), lanes_ * block_.q.dim, 0.0f);
+      kernel_.add_panel(sum + p * lanes_ * block_.q.dim, block_.d_qk(), 1.0f, row.data());
+      for (Index lane = first; lane < end; ++lane) {
+        const float* from = row[static_cast<std::size_t>(lane - first)];
+        float* to = block_.dq.at(group.row(lane), group.head(lane));
+        for (Index i = 0; i < block_.q.dim; ++i) to[i] += block_.scale * from[i];
+      }
     }
   }
 
-  void give_dkv(Index g, Range tiles) const {
+  void give_dkv(Index g, Index t, Index slot) const {
     const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
     const TakenKeys& taken = block_.keys_of(g);
-    const Range keys = block_.keys(tiles);
-    for (Index key = keys.begin; key < keys.end; ++key) {
-      const float* dk = dk_.get() + (key - keys.begin) * dk_row_;
-      const float* dv = dv_.get() + (key - keys.begin) * dv_row_;
+    const Range keys = block_.tile(t);
+    const float* dk = dk_.get() + slot * kernel_.backward_tile * dk_row_;
+    const float* dv = dv_.get() + slot * kernel_.backward_tile * dv_row_;
+    for (Index key = keys.begin; key < keys.end; ++key, dk += dk_row_, dv += dv_row_) {
       float* to_k = block_.dk.at(taken.row(key), group.key_head);
       float* to_v = block_.dv.at(taken.row(key), group.value_head);
       if (const Index ahead = key + kRowsAhead; ahead < keys.end) {
@@ -406,18 +457,19 @@ class BackwardWorker {
   Index lanes_;
   Index panels_;
   Index dk_row_, dv_row_;
-  Index chunk_;       ///< tiles of keys that stay in the cache,
-  Index most_tiles_;  ///< and that a chunk has, at most
+  Index chunk_;       ///< tiles of keys that stay in the cache
+  Index most_tiles_;  ///< of keys at a time
   BackwardPacks<T> packs_;
   Buffer<std::byte> q_, d_o_;
   Buffer<std::byte> scratch_;
-  Buffer<float> dq_, dk_, dv_;
+  Buffer<float> dq_, rows_, dk_, dv_;
   Buffer<float> lse_, delta_;
   Index used_ = 0;                       ///< panels of the tile of queries at hand
   std::vector<Index> row_of_, head_of_;  ///< of each lane; -1 where there is none
   std::vector<std::vector<Piece>> pieces_;
   std::vector<LaneMasks> masks_;
   std::vector<std::vector<PanelRules>> rules_;  ///< by TakenKeys and panel
+  TileSlots slots_;
   // Of the step at hand, by panel.
   std::vector<const Piece*> lists_;
   std::vector<int> counts_;

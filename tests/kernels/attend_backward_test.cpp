@@ -277,6 +277,39 @@ TEST_P(Backward, BitsDoNotDependOnWhoTakesTheParts) {
   }
 }
 
+/// Rows of 16 see one block of 40 keys each, somewhere: few tiles of keys, but each for long.
+class Scattered final : public Mask {
+ public:
+  bool allows(Index, Index query, Index key) const override {
+    return key / 40 == query / 16 * 29 % 85;
+  }
+  std::string spec() const override { return "scattered"; }
+};
+
+// Long rows make a cache of few tiles. Where queries see few at a time, one pass takes them all,
+// each in a slot while it is seen.
+TEST_P(Backward, KeysComeAndGoInFewSlots) {
+  const ShapeMask cases[] = {{{3400, 3400, 1, 1, 1, 256, 256}, "stream:sink=5,recent=40"},
+                             {{3400, 3400, 3, 1, 1, 256, 256}, "window:30,10"},
+                             {{1600, 3400, 4, 2, 1, 256, 256}, "window:7,7@0-1;window:0,40@2-3"},
+                             {{1360, 3400, 1, 1, 1, 256, 256}, "full"}};  // Scattered
+  const auto check = [&]<class T>(const ShapeMask& c, double bound, T) {
+    SCOPED_TRACE(name_of(c));
+    auto problem = random_problem<T>(c.shape, c.mask);
+    if (problem.mask->spec() == "full") problem.mask = std::make_shared<Scattered>();
+    const auto d_o = random_cotangent<T>(c.shape);
+    const Saved<T> saved(problem, d_o, work());
+    const auto one = backward_whole(problem, d_o, saved, work());
+    expect_near(one, reference_of(problem, d_o), bound);
+    const auto three = backward_whole(problem, d_o, saved, work(3));
+    EXPECT_EQ(three.dq.numbers, one.dq.numbers);
+    EXPECT_EQ(three.dk.numbers, one.dk.numbers);
+    EXPECT_EQ(three.dv.numbers, one.dv.numbers);
+  };
+  for (const ShapeMask& c : cases) check(c, 3e-6, float{});
+  check(cases[0], 8e-3, BFloat16{});
+}
+
 INSTANTIATE_TEST_SUITE_P(Isa, Backward,
                          testing::ValuesIn(available_isas().begin(), available_isas().end()),
                          [](const auto& one) { return std::string(one.param->name); });
