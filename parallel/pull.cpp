@@ -248,13 +248,43 @@ class Pull {
 
   // ---- the rank's own stages -------------------------------------------------------------------
 
+  int owner_at(int d) const { return (me_.rank() + ranks_ - d) % ranks_; }
+
+  /// Of each distance the first and the last one of the stages that are computed together. What
+  /// owners give little of is one call of the kernel: each call packs the queries and merges what
+  /// it finds into their records again. Together they need no more than half of the rank's own
+  /// shard, for which the last of them may have to be waited for. Where sums go back each stage
+  /// goes alone.
+  std::vector<std::pair<int, int>> bundles() const {
+    std::vector<std::pair<int, int>> out{{0, 0}};
+    const Index own = static_cast<Index>(groups()) * rows_of(first_input()).rows(me_.rank()).size();
+    Index rows_so_far = 0;
+    for (int d = 1; d < ranks_; ++d) {
+      Index more = 0;
+      for (std::size_t g = 0; g < groups(); ++g) {
+        if (needs(me_.rank(), owner_at(d), g)) more += size(rows(g, me_.rank(), owner_at(d)));
+      }
+      rows_so_far += more;
+      const bool joins = d > 1 && side_.sums.empty() && rows_so_far <= own / 2;
+      if (!joins) rows_so_far = more;
+      out.emplace_back(joins ? out.back().first : d, d);
+    }
+    for (std::size_t d = out.size() - 1; d-- > 0;) {
+      if (out[d + 1].first == out[d].first) out[d].second = out[d + 1].second;
+    }
+    return out;
+  }
+
   void do_own_stages() {
     stages_.resize(static_cast<std::size_t>(ranks_));
+    bundles_ = bundles();
     at({0, Moment::kCompute}, [this] { compute(mine_); });
     for (int d = 1; d < ranks_; ++d) {
-      const int owner = (me_.rank() + ranks_ - d) % ranks_;
+      const int owner = owner_at(d);
       at(fetching(me_.rank(), owner, 0), [this, owner] { fetch(owner); });
-      at({d, Moment::kCompute, Moment::kCompute, owner}, [this, owner] { compute_stage(owner); });
+      if (bundles_[static_cast<std::size_t>(d)].second == d) {
+        at({d, Moment::kCompute, Moment::kCompute, owner}, [this, owner] { compute_stage(owner); });
+      }
       if (side_.sums.empty()) continue;
       for (std::size_t g = 0; g < groups(); ++g) {
         if (!needs(me_.rank(), owner, g)) continue;
@@ -279,27 +309,44 @@ class Pull {
 
   void fetch(int owner) {
     const int d = distance(me_.rank(), owner);
-    Homes& homes = fetched_[static_cast<std::size_t>(d) % fetched_.size()];
-    homes.restart();
+    const auto [first, last] = bundles_[static_cast<std::size_t>(d)];
+    if (d == first) ++bundle_;
+    Homes& homes = fetched_[bundle_ % fetched_.size()];
+    if (d == first) homes.restart();
+    std::vector<Piece>& pieces = stages_[static_cast<std::size_t>(last)];
     for (std::size_t g = 0; g < groups(); ++g) {
       if (!needs(me_.rank(), owner, g)) continue;
       const Ranges need = rows(g, me_.rank(), owner);
-      Piece piece{g, need, mine_};
       const int from = source(owner, g);
       Relay* relay = from == me_.rank() ? &relays_.at({owner, g}) : nullptr;
-      const bool all = relay != nullptr && relay->rows == need;
-      for (const Kind kind : side_.inputs) {
-        SlotId& slot = operand(piece.step, kind);
-        if (all) {
-          slot = operand(relay->slots, kind);
-          continue;
+      const bool all = first == last && relay != nullptr && relay->rows == need;
+      auto piece = std::find_if(pieces.begin(), pieces.end(),
+                                [&](const Piece& other) { return other.group == g; });
+      if (piece == pieces.end()) {
+        piece = pieces.insert(pieces.end(), {g, bundled(g, first, last), mine_});
+        for (const Kind kind : side_.inputs) {
+          operand(piece->step, kind) = all ? operand(relay->slots, kind)
+                                           : me_.slot(block(kind, g, piece->rows), homes.next());
         }
-        slot = me_.slot(block(kind, g, need), homes.next());
-        me_.recv(slot, me_.block(slot), from);
-        if (relay != nullptr) me_.send(operand(relay->slots, kind), me_.block(slot), from);
       }
-      stages_[static_cast<std::size_t>(d)].push_back(piece);
+      for (const Kind kind : side_.inputs) {
+        if (all) continue;
+        const SlotId slot = operand(piece->step, kind);
+        me_.recv(slot, block(kind, g, need), from);
+        if (relay != nullptr) me_.send(operand(relay->slots, kind), block(kind, g, need), from);
+      }
     }
+  }
+
+  /// What the rank needs at these distances.
+  Ranges bundled(std::size_t g, int first, int last) const {
+    std::vector<Range> all;
+    for (int d = first; d <= last; ++d) {
+      if (!needs(me_.rank(), owner_at(d), g)) continue;
+      const Ranges some = rows(g, me_.rank(), owner_at(d));
+      all.insert(all.end(), some.begin(), some.end());
+    }
+    return union_of(std::move(all));
   }
 
   void compute(const AttendBackward& step) {
@@ -468,10 +515,12 @@ class Pull {
   std::vector<OwnSend> own_sends_, early_;
   std::map<int, Moment> others_;  ///< by peer: the first message to it that is not of own inputs
 
-  std::vector<std::vector<Piece>> stages_;  ///< by distance; those that are asked for
+  std::vector<std::pair<int, int>> bundles_;  ///< by distance: see bundles()
+  std::vector<std::vector<Piece>> stages_;    ///< by last distance of a bundle; those asked for
+  std::size_t bundle_ = 0;                    ///< the one asked for last
   std::map<std::pair<int, std::size_t>, Relay> relays_;
   std::map<std::tuple<int, std::size_t, int>, std::vector<SlotId>> arrived_;
-  std::vector<Homes> fetched_;  ///< of stages in turn
+  std::vector<Homes> fetched_;  ///< of bundles in turn
   std::array<Homes, 2> given_;  ///< of sums: what a stage gives back travels during the next one
   Homes returned_;              ///< of what others give back
   int returned_at_ = 0;         ///< when these were last handed out
