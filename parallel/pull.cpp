@@ -8,6 +8,8 @@
 #include <numeric>
 #include <tuple>
 
+#include "parallel/lent_homes.hpp"
+
 namespace dattn {
 namespace {
 
@@ -26,50 +28,6 @@ struct Moment {
 
 constexpr Moment kNever{std::numeric_limits<int>::max()};
 
-/// Homes that are handed out one after the other, again after restart().
-class Homes {
- public:
-  explicit Homes(Writer& me) : me_(&me) {}
-  void restart() { used_ = 0; }
-  int next() {
-    if (used_ == homes_.size()) homes_.push_back(me_->home());
-    return homes_[used_++];
-  }
-
- private:
-  Writer* me_;
-  std::vector<int> homes_;
-  std::size_t used_ = 0;
-};
-
-/// Sets of homes, one for each of some kinds, that are lent until a time.
-class Shelves {
- public:
-  Shelves(Writer& me, std::span<const Kind> kinds) : me_(&me), kinds_(kinds) {}
-  /// A set that nobody uses at `from` or later.
-  const std::vector<int>& lend(int from, int until) {
-    const auto free =
-        std::find_if(sets_.begin(), sets_.end(), [&](const Set& s) { return s.until < from; });
-    if (free != sets_.end()) {
-      free->until = until;
-      return free->homes;
-    }
-    Set& set = sets_.emplace_back();
-    set.until = until;
-    for (std::size_t i = 0; i < kinds_.size(); ++i) set.homes.push_back(me_->home());
-    return set.homes;
-  }
-
- private:
-  struct Set {
-    std::vector<int> homes;
-    int until = 0;
-  };
-  Writer* me_;
-  std::span<const Kind> kinds_;
-  std::vector<Set> sets_;
-};
-
 class Pull {
  public:
   Pull(Writer& me, Pass pass, const Side& side, const AttendBackward& mine, SlotId out)
@@ -81,8 +39,8 @@ class Pull {
         out_(out),
         ranks_(problem_.ranks()),
         ahead_(problem_.prefetch()),
-        fetched_(static_cast<std::size_t>(ahead_) + 1, Homes(me)),
-        given_{Homes(me), Homes(me)},
+        fetched_(static_cast<std::size_t>(ahead_) + 1, HomesInTurn(me)),
+        given_{HomesInTurn(me), HomesInTurn(me)},
         returned_(me),
         relayed_inputs_(me, side.inputs),
         relayed_sums_(me, side.sums) {
@@ -311,7 +269,7 @@ class Pull {
     const int d = distance(me_.rank(), owner);
     const auto [first, last] = bundles_[static_cast<std::size_t>(d)];
     if (d == first) ++bundle_;
-    Homes& homes = fetched_[bundle_ % fetched_.size()];
+    HomesInTurn& homes = fetched_[bundle_ % fetched_.size()];
     if (d == first) homes.restart();
     std::vector<Piece>& pieces = stages_[static_cast<std::size_t>(last)];
     for (std::size_t g = 0; g < groups(); ++g) {
@@ -359,7 +317,7 @@ class Pull {
 
   void compute_stage(int owner) {
     const int d = distance(me_.rank(), owner);
-    Homes& sums = given_[static_cast<std::size_t>(d % 2)];
+    HomesInTurn& sums = given_[static_cast<std::size_t>(d % 2)];
     sums.restart();
     for (Piece& piece : stages_[static_cast<std::size_t>(d)]) {
       const int to = side_.sums.empty() ? owner : source(owner, piece.group);
@@ -520,10 +478,11 @@ class Pull {
   std::size_t bundle_ = 0;                    ///< the one asked for last
   std::map<std::pair<int, std::size_t>, Relay> relays_;
   std::map<std::tuple<int, std::size_t, int>, std::vector<SlotId>> arrived_;
-  std::vector<Homes> fetched_;  ///< of bundles in turn
-  std::array<Homes, 2> given_;  ///< of sums: what a stage gives back travels during the next one
-  Homes returned_;              ///< of what others give back
-  int returned_at_ = 0;         ///< when these were last handed out
+  std::vector<HomesInTurn> fetched_;  ///< of bundles in turn
+  /// Of sums: what a stage gives back travels during the next one.
+  std::array<HomesInTurn, 2> given_;
+  HomesInTurn returned_;  ///< of what others give back
+  int returned_at_ = 0;   ///< when these were last handed out
   Shelves relayed_inputs_, relayed_sums_;
 };
 
