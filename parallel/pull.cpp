@@ -219,7 +219,7 @@ class Pull {
     Index rows_so_far = 0;
     for (int d = 1; d < ranks_; ++d) {
       Index more = 0;
-      for (std::size_t g = 0; g < groups(); ++g) {
+      for (std::size_t g = 0; side_.sums.empty() && g < groups(); ++g) {
         if (needs(me_.rank(), owner_at(d), g)) more += size(rows(g, me_.rank(), owner_at(d)));
       }
       rows_so_far += more;
@@ -281,7 +281,8 @@ class Pull {
       auto piece = std::find_if(pieces.begin(), pieces.end(),
                                 [&](const Piece& other) { return other.group == g; });
       if (piece == pieces.end()) {
-        piece = pieces.insert(pieces.end(), {g, bundled(g, first, last), mine_});
+        piece =
+            pieces.insert(pieces.end(), {g, first == last ? need : bundled(g, first, last), mine_});
         for (const Kind kind : side_.inputs) {
           operand(piece->step, kind) = all ? operand(relay->slots, kind)
                                            : me_.slot(block(kind, g, piece->rows), homes.next());

@@ -110,7 +110,7 @@ class Bench(end_to_end.Bench):
         added = sum(need["bytes"]) - sum(without["kv_cache"]["bytes"])
         numbers = numpy.sum(need["pseudo_keys"]) * (i.d_qk + 1) + numpy.sum(need["pseudo_values"]) * i.d_v
         require(added == numbers * case.delivers().itemsize, f"a cache of {added} bytes more")
-        if case.strategy == "auto" and not case.one_host():
+        if case.strategy == "auto" and getattr(case, "hosts", ""):
             return  # it may have chosen not to relay between hosts, which no word asks for
         more = sum(plan["bytes_sent"]) - sum(without["bytes_sent"])
         require(more == sent, f"the plan sends {more} bytes more, not {sent}")
