@@ -27,6 +27,9 @@ struct Saved {
     lse = forward.lse;
     delta_of(std::as_const(forward.o).view(), d_o.view(), delta.view());
   }
+  /// For those who do not look at numbers.
+  explicit Saved(const Shape& shape)
+      : lse(shape.queries, shape.query_heads, 1, Sum<T>{9}), delta(lse) {}
   Tensor<Sum<T>> lse, delta;
 };
 
@@ -122,13 +125,11 @@ class Backward : public testing::TestWithParam<const Isa*> {
 
   template <class T>
   void check(double bound) const {
-    for (const ShapeMask& c : shapes_and_masks()) {
-      for (const Variant& variant : variants_of_scores()) {
-        SCOPED_TRACE(name_of(c) + ", " + variant.name);
-        auto problem = random_problem<T>(c.shape, c.mask);
-        apply(variant, problem);
-        check(problem, bound);
-      }
+    for (const auto& [c, variant] : shapes_and_variants()) {
+      SCOPED_TRACE(name_of(c) + ", " + variant.name);
+      auto problem = random_problem<T>(c.shape, c.mask);
+      apply(variant, problem);
+      check(problem, bound);
     }
   }
 };
@@ -237,15 +238,14 @@ TEST_P(Backward, TakesNoMoreMemoryThanItSays) {
     const auto d_o = random_cotangent<T>(c.shape);
     Workspace workspace;
     Work how = work(threads);
-    const Saved<T> saved(problem, d_o, how);
     how.workspace = &workspace;
-    backward_whole(problem, d_o, saved, how);
+    backward_whole(problem, d_o, Saved<T>(c.shape), how);
     EXPECT_LE(workspace.bytes(),
               attend_backward_bytes(c.shape, c.shape.queries, {0, c.shape.query_heads},
                                     c.shape.keys, c.shape.key_heads, threads, kernel));
   };
   for (const ShapeMask& c : large) {
-    for (const int threads : {1, 2, 3}) {
+    for (const int threads : {1, 3}) {
       check(c, *GetParam()->f4, threads, float{});
       check(c, *GetParam()->bf16, threads, BFloat16{});
     }
@@ -273,7 +273,7 @@ TEST_P(Backward, BitsDoNotDependOnWhoTakesTheParts) {
       return out;
     };
     const auto one = added_to(1);
-    for (const int threads : {2, 3, 5}) {
+    for (const int threads : kSanitized ? std::vector{3} : std::vector{2, 3, 5}) {
       SCOPED_TRACE(threads);
       const auto more = added_to(threads);
       EXPECT_EQ(more.dq.numbers, one.dq.numbers);
@@ -334,15 +334,13 @@ TEST(BackwardPoll, GoesOnWhileDqIsAddedUp) {
 }
 
 TEST(BackwardDouble, MatchesTheReferenceToRounding) {
-  for (const ShapeMask& c : shapes_and_masks()) {
-    for (const Variant& variant : variants_of_scores()) {
-      SCOPED_TRACE(name_of(c) + ", " + variant.name);
-      auto problem = random_problem<double>(c.shape, c.mask);
-      apply(variant, problem);
-      const auto d_o = random_cotangent<double>(c.shape);
-      const Saved<double> saved(problem, d_o, {});
-      expect_near(backward_whole(problem, d_o, saved, {}), reference_of(problem, d_o), 1e-13);
-    }
+  for (const auto& [c, variant] : shapes_and_variants()) {
+    SCOPED_TRACE(name_of(c) + ", " + variant.name);
+    auto problem = random_problem<double>(c.shape, c.mask);
+    apply(variant, problem);
+    const auto d_o = random_cotangent<double>(c.shape);
+    const Saved<double> saved(problem, d_o, {});
+    expect_near(backward_whole(problem, d_o, saved, {}), reference_of(problem, d_o), 1e-13);
   }
 }
 

@@ -10,17 +10,15 @@ class Rules : public testing::TestWithParam<const Isa*> {
  protected:
   template <class T>
   void check(double bound_o, double bound_lse) const {
-    for (const ShapeMask& c : shapes_and_masks()) {
-      for (const Variant& variant : variants_of_scores()) {
-        SCOPED_TRACE(name_of(c) + ", " + variant.name);
-        auto problem = random_problem<T>(c.shape, c.mask);
-        apply(variant, problem);
-        const auto one = attend_whole(problem, {.isa = GetParam()});
-        const Distance d = distance(problem, everything(c.shape), one);
-        EXPECT_LE(d.o, bound_o);
-        EXPECT_LE(d.lse, bound_lse);
-        EXPECT_EQ(attend_whole(problem, {.threads = 3, .isa = GetParam()}).numbers, one.numbers);
-      }
+    for (const auto& [c, variant] : shapes_and_variants()) {
+      SCOPED_TRACE(name_of(c) + ", " + variant.name);
+      auto problem = random_problem<T>(c.shape, c.mask);
+      apply(variant, problem);
+      const auto one = attend_whole(problem, {.isa = GetParam()});
+      const Distance d = distance(problem, everything(c.shape), one);
+      EXPECT_LE(d.o, bound_o);
+      EXPECT_LE(d.lse, bound_lse);
+      EXPECT_EQ(attend_whole(problem, {.threads = 3, .isa = GetParam()}).numbers, one.numbers);
     }
   }
 };
@@ -35,15 +33,13 @@ INSTANTIATE_TEST_SUITE_P(Isa, Rules,
                          [](const auto& one) { return std::string(one.param->name); });
 
 TEST(Rules, MatchTheReferenceInDouble) {
-  for (const ShapeMask& c : shapes_and_masks()) {
-    for (const Variant& variant : variants_of_scores()) {
-      SCOPED_TRACE(name_of(c) + ", " + variant.name);
-      auto problem = random_problem<double>(c.shape, c.mask);
-      apply(variant, problem);
-      const Distance d = distance(problem, everything(c.shape), attend_whole(problem, {}));
-      EXPECT_LE(d.o, 1e-14);
-      EXPECT_LE(d.lse, 1e-13);
-    }
+  for (const auto& [c, variant] : shapes_and_variants()) {
+    SCOPED_TRACE(name_of(c) + ", " + variant.name);
+    auto problem = random_problem<double>(c.shape, c.mask);
+    apply(variant, problem);
+    const Distance d = distance(problem, everything(c.shape), attend_whole(problem, {}));
+    EXPECT_LE(d.o, 1e-14);
+    EXPECT_LE(d.lse, 1e-13);
   }
 }
 

@@ -1,7 +1,11 @@
 // Score rules and normalisers of every kind, for tables of tests.
 #pragma once
 
+#include <utility>
+#include <vector>
+
 #include "tests/kernels/problem.hpp"
+#include "tests/sanitized.hpp"
 
 namespace dattn {
 
@@ -86,6 +90,18 @@ inline const std::vector<ShapeMask>& shapes_and_masks() {
       {{160, 160, 3, 3, 3, 17, 33}, "s2:block=8,local=1,stride=3,step=1,dense=1/sink:3"},
   };
   return table;
+}
+
+/// All of these under all variants; under a sanitizer each with every third.
+inline std::vector<std::pair<ShapeMask, Variant>> shapes_and_variants() {
+  std::vector<std::pair<ShapeMask, Variant>> pairs;
+  std::size_t turn = 0;
+  for (const ShapeMask& c : shapes_and_masks()) {
+    for (const Variant& variant : variants_of_scores()) {
+      if (turn++ % (kSanitized ? 3 : 1) == 0) pairs.emplace_back(c, variant);
+    }
+  }
+  return pairs;
 }
 
 }  // namespace dattn

@@ -8,7 +8,7 @@
 #include "kernels/bfloat.hpp"
 #include "kernels/settings.hpp"
 #include "tests/parallel/on_all_ranks.hpp"
-#include "tests/parallel/sanitized.hpp"
+#include "tests/sanitized.hpp"
 
 namespace dattn::testing {
 namespace {

@@ -7,13 +7,13 @@
 #include "parallel/moves.hpp"
 #include "tests/parallel/engine_cases.hpp"
 #include "tests/parallel/on_all_ranks.hpp"
-#include "tests/parallel/sanitized.hpp"
+#include "tests/sanitized.hpp"
 
 namespace dattn::testing {
 namespace {
 
 /// Every so-manyth shape of the table for each strategy, partition and mask.
-constexpr std::size_t kEveryShape = kSanitized ? 157 : 53;
+constexpr std::size_t kEveryShape = kSanitized ? 331 : 53;
 
 class EngineOverLoopback : public ::testing::TestWithParam<Mode> {};
 

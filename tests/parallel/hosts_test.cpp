@@ -10,8 +10,8 @@
 #include "parallel/passes.hpp"
 #include "parallel/planner.hpp"
 #include "tests/parallel/interpreter.hpp"
-#include "tests/parallel/sanitized.hpp"
 #include "tests/parallel/volume.hpp"
+#include "tests/sanitized.hpp"
 
 namespace dattn {
 namespace {

@@ -7,7 +7,7 @@
 #include "kernels/latent/reference.hpp"
 #include "parallel/latent_slices.hpp"
 #include "tests/parallel/on_all_ranks.hpp"
-#include "tests/parallel/sanitized.hpp"
+#include "tests/sanitized.hpp"
 
 namespace dattn::testing {
 namespace {

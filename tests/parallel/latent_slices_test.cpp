@@ -10,7 +10,7 @@
 #include "parallel/latent_prefill.hpp"
 #include "parallel/latent_scores.hpp"
 #include "tests/parallel/on_all_ranks.hpp"
-#include "tests/parallel/sanitized.hpp"
+#include "tests/sanitized.hpp"
 
 namespace dattn::testing {
 namespace {

@@ -12,7 +12,7 @@
 #include "tests/parallel/interpreter.hpp"
 #include "tests/parallel/mutants.hpp"
 #include "tests/parallel/plans.hpp"
-#include "tests/parallel/sanitized.hpp"
+#include "tests/sanitized.hpp"
 
 namespace dattn {
 namespace {

@@ -8,7 +8,7 @@
 
 #include "parallel/rehearse.hpp"
 #include "tests/parallel/mutants.hpp"
-#include "tests/parallel/sanitized.hpp"
+#include "tests/sanitized.hpp"
 
 namespace dattn {
 namespace {
