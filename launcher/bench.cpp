@@ -60,7 +60,7 @@ const std::set<std::string>& lists() {
   static const std::set<std::string> names{
       "tokens", "queries",   "heads",    "kv-heads", "value-heads", "head-dim", "value-dim",
       "seed",   "dtype",     "layer",    "scale",    "compensate",  "strategy", "wire",
-      "mesh",   "partition", "prefetch", "memory",   "threads"};
+      "mesh",   "partition", "prefetch", "memory",   "threads",     "relay"};
   return names;
 }
 const std::set<std::string>& whole_lists() {
@@ -112,6 +112,7 @@ ordered_json asked_of(const RunOptions& o, const po::variables_map& values) {
                  {"check", o.check}};
   if (wish.mesh) j["mesh"] = values["mesh"].as<MeshSize>().extents;
   if (wish.prefetch) j["prefetch"] = *wish.prefetch;
+  if (wish.relays) j["relay"] = *wish.relays;
   if (o.verify_wire) j["verify_wire"] = true;
   if (!task.rank_speeds.empty()) j["rank_speeds"] = task.rank_speeds;
   if (wish.memory > 0) j["memory"] = wish.memory;

@@ -144,6 +144,9 @@ po::options_description split_options(bool with_strategy) {
       ("partition", word(names_and_auto(partition_kinds()))->default_value("auto"),
        "which tokens each rank owns (see dattn list)")                                   //
       ("mesh", po::value<MeshSize>(), "extents of the mesh of ranks, e.g. 2x3 for usp")  //
+      ("relay", word({"auto", "on", "off"})->default_value("auto"),
+       "whether what several ranks of a host need of a rank on another goes there once and on from "
+       "rank to rank [on; --strategy auto: where the forecast says that it pays]")  //
       ("prefetch", po::value<Positive>(),
        "how many stages ahead keys may arrive, 1 or more; each takes the memory of one stage "
        "[1, or 2 or 4 where the forecast of up to 16 ranks says that it pays]")  //
@@ -271,6 +274,8 @@ Task make_task(const po::variables_map& values) {
   if (values.count("strategy") != 0) task.wish.strategy = values["strategy"].as<std::string>();
   task.wish.partition = values["partition"].as<std::string>();
   if (values.count("mesh") != 0) task.wish.mesh = values["mesh"].as<MeshSize>().extents;
+  const auto& relay = values["relay"].as<std::string>();
+  if (relay != "auto") task.wish.relays = relay == "on";
   if (values.count("memory") != 0) task.wish.memory = values["memory"].as<Positive>().value;
   if (values.count("prefetch") != 0) {
     task.wish.prefetch =

@@ -66,18 +66,12 @@ Ranges Reduction::sent(Round round, int from, int to) const {
 }
 
 Index Reduction::sent_by(int member) const {
-  if (!by_messages()) {  // reduce-scatter and all-gather of equal parts, to the next rank
-    const Index own = even_part(records_, members(), member).size();
-    const Index next = even_part(records_, members(), (member + 1) % members()).size();
-    return 2 * records_ - own - next;
-  }
   Index sum = 0;
   for (int host = 0; host < std::ssize(sizes_); ++host) sum += sent_to(member, host);
   return sum;
 }
 
 Index Reduction::sent_to(int member, int host) const {
-  if (!by_messages()) return sent_by(member);
   if (host == host_of(member)) {
     const Index own = size(slice(member));
     return records_ - own + (size_of(host) - 1) * own;

@@ -11,9 +11,8 @@ namespace dattn {
 /// Who sends which records to whom so that all ranks of a group get the sum of the records that
 /// each of them has: an all-reduce as plans count it and AllReduce does it.
 ///
-/// On one host it is the library's, counted as reduce-scatter and all-gather around a ring: 2
-/// (P-1)/P of the records by each rank, the least there is. On several hosts each rank of a host
-/// owns a slice of the records. Inside a host every slice is summed up by its owner, between hosts
+/// On one host it is the library's, counted as ours: about 2 (P-1)/P of the records by each rank,
+/// the least there is. Each rank of a host owns a slice of the records. Inside a host every slice is summed up by its owner, between hosts
 /// owners of the same records sum up what their hosts have, and inside hosts every slice goes to
 /// all again. From host to host so go 2 (H-1) times the records in all, and 2 (P-1) times in all of
 /// the group, however many ranks a host has; each slice is cut into one part for each host, which
@@ -23,13 +22,13 @@ namespace dattn {
 class Reduction {
  public:
   /// `group` are the ranks, in the order of their axis. With `own_messages` it is by messages of
-  /// ours on one host, too: as one slice a rank, as many bytes in all.
+  /// ours on one host, too.
   Reduction(const std::vector<int>& group, const Hosts& hosts, Index records,
             bool own_messages = false);
 
   /// Whether the group is on several hosts.
   bool across() const { return sizes_.size() > 1; }
-  /// Whether it is by messages of ours. What follows about rounds and parts is of these only.
+  /// Whether it is by messages of ours. What follows about rounds and scratch is of these only.
   bool by_messages() const { return across() || own_messages_; }
 
   /// Each is over for a rank when all that it sends and receives in it is there.

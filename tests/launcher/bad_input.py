@@ -499,6 +499,7 @@ def cases():
         ("--head-dim", "8", "16"),
         ("--memory", "1G", "2G"),
         ("--prefetch", "1", "2"),
+        ("--relay", "on", "off"),
     ):
         common = "run --threads 1 " + ("" if field == "--tokens" else "--tokens 31 ")
         name = {"--tokens": "queries", "--head-dim": "head dim", "--scale": "scale", "--dtype": "dtype"}

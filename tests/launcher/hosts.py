@@ -95,6 +95,17 @@ def pretended_hosts(starter, folder):
         want(report["backward"]["bytes_between_hosts"] == 2 * between, f"{hosts}: backward")
         want(report["bytes_sent"] == report["planned_bytes_sent"], f"{hosts}: sent other than planned")
         want(report["check"]["passed"] and report["backward"]["check"]["passed"], f"{hosts}: check")
+        want(report["hosts"]["relays"], f"{hosts}: relays, not asked")
+    # To each rank of the other host by itself.
+    report, same = run("2x2", *gather, "--relay", "off")
+    want(same == bits, "without relays: other bits of O or LSE than on one host")
+    want(report["bytes_between_hosts"] == 8 * kv, f"without relays: {report['host_links']}, not {8 * kv}")
+    want(not report["hosts"]["relays"] and report["backward"]["check"]["passed"], "without relays")
+    # What the forecast chose has a word.
+    chosen, bits = run("3+1")
+    again, same = run("3+1", "--strategy", chosen["strategy"], "--partition", chosen["partition"], "--mesh", chosen["mesh"],
+                      "--relay", "on" if chosen["hosts"]["relays"] else "off", "--prefetch", str(chosen["prefetch"]))
+    want(same == bits and again["bytes_sent"] == chosen["bytes_sent"], f"{chosen['bytes_sent']}, {again['bytes_sent']}")
     # An all-reduce of O (16 numbers and m, l) and of dQ; the Stats go to each other host once.
     tree = ["--strategy", "tree", "--grad", "random"]
     rows = 256 * 4 * 4  # bytes of a number a row and head
