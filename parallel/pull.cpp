@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 #include <numeric>
+#include <set>
 #include <tuple>
 
 #include "parallel/lent_homes.hpp"
@@ -58,6 +59,7 @@ class Pull {
     do_own_stages();
     relay();
     serve_others();
+    add_what_comes_back();
     for (OwnSend& send : own_sends_) place(std::move(send));
     std::sort(early_.begin(), early_.end(),
               [](const OwnSend& a, const OwnSend& b) { return a.met < b.met; });
@@ -89,6 +91,12 @@ class Pull {
     AttendBackward slots{};
     bool summing = false;  ///< the slots of its sums exist
     int sent_home = 0;     ///< when they are complete
+  };
+  /// What a peer gives back, for the sums of a relay or, null, for the rank's own.
+  struct Return {
+    int peer;
+    Moment met;
+    Relay* relay;
   };
   struct Piece {
     std::size_t group;
@@ -318,7 +326,8 @@ class Pull {
 
   void compute_stage(int owner) {
     const int d = distance(me_.rank(), owner);
-    HomesInTurn& sums = given_[static_cast<std::size_t>(d % 2)];
+    if (stages_[static_cast<std::size_t>(d)].empty()) return;
+    HomesInTurn& sums = given_[computed_++ % given_.size()];
     sums.restart();
     for (Piece& piece : stages_[static_cast<std::size_t>(d)]) {
       const int to = side_.sums.empty() ? owner : source(owner, piece.group);
@@ -436,8 +445,8 @@ class Pull {
                           }});
   }
 
-  /// Receives what `peer` gives back at `met` of these rows of the owner's, and adds it one stage
-  /// later, to the sums of a relay or to the rank's own.
+  /// Receives what `peer` gives back at `met` of these rows of the owner's, for the sums of a relay
+  /// or the rank's own.
   void take_back(int peer, const Moment& met, const Ranges& rows, Relay* relay = nullptr) {
     if (side_.sums.empty()) return;
     at(met, [this, peer, met, rows] {
@@ -449,14 +458,33 @@ class Pull {
         arrived_[{met.owner, met.group, peer}].push_back(sum);
       }
     });
-    const int next = met.time + 1;
-    at({next, Moment::kAdd, met.met_in, met.owner, met.group}, [this, peer, met, next, relay] {
-      if (relay != nullptr) start_sums(*relay, next, met.group);
-      for (const SlotId sum : arrived_.at({met.owner, met.group, peer})) {
-        const Kind kind = me_.block(sum).kind;
-        me_.add(sum, operand(relay != nullptr ? relay->slots : mine_, kind));
+    returns_at_.insert(met.time);
+    returns_.push_back({peer, met, relay});
+  }
+
+  /// Adds what comes back one stage later; to the rank's own sums after it has computed once more,
+  /// if it does before it needs the homes again: stages at which it sees nothing hide nothing.
+  void add_what_comes_back() {
+    for (const Return& r : returns_) {
+      int next = r.met.time + 1;
+      while (r.relay == nullptr && next < ranks_ && returns_at_.count(next) == 0 &&
+             !computes_at(next)) {
+        ++next;
       }
-    });
+      at({next, Moment::kAdd, r.met.met_in, r.met.owner, r.met.group}, [this, &r, next] {
+        if (r.relay != nullptr) start_sums(*r.relay, next, r.met.group);
+        for (const SlotId sum : arrived_.at({r.met.owner, r.met.group, r.peer})) {
+          const Kind kind = me_.block(sum).kind;
+          me_.add(sum, operand(r.relay != nullptr ? r.relay->slots : mine_, kind));
+        }
+      });
+    }
+  }
+  bool computes_at(int d) const {
+    for (std::size_t g = 0; g < groups(); ++g) {
+      if (needs(me_.rank(), owner_at(d), g)) return true;
+    }
+    return false;
   }
 
   Writer& me_;
@@ -482,8 +510,11 @@ class Pull {
   std::vector<HomesInTurn> fetched_;  ///< of bundles in turn
   /// Of sums: what a stage gives back travels during the next one.
   std::array<HomesInTurn, 2> given_;
-  HomesInTurn returned_;  ///< of what others give back
-  int returned_at_ = 0;   ///< when these were last handed out
+  std::size_t computed_ = 0;  ///< stages so far in which there was something to compute
+  std::vector<Return> returns_;
+  std::set<int> returns_at_;  ///< times at which these come
+  HomesInTurn returned_;      ///< of what others give back
+  int returned_at_ = 0;       ///< when these were last handed out
   Shelves relayed_inputs_, relayed_sums_;
 };
 
