@@ -62,15 +62,20 @@ std::vector<Range> group_heads(const Shape& shape, const Mask& mask) {
 
 }  // namespace
 
+struct Problem::Readers {
+  std::vector<std::vector<std::vector<int>>> of;  ///< [owner][group]
+  std::vector<std::vector<int>> distances;        ///< [reader]
+};
+
 struct Problem::Found {
   std::once_flag needs_once;
   std::vector<std::vector<Ranges>> needs;  ///< [rank][group] positions
   std::once_flag seers_once;
   std::vector<std::vector<Ranges>> seers;  ///< likewise, of queries
   std::once_flag key_readers_once;
-  std::vector<std::vector<std::vector<int>>> key_readers;  ///< [owner][group]
+  Readers key_readers;
   std::once_flag query_readers_once;
-  std::vector<std::vector<std::vector<int>>> query_readers;  ///< likewise
+  Readers query_readers;
   std::mutex rings_mutex;
   std::map<RingMembers, const RingRows> rings;
   std::once_flag dropped_once;
@@ -135,9 +140,9 @@ Problem Problem::with_values_in_keys() const {
 }
 
 Problem Problem::dealt(const Partition& tokens) const {
-  CHECK(shape_.queries == shape_.keys && tokens.tokens() == shape_.keys &&
-            tokens.ranks() == ranks(),
-        shape_.queries, shape_.keys, tokens.tokens(), tokens.ranks());
+  CHECK(
+      shape_.queries == shape_.keys && tokens.tokens() == shape_.keys && tokens.ranks() == ranks(),
+      shape_.queries, shape_.keys, tokens.tokens(), tokens.ranks());
   Problem other = *this;
   other.queries_ = tokens;
   other.keys_ = tokens;
@@ -207,37 +212,57 @@ const Ranges& Problem::queries_needed(int rank, std::size_t group) const {
 }
 
 template <class Needed>
-std::vector<std::vector<std::vector<int>>> Problem::readers_of(const Partition& tokens,
-                                                               const Needed& needed) const {
-  std::vector found(static_cast<std::size_t>(ranks()),
-                    std::vector<std::vector<int>>(head_groups_.size()));
+Problem::Readers Problem::readers_of(const Partition& tokens, const Needed& needed) const {
+  Readers found;
+  found.of.resize(static_cast<std::size_t>(ranks()),
+                  std::vector<std::vector<int>>(head_groups_.size()));
   for (int reader = 0; reader < ranks(); ++reader) {
+    std::vector<bool> near(static_cast<std::size_t>(ranks()), false);
+    near[0] = true;
     for (std::size_t g = 0; g < head_groups_.size(); ++g) {
       const Ranges& some = needed(reader, g);
       if (some.empty()) continue;
       for (int owner = 0; owner < ranks(); ++owner) {
         if (!tokens.has_at(owner, some)) continue;
-        found[static_cast<std::size_t>(owner)][g].push_back(reader);
+        found.of[static_cast<std::size_t>(owner)][g].push_back(reader);
+        near[static_cast<std::size_t>((reader - owner + ranks()) % ranks())] = true;
       }
+    }
+    std::vector<int>& distances = found.distances.emplace_back();
+    for (int d = 0; d < ranks(); ++d) {
+      if (near[static_cast<std::size_t>(d)]) distances.push_back(d);
     }
   }
   return found;
 }
 
-const std::vector<int>& Problem::key_readers(int owner, std::size_t group) const {
+const Problem::Readers& Problem::key_readers() const {
   std::call_once(found_->key_readers_once, [&] {
     found_->key_readers =
         readers_of(keys_, [&](int r, std::size_t g) -> const Ranges& { return keys_needed(r, g); });
   });
-  return found_->key_readers[static_cast<std::size_t>(owner)][group];
+  return found_->key_readers;
 }
 
-const std::vector<int>& Problem::query_readers(int owner, std::size_t group) const {
+const Problem::Readers& Problem::query_readers() const {
   std::call_once(found_->query_readers_once, [&] {
     found_->query_readers = readers_of(
         queries_, [&](int r, std::size_t g) -> const Ranges& { return queries_needed(r, g); });
   });
-  return found_->query_readers[static_cast<std::size_t>(owner)][group];
+  return found_->query_readers;
+}
+
+const std::vector<int>& Problem::key_readers(int owner, std::size_t group) const {
+  return key_readers().of[static_cast<std::size_t>(owner)][group];
+}
+const std::vector<int>& Problem::query_readers(int owner, std::size_t group) const {
+  return query_readers().of[static_cast<std::size_t>(owner)][group];
+}
+const std::vector<int>& Problem::key_distances(int reader) const {
+  return key_readers().distances[static_cast<std::size_t>(reader)];
+}
+const std::vector<int>& Problem::query_distances(int reader) const {
+  return query_readers().distances[static_cast<std::size_t>(reader)];
 }
 
 const RingRows& Problem::ring_rows(const RingMembers& ring) const {

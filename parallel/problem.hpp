@@ -110,6 +110,10 @@ class Problem {
   /// queries_needed() has any of its queries. Ascending; found once for all ranks.
   const std::vector<int>& key_readers(int owner, std::size_t group) const;
   const std::vector<int>& query_readers(int owner, std::size_t group) const;
+  /// How many places before `reader`, around the ring of all ranks, those are whose keys (queries)
+  /// it needs, of any group; itself, 0, always. Ascending; found with the readers.
+  const std::vector<int>& key_distances(int reader) const;
+  const std::vector<int>& query_distances(int reader) const;
 
   /// What of the rows of each member of such a ring is needed how far around it. Found once for all
   /// ranks.
@@ -157,10 +161,12 @@ class Problem {
 
   void find_dropped() const;
 
-  /// For each owner and head group the ranks whose `needed` has any of what it owns.
+  struct Readers;
+  /// Of ranks whose `needed` has any of what others own.
   template <class Needed>
-  std::vector<std::vector<std::vector<int>>> readers_of(const Partition& tokens,
-                                                        const Needed& needed) const;
+  Readers readers_of(const Partition& tokens, const Needed& needed) const;
+  const Readers& key_readers() const;
+  const Readers& query_readers() const;
 
   /// For each rank and head group the union of what `see(rank, head)` finds for its heads.
   template <class See>

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <set>
 #include <tuple>
+#include <utility>
 
 #include "parallel/lent_homes.hpp"
 
@@ -167,15 +168,26 @@ class Pull {
   void at(const Moment& moment, std::function<void()> act) {
     actions_.push_back({moment, std::move(act)});
   }
-  /// A reader asks for its stage so many stages before.
-  Moment fetching(int reader, int owner, std::size_t group) const {
-    return {distance(reader, owner) - ahead_, Moment::kFetch, Moment::kFetch, owner, group};
+  /// The stages of a rank at which it computes anything.
+  const std::vector<int>& stages_of(int reader) const {
+    return of_queries(first_input()) ? problem_.query_distances(reader)
+                                     : problem_.key_distances(reader);
   }
-  /// The courier as long before the first reader needs it.
+  /// A reader asks for its stage so many of them before.
+  Moment fetching(int reader, int owner, std::size_t group) const {
+    const std::vector<int>& stages = stages_of(reader);
+    const int d = distance(reader, owner);
+    const auto before =
+        static_cast<int>(std::lower_bound(stages.begin(), stages.end(), d) - stages.begin()) -
+        ahead_;
+    const int time = before < 0 ? before : stages[static_cast<std::size_t>(before)];
+    return {time, Moment::kFetch, Moment::kFetch, owner, group};
+  }
+  /// The courier as long before the first reader asks.
   Moment relaying(const Parcel& p, int owner, std::size_t group) const {
     int first = ranks_;
-    for (const int reader : p.readers) first = std::min(first, distance(reader, owner));
-    return {first - 2 * ahead_, Moment::kRelay, Moment::kRelay, owner, group};
+    for (const int reader : p.readers) first = std::min(first, fetching(reader, owner, 0).time);
+    return {first - ahead_, Moment::kRelay, Moment::kRelay, owner, group};
   }
   /// The sender of what is received at `met`.
   static Moment sending(Moment met) {
@@ -245,9 +257,19 @@ class Pull {
     stages_.resize(static_cast<std::size_t>(ranks_));
     bundles_ = bundles();
     at({0, Moment::kCompute}, [this] { compute(mine_); });
+    int bundle = 0;    // the first distance of the one before
+    int together = 0;  // when it was asked for
     for (int d = 1; d < ranks_; ++d) {
       const int owner = owner_at(d);
-      at(fetching(me_.rank(), owner, 0), [this, owner] { fetch(owner); });
+      if (computes_at(d)) {
+        Moment asked = fetching(me_.rank(), owner, 0);
+        // All of a bundle at once, where the owner sends nothing else.
+        const int first = bundles_[static_cast<std::size_t>(d)].first;
+        if (first != bundle || hosts_.size() > 1) together = asked.time;
+        bundle = first;
+        asked.time = together;
+        at(asked, [this, owner] { fetch(owner); });
+      }
       if (bundles_[static_cast<std::size_t>(d)].second == d) {
         at({d, Moment::kCompute, Moment::kCompute, owner}, [this, owner] { compute_stage(owner); });
       }
@@ -276,9 +298,11 @@ class Pull {
   void fetch(int owner) {
     const int d = distance(me_.rank(), owner);
     const auto [first, last] = bundles_[static_cast<std::size_t>(d)];
-    if (d == first) ++bundle_;
+    if (std::exchange(asked_for_, first) != first) {  // the first of a bundle that is needed
+      ++bundle_;
+      fetched_[bundle_ % fetched_.size()].restart();
+    }
     HomesInTurn& homes = fetched_[bundle_ % fetched_.size()];
-    if (d == first) homes.restart();
     std::vector<Piece>& pieces = stages_[static_cast<std::size_t>(last)];
     for (std::size_t g = 0; g < groups(); ++g) {
       if (!needs(me_.rank(), owner, g)) continue;
@@ -481,10 +505,8 @@ class Pull {
     }
   }
   bool computes_at(int d) const {
-    for (std::size_t g = 0; g < groups(); ++g) {
-      if (needs(me_.rank(), owner_at(d), g)) return true;
-    }
-    return false;
+    const std::vector<int>& stages = stages_of(me_.rank());
+    return std::binary_search(stages.begin(), stages.end(), d);
   }
 
   Writer& me_;
@@ -505,6 +527,7 @@ class Pull {
   std::vector<std::pair<int, int>> bundles_;  ///< by distance: see bundles()
   std::vector<std::vector<Piece>> stages_;    ///< by last distance of a bundle; those asked for
   std::size_t bundle_ = 0;                    ///< the one asked for last
+  int asked_for_ = 0;                         ///< its first distance
   std::map<std::pair<int, std::size_t>, Relay> relays_;
   std::map<std::tuple<int, std::size_t, int>, std::vector<SlotId>> arrived_;
   std::vector<HomesInTurn> fetched_;  ///< of bundles in turn
