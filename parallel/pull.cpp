@@ -181,11 +181,11 @@ class Pull : PullClock {
       const int from = source(owner, g);
       Relay* relay = from == me_.rank() ? &relays_.at({owner, g}) : nullptr;
       const bool all = first == last && relay != nullptr && relay->rows == need;
+      // In the order of groups, whoever comes first: the same on one host and on several.
       auto piece = std::find_if(pieces.begin(), pieces.end(),
-                                [&](const Piece& other) { return other.group == g; });
-      if (piece == pieces.end()) {
-        piece =
-            pieces.insert(pieces.end(), {g, first == last ? need : bundled(g, first, last), mine_});
+                                [&](const Piece& other) { return other.group >= g; });
+      if (piece == pieces.end() || piece->group != g) {
+        piece = pieces.insert(piece, {g, first == last ? need : bundled(g, first, last), mine_});
         for (const Kind kind : side_.inputs) {
           operand(piece->step, kind) = all ? operand(relay->slots, kind)
                                            : me_.slot(block(kind, g, piece->rows), homes.next());
