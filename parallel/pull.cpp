@@ -132,7 +132,7 @@ class Pull : PullClock {
     int together = 0;  // when it was asked for
     for (int d = 1; d < ranks_; ++d) {
       const int owner = owner_at(d);
-      if (computes_at(d)) {
+      if (computes_at(me_.rank(), d)) {
         Moment asked = fetching(me_.rank(), owner, 0);
         // All of a bundle at once, where the owner sends nothing else.
         const int first = bundles_[static_cast<std::size_t>(d)].first;
@@ -363,7 +363,7 @@ class Pull : PullClock {
     for (const Return& r : returns_) {
       int next = r.met.time + 1;
       while (r.relay == nullptr && next < ranks_ && returns_at_.count(next) == 0 &&
-             !computes_at(next)) {
+             !computes_at(me_.rank(), next)) {
         ++next;
       }
       at({next, Moment::kAdd, r.met.met_in, r.met.owner, r.met.group}, [this, &r, next] {
@@ -374,10 +374,6 @@ class Pull : PullClock {
         }
       });
     }
-  }
-  bool computes_at(int d) const {
-    const std::vector<int>& stages = stages_of(me_.rank());
-    return std::binary_search(stages.begin(), stages.end(), d);
   }
 
   Writer& me_;

@@ -116,6 +116,10 @@ class PullClock {
     return of_queries(first_input()) ? problem_.query_distances(reader)
                                      : problem_.key_distances(reader);
   }
+  bool computes_at(int reader, int d) const {
+    const std::vector<int>& stages = stages_of(reader);
+    return std::binary_search(stages.begin(), stages.end(), d);
+  }
   /// A reader asks for its stage so many of them before.
   Moment fetching(int reader, int owner, std::size_t group) const {
     const std::vector<int>& stages = stages_of(reader);
