@@ -1,12 +1,12 @@
-// Question: within a host, what is it worth to look at the memory of other ranks, or to copy from it
-// once, instead of sending through MPI?
+// Question: within a host, what is it worth to look at the memory of other ranks, or to copy from
+// it once, instead of sending through MPI?
 //
 //   mpirun -np 4 --bind-to core build/release/bench/bench_windows
 //                --queries 64 --tokens 64K --heads 8 --head-dim 128 --mask full --pass both
 //
-// Every repeat runs each strategy over windows and over MPI, whole and without kernels, one after the
-// other; the ratio is that of one repeat, and the median over repeats is shown. Open MPI copies once
-// (CMA) where the kernel and the container let it, and twice with
+// Every repeat runs each strategy over windows and over MPI, whole and without kernels, one after
+// the other; the ratio is that of one repeat, and the median over repeats is shown. Open MPI copies
+// once (CMA) where the kernel and the container let it, and twice with
 // `--mca btl_vader_single_copy_mechanism none`.
 #include <fmt/format.h>
 
@@ -112,6 +112,7 @@ void bench(Communicator& world, const std::vector<std::string>& arguments,
     names = values["strategies"].as<std::vector<std::string>>();
   });
   Windows windows(world, {});
+  windows.copy_with(threads);
   if (world.rank() == 0) {
     write_text_file(
         "-",

@@ -8,6 +8,7 @@
 #include "bench/ceilings.hpp"
 #include "kernels/area.hpp"
 #include "kernels/attend_backward.hpp"
+#include "kernels/in_parts.hpp"
 #include "kernels/partial.hpp"
 
 namespace dattn {
@@ -35,19 +36,6 @@ struct Tensor {
   View<const T> view() const { return {numbers.data(), rows, heads, dim}; }
 };
 
-template <class T>
-View<T> rows_of(View<T> view, Range rows) {
-  return {view.data + rows.begin * view.row_stride(), rows.size(), view.heads, view.dim,
-          view.stride};
-}
-
-/// work(rows) on `threads` threads, each its part of [0, rows).
-template <class F>
-void split(int threads, Index rows, const F& work) {
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int part = 0; part < threads; ++part) work(even_part(rows, threads, part));
-}
-
 /// About N(0, 1) (the sum of four uniform numbers), a function of seed and place only.
 float random_number(std::uint64_t seed, std::uint64_t place) {
   std::uint64_t x = (seed << 48U) + place + 1;  // splitmix64
@@ -64,18 +52,16 @@ float random_number(std::uint64_t seed, std::uint64_t place) {
 
 template <class T>
 void randomize(Tensor<T>& tensor, std::uint64_t seed, int threads) {
-  const Index row = tensor.heads * tensor.dim;
-  split(threads, tensor.rows, [&](Range rows) {
-    for (Index i = rows.begin * row; i < rows.end * row; ++i) {
+  in_parts(threads, tensor.view().size(), static_cast<Index>(sizeof(T)), [&](Range numbers) {
+    for (Index i = numbers.begin; i < numbers.end; ++i) {
       tensor.numbers.data()[i] = T(random_number(seed, static_cast<std::uint64_t>(i)));
     }
   });
 }
 
 void zero(Tensor<float>& tensor, int threads) {
-  split(threads, tensor.rows, [&](Range rows) {
-    const View<float> part = rows_of(tensor.view(), rows);
-    std::fill(part.data, part.data + part.size(), 0.0F);
+  in_parts(threads, tensor.view().size(), static_cast<Index>(sizeof(float)), [&](Range numbers) {
+    std::fill_n(tensor.numbers.data() + numbers.begin, numbers.size(), 0.0F);
   });
 }
 
@@ -209,18 +195,12 @@ class Attention : public Subject {
   const Tensor<T>& k() const { return k_[turn_]; }
   const Tensor<T>& v() const { return v_[turn_]; }
 
-  void clear_records() {
-    split(cell_.threads, shape_.queries,
-          [&](Range rows) { clear(rows_of(records_.view(), rows)); });
-  }
+  void clear_records() { clear(records_.view(), cell_.threads); }
   void finish_records() {
-    split(cell_.threads, shape_.queries, [&](Range rows) {
-      const View<float> o = rows_of(o_.view(), rows);
-      const View<float> lse = rows_of(lse_.view(), rows);
-      finish<float>(rows_of(records_.view(), rows),
-                    std::span(o.data, static_cast<std::size_t>(o.size())),
-                    std::span(lse.data, static_cast<std::size_t>(lse.size())));
-    });
+    const auto all = [](View<float> view) {
+      return std::span(view.data, static_cast<std::size_t>(view.size()));
+    };
+    finish(std::as_const(records_).view(), all(o_.view()), all(lse_.view()), cell_.threads);
   }
 
   Cell cell_;
@@ -301,10 +281,8 @@ class Backward final : public Attention<T> {
     for (Tensor<float>* gradient : {&dq_, &dk_, &dv_}) zero(*gradient, this->cell_.threads);
   }
   void find_delta() {
-    split(this->cell_.threads, this->shape_.queries, [&](Range rows) {
-      delta_of(rows_of(std::as_const(this->o_).view(), rows),
-               rows_of(std::as_const(d_o_).view(), rows), rows_of(delta_.view(), rows));
-    });
+    delta_of(std::as_const(this->o_).view(), std::as_const(d_o_).view(), delta_.view(),
+             this->cell_.threads);
   }
 
   Tensor<T> d_o_;

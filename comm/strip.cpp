@@ -1,11 +1,13 @@
 #include "comm/strip.hpp"
 
 #include <fmt/format.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 namespace dattn::comm {
 namespace {
@@ -139,12 +141,9 @@ void unpack(std::span<const std::byte> from, const Strips& into) {
   });
 }
 
-void copy(const ConstStrips& from, const Strips& into) {
-  const std::int64_t all = total_of(into);
-  if (total_of(from) != all) {
-    throw std::invalid_argument(
-        fmt::format("{} bytes for strips of {} bytes", total_of(from), all));
-  }
+namespace {
+
+void copy_all(const ConstStrips& from, const Strips& into) {
   auto strip = from.begin();
   std::int64_t index = 0;  // of a piece of *strip
   std::int64_t done = 0;   // bytes of that piece
@@ -166,6 +165,29 @@ void copy(const ConstStrips& from, const Strips& into) {
         }
       }
     }
+  }
+}
+
+}  // namespace
+
+void copy(const ConstStrips& from, const Strips& into, int threads) {
+  const std::int64_t all = total_of(into);
+  if (total_of(from) != all) {
+    throw std::invalid_argument(
+        fmt::format("{} bytes for strips of {} bytes", total_of(from), all));
+  }
+  constexpr std::int64_t kWorthwhile = std::int64_t{1} << 20;  // of several threads
+  // Messages are polled within parallel regions, too, whose other threads are busy.
+  if (threads == 1 || all < kWorthwhile || omp_in_parallel() != 0) return copy_all(from, into);
+  const auto edge = [&](int part) { return all / threads * part + all % threads * part / threads; };
+  std::vector<std::pair<ConstStrips, Strips>> parts;
+  for (int part = 0; part < threads; ++part) {
+    parts.emplace_back(cut(from, edge(part), edge(part + 1)),
+                       cut(into, edge(part), edge(part + 1)));
+  }
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (std::size_t part = 0; part < parts.size(); ++part) {
+    copy_all(parts[part].first, parts[part].second);
   }
 }
 

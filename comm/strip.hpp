@@ -54,7 +54,8 @@ void pack(const ConstStrips& from, std::span<std::byte> into);
 /// Copies `from`, whose size must be total(into), into the strips.
 void unpack(std::span<const std::byte> from, const Strips& into);
 
-/// Copies `from` into `into`, which are as many bytes, however each is cut.
-void copy(const ConstStrips& from, const Strips& into);
+/// Copies `from` into `into`, which are as many bytes, however each is cut; many, outside of
+/// parallel regions, on that many OpenMP threads.
+void copy(const ConstStrips& from, const Strips& into, int threads = 1);
 
 }  // namespace dattn::comm

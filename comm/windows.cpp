@@ -64,6 +64,7 @@ struct Windows::Impl {
   std::optional<Communicator> own{};  // of a split
   Communicator* ranks = nullptr;
   bool on = false;
+  int threads = 1;
   std::vector<int> members{};    // ranks of this host
   std::vector<int> member_of{};  // by rank: which of these it is, or -1
   int self = 0;
@@ -234,7 +235,7 @@ void Windows::Impl::deliver(Message& m, const ConstStrips& from, bool lends) {
     m.view = from.front();
     return;
   }
-  copy(from, m.into);
+  copy(from, m.into, threads);
 }
 
 /// Moves what can move without waiting for anybody.
@@ -410,6 +411,8 @@ void Windows::give_back() {
     });
   }
 }
+
+void Windows::copy_with(int threads) { impl_->threads = threads; }
 
 Windows::Moved Windows::moved() const {
   Impl& me = *impl_;

@@ -71,6 +71,9 @@ class Windows {
 
   Moved moved() const;
 
+  /// How many OpenMP threads copy, outside of parallel regions; without this, one.
+  void copy_with(int threads);
+
   void all_reduce(std::span<std::byte> records, std::int64_t record_bytes,
                   const Operation& operation);
   void barrier();

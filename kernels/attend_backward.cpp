@@ -9,6 +9,7 @@
 #include "kernels/backward_units.hpp"
 #include "kernels/backward_worker.hpp"
 #include "kernels/check.hpp"
+#include "kernels/in_parts.hpp"
 #include "kernels/part_sums.hpp"
 #include "kernels/residues.hpp"
 
@@ -203,18 +204,21 @@ void backward_by_residues(View<const T> q, View<const T> k, View<const T> v, Vie
 }
 
 template <class T, class G>
-void delta_rows(View<const T> o, View<const G> d_o, View<T> out) {
+void delta_rows(View<const T> o, View<const G> d_o, View<T> out, int threads) {
   CHECK(o.rows == d_o.rows && o.heads == d_o.heads && o.dim == d_o.dim, o.rows, o.heads, o.dim);
   CHECK(out.rows == o.rows && out.heads == o.heads && out.dim >= 1, out.rows, out.heads, out.dim);
-  for (Index row = 0; row < o.rows; ++row) {
-    for (Index h = 0; h < o.heads; ++h) {
-      double sum = 0;
-      for (Index i = 0; i < o.dim; ++i) {
-        sum += static_cast<double>(o.at(row, h)[i]) * static_cast<double>(d_o.at(row, h)[i]);
+  const Index bytes = o.heads * o.dim * static_cast<Index>(sizeof(T) + sizeof(G));
+  in_parts(threads, o.rows, bytes, [&](Range rows) {
+    for (Index row = rows.begin; row < rows.end; ++row) {
+      for (Index h = 0; h < o.heads; ++h) {
+        double sum = 0;
+        for (Index i = 0; i < o.dim; ++i) {
+          sum += static_cast<double>(o.at(row, h)[i]) * static_cast<double>(d_o.at(row, h)[i]);
+        }
+        *out.at(row, h) = static_cast<T>(sum);
       }
-      *out.at(row, h) = static_cast<T>(sum);
     }
-  }
+  });
 }
 
 }  // namespace
@@ -267,14 +271,14 @@ Index attend_backward_bytes(const Shape& shape, Index queries, Range query_heads
   return copies + orders + seen + threads * worker;
 }
 
-void delta_of(View<const float> o, View<const float> d_o, View<float> out) {
-  delta_rows(o, d_o, out);
+void delta_of(View<const float> o, View<const float> d_o, View<float> out, int threads) {
+  delta_rows(o, d_o, out, threads);
 }
-void delta_of(View<const float> o, View<const BFloat16> d_o, View<float> out) {
-  delta_rows(o, d_o, out);
+void delta_of(View<const float> o, View<const BFloat16> d_o, View<float> out, int threads) {
+  delta_rows(o, d_o, out, threads);
 }
-void delta_of(View<const double> o, View<const double> d_o, View<double> out) {
-  delta_rows(o, d_o, out);
+void delta_of(View<const double> o, View<const double> d_o, View<double> out, int threads) {
+  delta_rows(o, d_o, out, threads);
 }
 
 }  // namespace dattn

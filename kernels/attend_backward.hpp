@@ -6,11 +6,11 @@ namespace dattn {
 
 /// out [rows, heads, 1] = sum over d_v of d_o * o, both [rows, heads, d_v]: the delta of the
 /// backward pass. Only the first number of each head of `out` is written, so that LSE may lie
-/// beside it. A loss that depends on LSE too, with cotangent g, subtracts g from it. @pre equal
-/// extents
-void delta_of(View<const float> o, View<const float> d_o, View<float> out);
-void delta_of(View<const float> o, View<const BFloat16> d_o, View<float> out);
-void delta_of(View<const double> o, View<const double> d_o, View<double> out);
+/// beside it. A loss that depends on LSE too, with cotangent g, subtracts g from it. No bit depends
+/// on the number of threads. @pre equal extents
+void delta_of(View<const float> o, View<const float> d_o, View<float> out, int threads = 1);
+void delta_of(View<const float> o, View<const BFloat16> d_o, View<float> out, int threads = 1);
+void delta_of(View<const double> o, View<const double> d_o, View<double> out, int threads = 1);
 
 /// The gradients of attention of q to k, v under `mask`, of what these keys contribute:
 ///   P = exp(score - lse), dV += P^T dO, dS = P (dO V^T - delta), dQ += scale dS K, dK += scale

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "kernels/check.hpp"
+#include "kernels/in_parts.hpp"
 #include "kernels/panel.hpp"
 #include "kernels/partial.hpp"
 
@@ -93,7 +94,7 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
   const auto part_view = [&](Index part) {
     return View<float>{found + part * records * out.dim, q.rows, q.heads, out.dim};
   };
-  clear(View<float>{found, parts * q.rows, q.heads, out.dim});
+  clear(View<float>{found, parts * q.rows, q.heads, out.dim}, work.threads);
 
   Caught caught;
 #pragma omp parallel num_threads(work.threads)
@@ -156,14 +157,16 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
       }
     }
   }
-  for (Index part = 0; part < parts; ++part) {
-    merge<float>(part_view(part).data, found, part == 0 ? 0 : records, out.dim);
-  }
-  for (Index row = 0; row < q.rows; ++row) {
-    for (Index h = 0; h < q.heads; ++h) {
-      merge<float>(part_view(0).at(row, h), out.at(row, h), 1, out.dim);
+  const Index bytes = parts * out.dim * static_cast<Index>(sizeof(float));
+  in_parts(work.threads, records, bytes, [&](Range some) {
+    for (Index i = some.begin; i < some.end; ++i) {
+      float* sum = found + i * out.dim;
+      for (Index part = 1; part < parts; ++part) {
+        merge<float>(sum + part * records * out.dim, sum, 1, out.dim);
+      }
+      merge<float>(sum, out.at(i / q.heads, i % q.heads), 1, out.dim);
     }
-  }
+  });
   caught.rethrow();
 }
 

@@ -6,20 +6,19 @@
 #include <vector>
 
 #include "kernels/check.hpp"
+#include "kernels/in_parts.hpp"
 
 namespace dattn {
 
+namespace {
+
 template <class T>
-void clear(View<T> partial) {
-  for (Index i = 0; i < partial.rows * partial.heads; ++i) {
-    T* record = partial.data + i * partial.dim;
-    record[0] = -std::numeric_limits<T>::infinity();
-    for (Index j = 1; j < partial.dim; ++j) record[j] = 0;
-  }
+Index bytes_of_records(Index length) {
+  return length * static_cast<Index>(sizeof(T));
 }
 
 template <class T>
-void merge(const T* from, T* into, Index records, Index length) {
+void merge_some(const T* from, T* into, Index records, Index length) {
   for (Index i = 0; i < records; ++i, from += length, into += length) {
     // A side over no key is passed over, not weighted by zero: that keeps -inf - -inf away, and the
     // sign of zeros. The test is on l alone: a NaN score leaves m at -inf and l at NaN.
@@ -38,6 +37,40 @@ void merge(const T* from, T* into, Index records, Index length) {
   }
 }
 
+/// O and LSE of a record.
+template <class T>
+T finish_one(const T* record, Index d_v, T* out) {
+  const T l = record[1];
+  if (l == 0) {
+    std::fill(out, out + d_v, T{0});
+    return -std::numeric_limits<T>::infinity();
+  }
+  for (Index j = 0; j < d_v; ++j) out[j] = record[2 + j] / l;
+  // In double: ln l can be as large as m, and one rounding is enough.
+  return static_cast<T>(static_cast<double>(record[0]) + std::log(static_cast<double>(l)));
+}
+
+}  // namespace
+
+template <class T>
+void clear(View<T> partial, int threads) {
+  in_parts(threads, partial.rows * partial.heads, bytes_of_records<T>(partial.dim),
+           [&](Range some) {
+             for (Index i = some.begin; i < some.end; ++i) {
+               T* record = partial.data + i * partial.dim;
+               record[0] = -std::numeric_limits<T>::infinity();
+               std::fill(record + 1, record + partial.dim, T{0});
+             }
+           });
+}
+
+template <class T>
+void merge(const T* from, T* into, Index records, Index length, int threads) {
+  in_parts(threads, records, bytes_of_records<T>(length), [&](Range some) {
+    merge_some(from + some.begin * length, into + some.begin * length, some.size(), length);
+  });
+}
+
 template <class T>
 void add_sink(View<T> partial, std::span<const float> logits) {
   CHECK(static_cast<Index>(logits.size()) == partial.heads, logits.size(), partial.heads);
@@ -52,34 +85,26 @@ void add_sink(View<T> partial, std::span<const float> logits) {
 }
 
 template <class T>
-void finish(View<const T> partial, std::span<T> o, std::span<T> lse) {
+void finish(View<const T> partial, std::span<T> o, std::span<T> lse, int threads) {
   const Index d_v = partial.dim - 2;
   const Index records = partial.rows * partial.heads;
   CHECK(static_cast<Index>(o.size()) == records * d_v && static_cast<Index>(lse.size()) == records,
         o.size(), lse.size(), records, d_v);
-  for (Index i = 0; i < records; ++i) {
-    const T* record = partial.at(i / partial.heads, i % partial.heads);
-    const T l = record[1];
-    T* out = o.data() + i * d_v;
-    if (l == 0) {
-      std::fill(out, out + d_v, T{0});
-      lse[static_cast<std::size_t>(i)] = -std::numeric_limits<T>::infinity();
-      continue;
+  in_parts(threads, records, bytes_of_records<T>(partial.dim), [&](Range some) {
+    for (Index i = some.begin; i < some.end; ++i) {
+      lse[static_cast<std::size_t>(i)] =
+          finish_one(partial.at(i / partial.heads, i % partial.heads), d_v, o.data() + i * d_v);
     }
-    for (Index j = 0; j < d_v; ++j) out[j] = record[2 + j] / l;
-    // In double: ln l can be as large as m, and one rounding is enough.
-    lse[static_cast<std::size_t>(i)] =
-        static_cast<T>(static_cast<double>(record[0]) + std::log(static_cast<double>(l)));
-  }
+  });
 }
 
-template void clear(View<float>);
-template void clear(View<double>);
-template void merge(const float*, float*, Index, Index);
-template void merge(const double*, double*, Index, Index);
+template void clear(View<float>, int);
+template void clear(View<double>, int);
+template void merge(const float*, float*, Index, Index, int);
+template void merge(const double*, double*, Index, Index, int);
 template void add_sink(View<float>, std::span<const float>);
 template void add_sink(View<double>, std::span<const float>);
-template void finish(View<const float>, std::span<float>, std::span<float>);
-template void finish(View<const double>, std::span<double>, std::span<double>);
+template void finish(View<const float>, std::span<float>, std::span<float>, int);
+template void finish(View<const double>, std::span<double>, std::span<double>, int);
 
 }  // namespace dattn

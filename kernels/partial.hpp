@@ -14,14 +14,15 @@ namespace dattn {
 /// Source: the running state of FlashAttention-2 (Dao 2023).
 inline Index record_length(Index d_v) { return d_v + 2; }
 
-/// Makes every record stand for no key at all.
+/// Makes every record of `partial`, which is dense, stand for no key at all, on so many threads, as
+/// what follows; no bit depends on their number.
 template <class T>
-void clear(View<T> partial);
+void clear(View<T> partial, int threads = 1);
 
 /// into <- from merged with into, record by record; commutative to the bit, and the identity is
 /// the record of no key. Records hold `length` = d_v + 2 numbers.
 template <class T>
-void merge(const T* from, T* into, Index records, Index length);
+void merge(const T* from, T* into, Index records, Index length, int threads = 1);
 
 /// Merges an attention sink into every record: a key of score logits[head] whose value is 0
 /// (gpt-oss). Once per row, after all its keys or before. `partial` [rows, heads, d_v + 2], one
@@ -29,9 +30,9 @@ void merge(const T* from, T* into, Index records, Index length);
 template <class T>
 void add_sink(View<T> partial, std::span<const float> logits);
 
-/// O = a / l and LSE = m + ln l for `partial` [rows, heads, d_v + 2], of any stride; rows without keys give O = 0
-/// and LSE = -inf. `o` is [rows, heads, d_v], `lse` [rows, heads], both dense.
+/// O = a / l and LSE = m + ln l for `partial` [rows, heads, d_v + 2], of any stride; rows without
+/// keys give O = 0 and LSE = -inf. `o` is [rows, heads, d_v], `lse` [rows, heads], both dense.
 template <class T>
-void finish(View<const T> partial, std::span<T> o, std::span<T> lse);
+void finish(View<const T> partial, std::span<T> o, std::span<T> lse, int threads = 1);
 
 }  // namespace dattn

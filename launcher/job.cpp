@@ -153,6 +153,7 @@ class Job {
     const Task& task = options_.task;
     own_.host = this_host();
     own_.threads = choose_threads(options_, own_.host, world_);
+    windows_.copy_with(own_.threads);
     Task at = task;
     const Hosts found = hosts_of(world_);
     together(world_, [&] { at.wish.hosts = hosts_from(task.hosts, world_.size(), found); });
@@ -271,7 +272,7 @@ class Job {
       read(Kind::dO, input.rows, d_o.data());
       fill_stats<E>({results.o.data(), rows, heads, shape.d_v}, results.lse,
                     {d_o.data(), rows, heads, shape.d_v},
-                    {reinterpret_cast<SumOf<E>*>(to), rows, heads, 2});
+                    {reinterpret_cast<SumOf<E>*>(to), rows, heads, 2}, own_.threads);
     }
   }
 

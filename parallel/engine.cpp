@@ -8,6 +8,7 @@
 #include "comm/error.hpp"
 #include "kernels/attend_backward.hpp"
 #include "kernels/check.hpp"
+#include "kernels/in_parts.hpp"
 #include "kernels/partial.hpp"
 #include "parallel/all_reduce.hpp"
 #include "parallel/compensate.hpp"
@@ -218,7 +219,7 @@ struct Engine<T>::State {
   }
 
   /// Calls f with what `from` holds, part by part, each dense, and where the same rows and heads
-  /// lie in `into`, dense too.
+  /// lie in `into`, dense too; threads share the parts.
   template <class E, class F>
   void each_part(SlotId from, SlotId into, const F& f) {
     const Block& block = slot(from).block;
@@ -227,11 +228,15 @@ struct Engine<T>::State {
       Index row = 0;
       for (const comm::Strip& s : homes.writable(into, {block.kind, heads, block.rows})) {
         // Where both have no other heads, rows lie end to end.
-        const Index rows = s.length == s.stride && source.dense() ? s.count : 1;
-        for (Index i = 0; i < s.count; i += rows, row += rows) {
-          f(View<const E>{source.at(row, 0), rows, source.heads, source.dim},
-            reinterpret_cast<E*>(s.data + i * s.stride));
-        }
+        const bool dense = s.length == s.stride && source.dense();
+        in_parts(options.threads, s.count, s.length, [&](Range some) {
+          const Index rows = dense ? some.size() : 1;
+          for (Index i = some.begin; i < some.end; i += rows) {
+            f(View<const E>{source.at(row + i, 0), rows, source.heads, source.dim},
+              reinterpret_cast<E*>(s.data + i * s.stride));
+          }
+        });
+        row += s.count;
       }
     }
   }
@@ -261,11 +266,14 @@ struct Engine<T>::State {
   /// Makes a sum one over no pair.
   void start_over(SlotId s) {
     if (slot(s).block.kind != Kind::O) {
-      std::memset(homes.own_memory(s), 0, static_cast<std::size_t>(bytes(s)));
+      std::byte* memory = homes.own_memory(s);
+      in_parts(options.threads, bytes(s), 1, [&](Range some) {
+        std::memset(memory + some.begin, 0, static_cast<std::size_t>(some.size()));
+      });
     } else if (narrow()) {
-      clear(write<float>(s));
+      clear(write<float>(s), options.threads);
     } else {
-      clear(write<double>(s));
+      clear(write<double>(s), options.threads);
     }
   }
 
@@ -490,7 +498,8 @@ void Engine<T>::result(std::span<E> o, std::span<E> lse) const {
   std::size_t done = 0;  // (row, head) records
   state_->template each_result<E>(Kind::O, [&](View<const E> part) {
     const auto records = static_cast<std::size_t>(part.rows * part.heads);
-    finish(part, o.subspan(done * d_v, records * d_v), lse.subspan(done, records));
+    finish(part, o.subspan(done * d_v, records * d_v), lse.subspan(done, records),
+           state_->options.threads);
     done += records;
   });
   CHECK(done == lse.size() && done * d_v == o.size(), done, lse.size());
@@ -503,8 +512,10 @@ void Engine<T>::gradient(Kind kind, std::span<E> out) const {
   std::size_t done = 0;
   state_->template each_result<E>(kind, [&](View<const E> part) {
     CHECK(part.dense(), name_of(kind));
-    std::copy_n(part.data, part.size(),
-                out.subspan(done, static_cast<std::size_t>(part.size())).data());
+    in_parts(state_->options.threads, part.size(), static_cast<Index>(sizeof(E)), [&](Range some) {
+      std::copy_n(part.data + some.begin, some.size(),
+                  out.data() + static_cast<Index>(done) + some.begin);
+    });
     done += static_cast<std::size_t>(part.size());
   });
   CHECK(done == out.size(), done, out.size());

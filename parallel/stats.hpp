@@ -13,6 +13,6 @@ namespace dattn {
 /// @pre equal extents
 template <class E>
 void fill_stats(View<const SumOf<E>> o, std::span<const SumOf<E>> lse, View<const E> d_o,
-                View<SumOf<E>> stats);
+                View<SumOf<E>> stats, int threads = 1);
 
 }  // namespace dattn

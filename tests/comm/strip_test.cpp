@@ -103,6 +103,28 @@ TEST_F(StripTest, CopyMovesEveryByteHoweverBothAreCut) {
   EXPECT_THROW(copy({}, sample()), std::invalid_argument);
 }
 
+TEST_F(StripTest, ThreadsThatCopyChangeNoByte) {
+  constexpr std::size_t kBytes = (std::size_t{3} << 20) + 5;
+  std::vector<std::byte> source(kBytes);
+  for (std::size_t i = 0; i < kBytes; ++i) source[i] = static_cast<std::byte>(i * 7 + i / 251);
+  const ConstStrips from{
+      {source.data(), 1000, 1000, 1000},
+      {source.data() + 1000000, 1, static_cast<std::int64_t>(kBytes) - 1000000, 0}};
+  for (const int threads : {1, 2, 3, 8}) {
+    std::vector<std::byte> got(2 * kBytes);
+    const std::int64_t rows = static_cast<std::int64_t>(kBytes) / 613;
+    const std::int64_t rest = static_cast<std::int64_t>(kBytes) - rows * 613;
+    const Strips into{{got.data(), rows, 613, 700}, {got.data() + rows * 700, 1, rest, 0}};
+    copy(from, into, threads);
+    std::vector<std::byte> packed(kBytes);
+    pack(read_only(into), packed);
+    EXPECT_TRUE(packed == source) << threads;
+    for (std::int64_t row = 0; row < rows; ++row) {  // gaps stay
+      ASSERT_EQ(got[static_cast<std::size_t>(row * 700 + 613)], std::byte{0}) << threads;
+    }
+  }
+}
+
 TEST_F(StripTest, BrokenPreconditionsThrow) {
   EXPECT_THROW(total(Strips{{at(0), -1, 4, 4}}), std::invalid_argument);
   EXPECT_THROW(total(Strips{{at(0), 1, -4, 4}}), std::invalid_argument);

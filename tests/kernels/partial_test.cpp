@@ -154,5 +154,31 @@ TYPED_TEST(Partials, ClearMakesRecordsOfNoKeyAndMergeTakesMany) {
   EXPECT_TRUE(this->same_bits(many, other));
 }
 
+TYPED_TEST(Partials, ThreadsChangeNoBit) {
+  constexpr Index kRows = 70001;  // records of more than a MiB, which no number of threads divides
+  constexpr Index kSize = kRows * 5;
+  std::vector<TypeParam> a, b;
+  for (Index i = 0; i < kRows; ++i) {
+    const auto x = i % 7 == 3 ? this->none() : this->random_record(static_cast<double>(i % 50));
+    const auto y = i % 5 == 2 ? this->none() : this->random_record(static_cast<double>(i % 40));
+    a.insert(a.end(), x.begin(), x.end());
+    b.insert(b.end(), y.begin(), y.end());
+  }
+  const auto all = [&](int threads) {
+    std::vector<TypeParam> cleared(kSize, TypeParam{9});
+    clear(View<TypeParam>{cleared.data(), kRows, 1, 5}, threads);
+    std::vector<TypeParam> sum = b;
+    merge(a.data(), sum.data(), kRows, 5, threads);
+    std::vector<TypeParam> o(3 * kRows, TypeParam{-7});
+    std::vector<TypeParam> lse(kRows, TypeParam{-7});
+    finish(View<const TypeParam>{sum.data(), kRows, 1, 5}, std::span<TypeParam>(o),
+           std::span<TypeParam>(lse), threads);
+    for (const auto* part : {&cleared, &o, &lse}) sum.insert(sum.end(), part->begin(), part->end());
+    return sum;
+  };
+  const auto one = all(1);
+  for (const int threads : {2, 3, 8}) EXPECT_TRUE(this->same_bits(one, all(threads))) << threads;
+}
+
 }  // namespace
 }  // namespace dattn

@@ -35,10 +35,12 @@ struct Everything {
 };
 
 template <class T, class Transport>
-Everything everything(const Case& c, Transport& transport, bool checked) {
+Everything everything(const Case& c, Transport& transport, bool checked, int threads = 1) {
   const Shape& s = c.shape;
-  EngineOptions options{
-      .poll_every = 0, .checked = checked, .verify_wire = checked && comm::has_digest()};
+  EngineOptions options{.threads = threads,
+                        .poll_every = 0,
+                        .checked = checked,
+                        .verify_wire = checked && comm::has_digest()};
   options.score.scale = 1 / std::sqrt(static_cast<double>(s.d_qk));
   Problem problem = c.problem();
   if (!make_program(c.how(), problem.keeping(true), 0, Pass::forward).kept.empty()) {
@@ -149,6 +151,22 @@ TEST(EngineOverWindows, EveryMeshOfTwoAxes) {
     }
   }
   same_bits(all);
+}
+
+TEST(EngineOverWindows, ThreadsThatShareSumsAndCopiesChangeNoBit) {
+  const int ranks = comm::world().size();
+  if (ranks < 2 || ranks > 3) GTEST_SKIP() << "slots of a MiB and more are for few ranks";
+  Windows one_host = windows(0);
+  one_host.copy_with(3);
+  const Index tokens = ranks * 1000 + 1;
+  const Shape shape{tokens, tokens, 8, 8, 8, 32, 32};
+  for (const Strategy& strategy : strategies()) {
+    const Case c{shape, "causal", "contiguous", strategy.name, strategy.mesh(ranks, shape)};
+    if (strategy.refuses(c.problem())) continue;
+    const Everything few = everything<float>(c, comm::world(), false);
+    const Everything many = everything<float>(c, one_host, false, 3);
+    EXPECT_TRUE(few.bits == many.bits) << c.text();
+  }
 }
 
 TEST(EngineOverWindows, KeysAndValuesOnOneHostAreNeverCopied) {
