@@ -6,7 +6,7 @@ namespace dattn {
 
 template <class E, comm::Transport T>
 Contender<E, T>::Contender(const Task& task, const Choice& choice, T& ranks, int threads)
-    : choice_(choice) {
+    : choice_(choice), threads_(threads) {
   for (const Pass pass : task.passes()) {
     programs_.push_back(make_program(*choice.strategy, *choice.problem, ranks.rank(), pass));
   }
@@ -42,7 +42,7 @@ void Contender<E, T>::load(const Task& task, const Program& program, Engine& eng
     read(task, {Kind::dO, block.heads, block.rows}, d_o.data());
     fill_stats<E>({o.data(), rows, shape.query_heads, shape.d_v}, lse,
                   {d_o.data(), rows, shape.query_heads, shape.d_v},
-                  {reinterpret_cast<Sum*>(to), rows, shape.query_heads, 2});
+                  {reinterpret_cast<Sum*>(to), rows, shape.query_heads, 2}, threads_);
   }
 }
 
@@ -50,7 +50,7 @@ template <class E, comm::Transport T>
 void Contender<E, T>::read(const Task& task, const Block& block, E* to) const {
   const Partition& tokens =
       of_queries(block.kind) ? choice_.problem->queries() : choice_.problem->keys();
-  task.source.read(block.kind, tokens.positions(block.rows), to);
+  task.source.read(block.kind, tokens.positions(block.rows), to, threads_);
 }
 
 template class Contender<BFloat16>;

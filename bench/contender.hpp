@@ -29,6 +29,7 @@ class Contender {
   void read(const Task& task, const Block& block, E* to) const;
 
   Choice choice_;
+  int threads_;
   std::vector<Program> programs_;
   std::vector<std::unique_ptr<Engine>> engines_;  ///< by pass, as programs_
 };

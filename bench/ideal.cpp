@@ -44,12 +44,12 @@ View<E> rows_of(std::vector<E>& numbers, Index first, Index rows, Index heads, I
 }  // namespace
 
 template <class E>
-IdealKeys<E>::IdealKeys(const Task& task, const Runs& positions) {
+IdealKeys<E>::IdealKeys(const Task& task, const Runs& positions, int threads) {
   const Shape& s = task.shape;
   k = zeros<E>(size(positions) * s.key_heads * s.d_qk);
   v = zeros<E>(size(positions) * s.value_heads * s.d_v);
-  task.source.read(Kind::K, positions, k.data());
-  task.source.read(Kind::V, positions, v.data());
+  task.source.read(Kind::K, positions, k.data(), threads);
+  task.source.read(Kind::V, positions, v.data(), threads);
   if (!task.wish.gradients) return;
   dk = zeros<SumOf<E>>(std::ssize(k));
   dv = zeros<SumOf<E>>(std::ssize(v));
@@ -66,7 +66,7 @@ Ideal<E>::Ideal(const Task& task, const Problem& problem, int rank, int threads,
   const Ranges every = shape_.keys == 0 ? Ranges{} : Ranges{{0, shape_.keys}};
   area_ = PairCounter(problem).count(Ranges{{0, shape_.query_heads}}, own, every);
   const Ranges seen = keys_of(problem, rank);
-  if (seen.size() > 1) own_.emplace(task, runs_of(seen));
+  if (seen.size() > 1) own_.emplace(task, runs_of(seen), threads);
   IdealKeys<E>& keys = own_ ? *own_ : all;
   const Index first = own_ || seen.empty() ? 0 : seen.front().begin;
   k_ = rows_of(keys.k, first, size(seen), shape_.key_heads, shape_.d_qk);
@@ -82,18 +82,18 @@ Ideal<E>::Ideal(const Task& task, const Problem& problem, int rank, int threads,
             runs_of(seen)};
   const Index records = rows_ * shape_.query_heads;
   q_ = zeros<E>(records * shape_.d_qk);
-  task.source.read(Kind::Q, positions, q_.data());
+  task.source.read(Kind::Q, positions, q_.data(), threads);
   records_ = zeros<SumOf<E>>(records * record_length(shape_.d_v));
   if (!task.wish.gradients) return;
   d_o_ = zeros<E>(records * shape_.d_v);
-  task.source.read(Kind::dO, positions, d_o_.data());
+  task.source.read(Kind::dO, positions, d_o_.data(), threads);
   stats_ = zeros<SumOf<E>>(records * 2);
   dq_ = zeros<SumOf<E>>(std::ssize(q_));
   run(Pass::forward);
   auto o = zeros<SumOf<E>>(std::ssize(d_o_));
   auto lse = zeros<SumOf<E>>(records);
-  finish<SumOf<E>>(view(records_, record_length(shape_.d_v)), o, lse);
-  fill_stats<E>(view(o, shape_.d_v), lse, view(d_o_, shape_.d_v), view(stats_, 2));
+  finish<SumOf<E>>(view(records_, record_length(shape_.d_v)), o, lse, threads);
+  fill_stats<E>(view(o, shape_.d_v), lse, view(d_o_, shape_.d_v), view(stats_, 2), threads);
 }
 
 template <class E>
@@ -104,7 +104,7 @@ double Ideal<E>::run(Pass pass) {
   auto from = start();
   if (pass == Pass::forward) {
     const View<Sum> out = view(records_, record_length(shape_.d_v));
-    clear(out);
+    clear(out, work_.threads);
     from = start();
     attend(q, k_, v_, out, where_, *mask_, work_);
   } else {

@@ -12,7 +12,7 @@ namespace dattn {
 /// Keys and values in one rank's memory, and room for their gradients, if the task wants them.
 template <class E>
 struct IdealKeys {
-  IdealKeys(const Task& task, const Runs& positions);
+  IdealKeys(const Task& task, const Runs& positions, int threads);
 
   std::vector<E> k, v;
   std::vector<SumOf<E>> dk, dv;

@@ -311,7 +311,8 @@ std::vector<Samples> measure_all(Communicator& ranks, const Task& task, const Tr
     groups.back().push_back(i);
   }
   std::unique_ptr<IdealKeys<E>> keys;
-  if (agenda.ideal && !groups.empty()) keys = std::make_unique<IdealKeys<E>>(task, all_keys(task));
+  if (agenda.ideal && !groups.empty())
+    keys = std::make_unique<IdealKeys<E>>(task, all_keys(task), options.threads);
   for (const auto& group : groups) {
     measure<E>(ranks, task, options, agenda, keys.get(), group,
                options.seconds / static_cast<double>(groups.size()), samples);

@@ -237,7 +237,7 @@ class Job {
 
   template <class T>
   void read(Kind kind, const Ranges& rows, T* to) const {
-    options_.task.source.read(kind, tokens_of(kind).positions(rows), to);
+    options_.task.source.read(kind, tokens_of(kind).positions(rows), to, own_.threads);
   }
 
   /// What a rank has at its end, dense.

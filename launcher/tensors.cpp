@@ -1,5 +1,6 @@
 #include "launcher/tensors.hpp"
 
+#include "kernels/in_parts.hpp"
 #include "kernels/random.hpp"
 #include "launcher/failure.hpp"
 
@@ -86,14 +87,26 @@ void Source::add_d_o(const std::string& d_o) {
 
 void Source::add_d_o(std::int64_t seed) { seed_ = static_cast<std::uint64_t>(seed); }
 
+const std::shared_ptr<const NpyReader>& Source::file(Kind kind) const {
+  return kind == Kind::Q ? q_ : kind == Kind::K ? k_ : kind == Kind::V ? v_ : d_o_;
+}
+
+template <class T>
+void Source::read(Kind kind, const Runs& positions, T* out, int threads) const {
+  if (file(kind)) return read_rows(kind, positions, out);
+  const Index row = heads_of(kind, shape_) * dim_of(kind, shape_);
+  in_parts(threads, size(positions), row * static_cast<Index>(sizeof(T)),
+           [&](Range rows) { read_rows(kind, part(positions, rows), out + rows.begin * row); });
+}
+
 template <>
-void Source::read(Kind kind, const Runs& positions, BFloat16* out) const {
+void Source::read_rows(Kind kind, const Runs& positions, BFloat16* out) const {
   const Index row = heads_of(kind, shape_) * dim_of(kind, shape_);
   constexpr Index kRows = 64;  // at a time
   std::vector<float> numbers(static_cast<std::size_t>(kRows * row));
   for (Range rows{0, kRows}; rows.begin < size(positions); rows = {rows.end, rows.end + kRows}) {
     rows.end = std::min(rows.end, size(positions));
-    read(kind, part(positions, rows), numbers.data());
+    read_rows(kind, part(positions, rows), numbers.data());
     for (Index i = 0; i < rows.size() * row; ++i) {
       *out++ = BFloat16(numbers[static_cast<std::size_t>(i)]);
     }
@@ -101,16 +114,16 @@ void Source::read(Kind kind, const Runs& positions, BFloat16* out) const {
 }
 
 template <class T>
-void Source::read(Kind kind, const Runs& positions, T* out) const {
+void Source::read_rows(Kind kind, const Runs& positions, T* out) const {
   const Index row = heads_of(kind, shape_) * dim_of(kind, shape_);
   const Index first = of_queries(kind) ? shape_.first_query() : 0;
-  const auto& file = kind == Kind::Q ? q_ : kind == Kind::K ? k_ : kind == Kind::V ? v_ : d_o_;
+  const auto& tensor = file(kind);
   // Of each seed four streams: Q, K, V, dO.
   const auto number = kind == Kind::dO ? 3 : static_cast<std::uint64_t>(kind);
   const std::uint64_t stream = mixed(seed_ * 4 + number);
   for (const Run& run : positions) {
-    if (file) {
-      file->read_rows<T>(run.first - first, run.count, run.step, out);
+    if (tensor) {
+      tensor->read_rows<T>(run.first - first, run.count, run.step, out);
     } else {
       for (Index i = 0; i < run.count; ++i) {
         const Index base = (run.at(i) - first) * row;
@@ -126,7 +139,8 @@ void Source::read(Kind kind, const Runs& positions, T* out) const {
   }
 }
 
-template void Source::read(Kind, const Runs&, float*) const;
-template void Source::read(Kind, const Runs&, double*) const;
+template void Source::read(Kind, const Runs&, BFloat16*, int) const;
+template void Source::read(Kind, const Runs&, float*, int) const;
+template void Source::read(Kind, const Runs&, double*, int) const;
 
 }  // namespace dattn

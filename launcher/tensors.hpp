@@ -37,19 +37,21 @@ class Source {
   void round_to_bfloat16() { rounds_ = true; }
 
   /// Fills `out` with all heads of the rows of Q, K, V or dO at these positions, in their order. T
-  /// is float, double or, once numbers are rounded to it, BFloat16.
+  /// is float, double or, once numbers are rounded to it, BFloat16. Numbers that are made are made
+  /// on so many threads; what they are does not depend on it.
   template <class T>
-  void read(Kind kind, const Runs& positions, T* out) const;
+  void read(Kind kind, const Runs& positions, T* out, int threads = 1) const;
 
  private:
+  template <class T>
+  void read_rows(Kind kind, const Runs& positions, T* out) const;
+  const std::shared_ptr<const NpyReader>& file(Kind kind) const;
+
   Shape shape_;
   bool wide_ = false;
   bool rounds_ = false;
   std::uint64_t seed_ = 0;
   std::shared_ptr<const NpyReader> q_, k_, v_, d_o_;
 };
-
-template <>
-void Source::read(Kind kind, const Runs& positions, BFloat16* out) const;
 
 }  // namespace dattn

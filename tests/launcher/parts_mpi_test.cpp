@@ -226,6 +226,30 @@ TEST(Source, GeneratedRowsDependOnTheirPlaceAlone) {
   EXPECT_NE(values.front(), all.front());
 }
 
+template <class T>
+void expect_same_numbers_by_threads(const Source& source, const Shape& shape) {
+  const Runs positions{{7, 900, 1}, {2000, 101, 3}};  // more than a MiB
+  const auto read = [&](int threads) {
+    std::vector<T> numbers(
+        static_cast<std::size_t>(size(positions) * shape.key_heads * shape.d_qk));
+    source.read(Kind::K, positions, numbers.data(), threads);
+    return numbers;
+  };
+  const std::vector<T> one = read(1);
+  for (const int threads : {2, 3, 8}) {
+    EXPECT_EQ(std::memcmp(read(threads).data(), one.data(), one.size() * sizeof(T)), 0) << threads;
+  }
+}
+
+TEST(Source, ThreadsChangeNoNumber) {
+  const Shape shape{4096, 4096, 16, 16, 16, 64, 64};
+  Source source = Source::random(shape, 5);
+  expect_same_numbers_by_threads<float>(source, shape);
+  expect_same_numbers_by_threads<double>(source, shape);
+  source.round_to_bfloat16();
+  expect_same_numbers_by_threads<BFloat16>(source, shape);
+}
+
 TEST(Options, TextOutputsNeedNoFile) {
   using Words = std::vector<std::string>;
   EXPECT_EQ(with_default_files({"--json"}), (Words{"--json", "-"}));
