@@ -18,6 +18,7 @@
 #include "bench/measure.hpp"
 #include "bench/rest.hpp"
 #include "kernels/isa.hpp"
+#include "kernels/latent/blas_core.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/values.hpp"
 #include "launcher/version.hpp"
@@ -416,6 +417,7 @@ void bench(Communicator& world, const std::vector<std::string>& arguments,
 }  // namespace dattn
 
 int main(int argc, char** argv) {
+  dattn::choose_blas_core(argv);
   const auto described = dattn::described_options();
   return dattn::bench_main(
       dattn::kName, argc, argv, described,

@@ -17,6 +17,7 @@
 #include "bench/ceilings.hpp"
 #include "bench/measure.hpp"
 #include "kernels/latent/attention.hpp"
+#include "kernels/latent/blas_core.hpp"
 #include "kernels/partial.hpp"
 
 namespace dattn {
@@ -73,6 +74,7 @@ void measure(Row& row, const std::optional<Sgemm>& sgemm, const MemoryRead& read
 
 int main(int count, char** arguments) {
   using namespace dattn;
+  choose_blas_core(arguments);
   const bool json = count == 2 && std::strcmp(arguments[1], "--json") == 0;
   if (count > 1 && !json) {
     fmt::print(stderr, "bench_latent: '{}' is no option; want --json or nothing\n", arguments[1]);

@@ -11,6 +11,7 @@
 #include "comm/session.hpp"
 #include "kernels/isa.hpp"
 #include "kernels/latent/basis.hpp"
+#include "kernels/latent/blas_core.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/decode_check.hpp"
 #include "launcher/decode_memory.hpp"
@@ -293,6 +294,7 @@ class DecodeJob {
           {"mesh", mesh_.text()},
           {"threads", o_.threads},
           {"isa", chosen_isa().name},
+          {"blas", o_.latent ? blas_core() : "none"},
           {"dtype", name_of(o_.decoding.type)},
           {"weights_dtype", o_.latent ? name_of(o_.weight_type) : "none"},
           {"batch", o_.context.size()},
@@ -341,10 +343,11 @@ class DecodeJob {
       std::string text = fmt::format(
           "decode: {} over {} ranks (mesh {}), {} sequences, {} new tokens a step, {} tokens "
           "cached{}, {}, {}"
-          "kernels for {}{}\n",
+          "kernels for {}{}{}\n",
           name, world_.size(), mesh_.text(), o_.context.size(), o_.decoding.queries, tokens,
           shared > 0 ? fmt::format(" ({} of them shared)", shared) : "", name_of(o_.decoding.type),
           o_.latent ? fmt::format("weights {}, ", name_of(o_.weight_type)) : "", chosen_isa().name,
+          o_.latent ? fmt::format(", OpenBLAS's for {}", blas_core()) : "",
           approximate() ? "; APPROXIMATE: each slice has a softmax of its own"
           : o_.slicing  ? ""
                         : "; proved");

@@ -10,6 +10,7 @@
 #include <new>
 #include <string_view>
 
+#include "kernels/latent/blas_core.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/digests.hpp"
 #include "launcher/output_file.hpp"
@@ -117,6 +118,8 @@ int main(int argc, char** argv) {
     }
   }
   hold_standard_descriptors();
+  const std::string_view command = argc > 1 ? argv[1] : "";
+  if (command == "decode" || command == "convert") dattn::choose_blas_core(argv);
   try {
     const dattn::Exit code = dispatch({argv + 1, argv + argc});
     dattn::write_text_file("-", "");  // what stdio still holds

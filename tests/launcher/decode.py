@@ -466,12 +466,36 @@ class Bench:
             return f"{type(error).__name__}: {error}"
         return None
 
+    def judge_openblas(self):
+        """None, or what is wrong with the kernels that OpenBLAS takes for products with weights."""
+        words = "decode --model deepseek-v2-lite --heads 2 --context 5 --steps 1 --threads 1 --json -".split()
+
+        def core(**environment):
+            done = self.start.run(words, environment=environment)
+            require(done.returncode == 0, f"exit code {done.returncode}: {done.stderr.strip()}")
+            return json.loads(done.stdout)["blas"].lower()
+
+        try:
+            flags = set(pathlib.Path("/proc/cpuinfo").read_text().split())
+            if not {"avx2", "fma"} <= flags:
+                return None  # nothing is known better than OpenBLAS
+            if core(OPENBLAS_CORETYPE="Haswell") != "haswell":
+                return None  # it is built for one processor
+            good = {"skylakex", "cooperlake", "sapphirerapids"}
+            if not {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
+                good |= {"haswell", "zen"}
+            require(core() in good, f"OpenBLAS takes its kernels for {core()}")
+        except Trouble as trouble:
+            return str(trouble)
+        return None
+
 
 def main(arguments):
     only, start = jobs.asked(arguments, __doc__)
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(start, pathlib.Path(scratch))
         work = [(case.text(), functools.partial(bench.judge, case)) for case in cases()]
+        work.append(("OpenBLAS takes the kernels of this processor", bench.judge_openblas))
         sys.exit(1 if end_to_end.judge_all(work, only) else 0)
 
 
