@@ -9,6 +9,7 @@
 #include "kernels/backward_units.hpp"
 #include "kernels/backward_worker.hpp"
 #include "kernels/check.hpp"
+#include "kernels/dot.hpp"
 #include "kernels/in_parts.hpp"
 #include "kernels/part_sums.hpp"
 #include "kernels/residues.hpp"
@@ -211,11 +212,7 @@ void delta_rows(View<const T> o, View<const G> d_o, View<T> out, int threads) {
   in_parts(threads, o.rows, bytes, [&](Range rows) {
     for (Index row = rows.begin; row < rows.end; ++row) {
       for (Index h = 0; h < o.heads; ++h) {
-        double sum = 0;
-        for (Index i = 0; i < o.dim; ++i) {
-          sum += static_cast<double>(o.at(row, h)[i]) * static_cast<double>(d_o.at(row, h)[i]);
-        }
-        *out.at(row, h) = static_cast<T>(sum);
+        *out.at(row, h) = static_cast<T>(dot(o.at(row, h), d_o.at(row, h), o.dim));
       }
     }
   });

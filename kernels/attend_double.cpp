@@ -7,6 +7,7 @@
 
 #include "kernels/attend_backward.hpp"
 #include "kernels/check.hpp"
+#include "kernels/dot.hpp"
 #include "kernels/panel.hpp"
 #include "kernels/partial.hpp"
 
@@ -34,14 +35,12 @@ void see(View<const double> q, View<const double> k, const Where& where, const M
     for (const Range span : spans) {
       const Range members = run.inside(span);
       for (Index i = members.begin; i < members.end; ++i) {
-        const double* k_row = k.at(before + i, key_head);
-        double dot = 0;
-        for (Index x = 0; x < k.dim; ++x) dot += q_row[x] * k_row[x];
+        const double product = dot(q_row, k.at(before + i, key_head), k.dim);
         const double weight =
             where.key_weights.data == nullptr
                 ? 0.0
                 : static_cast<double>(*where.key_weights.at(before + i, key_head));
-        out.push_back({before + i, score_of(score, head, position, run.at(i), dot, weight)});
+        out.push_back({before + i, score_of(score, head, position, run.at(i), product, weight)});
       }
     }
     before += run.count;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/check.hpp"
+#include "kernels/dot.hpp"
 #include "kernels/partial.hpp"
 
 namespace dattn {
@@ -24,18 +25,6 @@ void add_rows(View<const T> view, std::span<const Index> heads, const Ranges& ro
     }
   }
 }
-
-namespace {
-
-template <class A, class B>
-double dot(const A* a, const B* b, Index count) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (Index i = 0; i < count; ++i) sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
-  return sum;
-}
-
-}  // namespace
 
 template <class E>
 void attend_pseudo_keys(View<const E> q, const PseudoKeys<SumOf<E>>& pseudo, View<SumOf<E>> out,

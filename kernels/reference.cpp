@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "kernels/bfloat.hpp"
+#include "kernels/dot.hpp"
 
 namespace dattn {
 namespace {
@@ -29,15 +30,11 @@ Row row_of(const Shape& shape, const Mask& mask, const Score& score, View<const 
   double top = -std::numeric_limits<double>::infinity();
   for (Index j = 0; j < shape.keys; ++j) {
     if (!mask.allows(head, position, j)) continue;
-    const T* k_row = k.at(j, shape.key_head(head));
-    double dot = 0;
-    for (Index i = 0; i < shape.d_qk; ++i) {
-      dot += static_cast<double>(q_row[i]) * static_cast<double>(k_row[i]);
-    }
+    const double product = dot(q_row, k.at(j, shape.key_head(head)), shape.d_qk);
     const double weight = key_weights.data == nullptr
                               ? 0.0
                               : static_cast<double>(*key_weights.at(j, shape.key_head(head)));
-    row.keys.push_back({j, score_of(score, head, position, j, dot, weight)});
+    row.keys.push_back({j, score_of(score, head, position, j, product, weight)});
     top = std::max(top, row.keys.back().score.value);
   }
   // Scores of -inf only: every weight is 0, as that of no key.
@@ -89,13 +86,11 @@ ReferenceGradients reference_gradients(const Shape& shape, const Mask& mask, con
       std::vector<double> dp;
       double mean = 0;
       for (const Seen& s : row.keys) {
-        double dot = 0;
+        dp.push_back(dot(g, v.at(s.key, vh), shape.d_v));
+        mean += s.weight * dp.back();
         for (Index i = 0; i < shape.d_v; ++i) {
-          dot += static_cast<double>(g[i]) * static_cast<double>(v.at(s.key, vh)[i]);
           dv.at(s.key, vh)[i] += s.weight * static_cast<double>(g[i]);
         }
-        dp.push_back(dot);
-        mean += s.weight * dot;
       }
       for (std::size_t n = 0; n < row.keys.size(); ++n) {
         const Seen& s = row.keys[n];

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/dot.hpp"
 #include "kernels/view.hpp"
 #include "launcher/means.hpp"
 
@@ -75,13 +76,6 @@ std::vector<Index> positions_of(const Runs& positions, const std::vector<Index>&
   std::vector<Index> at;
   for (const Index row : rows) at.push_back(part(positions, {row, row + 1}).front().first);
   return at;
-}
-
-template <class A, class B>
-double dot(const A* a, const B* b, Index count) {
-  double sum = 0;
-  for (Index n = 0; n < count; ++n) sum += static_cast<double>(a[n]) * static_cast<double>(b[n]);
-  return sum;
 }
 
 /// Calls f(piece, K, V) with all keys, some at a time.
@@ -212,10 +206,9 @@ struct Slope {
   /// Adds weight * row; `size` is what the weight would be without cancellation.
   template <class T>
   void add(double weight, double size, const T* row) {
-    for (std::size_t i = 0; i < sum.size(); ++i) {
-      const auto x = static_cast<double>(row[i]);
-      sum[i] += weight * x;
-      cancels[i] += size * std::abs(x);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += weight * static_cast<double>(row[i]);
+    for (std::size_t i = 0; size != 0 && i < sum.size(); ++i) {
+      cancels[i] += size * std::abs(static_cast<double>(row[i]));
     }
   }
 };
@@ -473,14 +466,14 @@ Index check_bytes(const Problem& problem, const Program& forward, bool gradients
   const Index bytes =
       rows * s.query_heads * (sum(s.d_v) + number * s.d_qk) + kPiece * of_keys * number;
   if (!gradients) return bytes;
-  const Index key_rows = sampled(forward.slots[static_cast<std::size_t>(forward.input(Kind::K))]
-                                     .block.row_count(),
-                                 work(s.queries));
+  const Index key_rows =
+      sampled(forward.slots[static_cast<std::size_t>(forward.input(Kind::K))].block.row_count(),
+              work(s.queries));
   const Index of_queries = s.query_heads * (s.d_qk + s.d_v);
   return bytes + own * s.query_heads * static_cast<Index>(sizeof(Known)) +
          rows * (s.query_heads * 2 * sum(s.d_qk) + of_queries * number) +
-         key_rows * (s.key_heads * 2 * sum(s.d_qk) + s.value_heads * 2 * sum(s.d_v) +
-                     of_keys * number) +
+         key_rows *
+             (s.key_heads * 2 * sum(s.d_qk) + s.value_heads * 2 * sum(s.d_v) + of_keys * number) +
          kPiece * (of_queries * number + 2 * s.query_heads * static_cast<Index>(sizeof(Known)));
 }
 

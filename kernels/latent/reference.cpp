@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/check.hpp"
+#include "kernels/dot.hpp"
 
 namespace dattn {
 namespace {
@@ -44,9 +45,7 @@ void turn(const LatentSizes& sizes, Index position, Vector& x, Index first) {
 }
 
 double dot(const Vector& a, const Vector& b) {
-  double sum = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
-  return sum;
+  return dattn::dot(a.data(), b.data(), std::ssize(a));
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ class Starter:
         self.mpirun = mpirun  # a list: mpirun and its options
         # The singletons of a test, too, must not bind to one core and spin there.
         self.environment = {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1", "LC_ALL": "C"}
+        self.environment.pop("OPENBLAS_CORETYPE", None)  # for NumPy; dattn chooses by itself
 
     def line(self, words, ranks=0):
         """The command line of `ranks` ranks; 0 is no mpirun at all."""
