@@ -208,8 +208,10 @@ class Cluster:
         enter = ["nsenter", "--target", str(self.pids[i]), "--mount", "--uts", "--ipc", "--net",
                  "taskset", "--cpu-list", ",".join(map(str, self.cpus[i])),
                  "env", "-C", os.getcwd()]
+        inherited = dict(os.environ)
+        inherited.pop("OPENBLAS_CORETYPE", None)  # NumPy's; other hosts' ranks do not get it, and round otherwise
         return subprocess.Popen([*enter, *map(str, line)],
-                                env={**os.environ, **self.environment(), **(environment or {})}, **more)
+                                env={**inherited, **self.environment(), **(environment or {})}, **more)
 
     def call(self, name, line, environment=None, timeout=120, check=False):
         """Runs `line` on a host to its end; kills all that the host runs past `timeout`."""
