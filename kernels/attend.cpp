@@ -22,9 +22,6 @@
 namespace dattn {
 namespace {
 
-/// Bytes of steps that a thread keeps.
-constexpr Index kStepBytes = Index{4} << 20;
-
 /// What one thread needs to take a tile of queries through keys.
 template <class T>
 class Worker {
@@ -116,17 +113,14 @@ class Worker {
   /// Groups of as many heads under the same mask take the same steps.
   const UnitSteps& steps_of(const HeadGroup& group, const ForwardUnit& unit, Range rows) {
     const Index head = block_.where.query_heads.begin + group.heads.begin;
-    const std::array<Index, 6> which{block_.mask.variant(head), group.heads.size(),
-                                     unit.lanes.begin,          unit.lanes.end,
-                                     unit.tiles.begin,          unit.tiles.end};
-    if (const auto known = known_.find(which); known != known_.end()) return known->second;
-    UnitSteps steps(LiveRows(block_.where, block_.mask, head, rows),
-                    {row_of_.data(), static_cast<std::size_t>(panels_ * lanes_)}, kernel_,
-                    unit.tiles, block_.k.rows);
-    const Index more = steps.bytes();
-    if (known_bytes_ + more > kStepBytes) return fresh_.emplace(std::move(steps));
-    known_bytes_ += more;
-    return known_.emplace(which, std::move(steps)).first->second;
+    const KnownSteps::Unit which{block_.mask.variant(head), group.heads.size(),
+                                 unit.lanes.begin,          unit.lanes.end,
+                                 unit.tiles.begin,          unit.tiles.end};
+    return known_.of(which, [&] {
+      return UnitSteps(LiveRows(block_.where, block_.mask, head, rows),
+                       {row_of_.data(), static_cast<std::size_t>(panels_ * lanes_)}, kernel_,
+                       kernel_.tile, unit.tiles, block_.k.rows);
+    });
   }
 
   std::span<const Index> rows_of_panel(Index p) const {
@@ -234,9 +228,7 @@ class Worker {
   std::vector<Index> row_of_, head_of_;  ///< of each lane; -1 where there is none
   std::vector<bool> begun_;              ///< the panels that have something in o_
   std::vector<PanelRules> rules_;
-  std::map<std::array<Index, 6>, UnitSteps> known_;  ///< see steps_of
-  Index known_bytes_ = 0;
-  std::optional<UnitSteps> fresh_;  ///< what there was no room for
+  KnownSteps known_;  ///< see steps_of
 };
 
 }  // namespace
@@ -360,7 +352,7 @@ Index attend_bytes(const Shape& shape, Index queries, Index query_heads, Index k
                std::max(2 * kForwardUnits * kLanes, kForwardUnits * kDecodeLanes * query_heads));
   const Index lanes = kLanes + kernel.lanes;
   const Index worker = lanes * (shape.d_qk + shape.d_v) * 4 + tile_bytes +
-                       aligned(kernel.forward_scratch(d_qk, d_v)) + kStepBytes;
+                       aligned(kernel.forward_scratch(d_qk, d_v)) + KnownSteps::kBytes;
   // What few queries see, each thread for itself.
   const Index key_heads = std::max(shape.key_heads, shape.value_heads);
   const Index few = queries > kMostRowsByReaders

@@ -257,10 +257,10 @@ Index attend_backward_bytes(const Shape& shape, Index queries, Range query_heads
       kernel.backward_tile * (padded(shape.d_qk, kernel) + padded(shape.d_v, kernel)) * 4;
   const Index chunk =
       std::min(tiles, kSparseChunk * tiles_of_chunk(pack, shape.d_qk, shape.d_v, kernel));
-  const Index worker = aligned(kernel.q_backward_size(d_qk)) +
-                       aligned(kernel.q_backward_size(d_v)) +
-                       aligned(kernel.backward_scratch(d_qk, d_v)) +
-                       (lanes + kernel.lanes) * shape.d_qk * 4 + chunk * (pack + sums) + lanes * 24;
+  const Index worker =
+      aligned(kernel.q_backward_size(d_qk)) + aligned(kernel.q_backward_size(d_v)) +
+      aligned(kernel.backward_scratch(d_qk, d_v)) + (lanes + kernel.lanes) * shape.d_qk * 4 +
+      chunk * (pack + sums) + lanes * 24 + KnownSteps::kBytes;
   // Orders of the keys, one for each head at most.
   const Index orders = query_heads.size() * keys * (8 + 4 * key_heads);
   // What each tile of keys is seen by: once, and of each thread.

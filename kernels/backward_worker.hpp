@@ -6,11 +6,13 @@
 #include <array>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "kernels/backward_units.hpp"
 #include "kernels/part_sums.hpp"
 #include "kernels/tile_slots.hpp"
+#include "kernels/unit_steps.hpp"
 
 namespace dattn {
 
@@ -62,8 +64,6 @@ class BackwardWorker {
         delta_(panels_ * lanes_),
         row_of_(static_cast<std::size_t>(panels_ * lanes_)),
         head_of_(row_of_.size()),
-        pieces_(static_cast<std::size_t>(panels_)),
-        masks_(static_cast<std::size_t>(panels_), LaneMasks(kernel_.lanes, kernel_.backward_tile)),
         slots_(most_tiles) {
     for (const auto& keys : block.taken) {
       rules_.emplace_back(static_cast<std::size_t>(panels_),
@@ -218,7 +218,6 @@ class BackwardWorker {
     const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
     const TakenKeys& keys = block_.keys_of(g);
     const Range tiles{pieces.front().tiles.begin, pieces.back().tiles.end};
-    const Index rows_of_tile = kernel_.backward_tile;
     // Of the queries, those that see some of the keys.
     const std::vector<SeenTile>& seen = block_.seen_by(g);
     Range seeing{block_.q.rows, 0};
@@ -240,39 +239,33 @@ class BackwardWorker {
       slots_.close_if(
           [&](Index t) { return seen[static_cast<std::size_t>(t)].rows.end <= rows.begin; },
           [&](Index t, Index slot) { give_dkv(g, t, slot); });
-      const LiveRows live(keys.where, block_.mask, block_.head(g), rows, block_.keys(tiles));
-      if (live.none()) continue;
-      bool packed = false;
-      const Range whole = live.whole();
-      const Index last = (live.bounds(rows).end + rows_of_tile - 1) / rows_of_tile;
-      for (const KeyPiece& piece : pieces) {
-        if (piece.tiles.begin >= last) break;
-        bool found = false;
-        for (Index t = piece.tiles.begin; t < std::min(last, piece.tiles.end); ++t) {
-          if (whole.contains(block_.tile(t))) {
-            all_see(now, block_.tile(t));
-          } else {
-            // Rows of many spans leave whole stretches of tiles out.
-            t = std::max(t, live.next(block_.tile(t).begin) / rows_of_tile);
-            if (t >= piece.tiles.end || !find_pieces(live, now, group, block_.tile(t))) continue;
-          }
-          if (!packed) {
-            start(g, now);
-            const Range next{rows.end, std::min(rows.end + rows.size(), seeing.end)};
-            for (Index h = group.heads.begin; h < group.heads.end; ++h) {
-              prefetch(block_.q, h, next);
-              prefetch(block_.d_o, h, next);
-            }
+      lay_out(group, now);
+      const UnitSteps& steps = steps_of(g, now, rows, tiles);
+      if (steps.runs().empty()) continue;
+      start(g);
+      const Range next{rows.end, std::min(rows.end + rows.size(), seeing.end)};
+      for (Index h = group.heads.begin; h < group.heads.end; ++h) {
+        prefetch(block_.q, h, next);
+        prefetch(block_.d_o, h, next);
+      }
+      auto piece = pieces.begin();
+      bool found = false;  // something of the piece
+      for (const UnitSteps::Run& run : steps.runs()) {
+        for (Index t = run.tiles.begin; t < run.tiles.end; ++t) {
+          if (t >= piece->tiles.end) {
+            if (found) give(*piece, now);
+            found = false;
+            while (t >= piece->tiles.end) ++piece;
           }
           if (!found) std::fill_n(dq_.get(), numbers_of_tile(), 0.0f);
-          packed = found = true;
-          step(g, live, t, open(t));
+          found = true;
+          step(g, steps, run, t, open(t));
           poller.after(static_cast<double>(now.size() * block_.tile(t).size()) *
                        static_cast<double>(6 * block_.q.dim + 4 * block_.v.dim));
         }
-        if (found) give(piece, now);
       }
-      if (packed) done(first / size);
+      give(*piece, now);
+      done(first / size);
     }
     slots_.close_if([](Index) { return true; }, [&](Index t, Index slot) { give_dkv(g, t, slot); });
   }
@@ -288,44 +281,37 @@ class BackwardWorker {
     return slot;
   }
 
-  /// The panels see all of a tile of keys.
-  void all_see(Range lanes, Range tile) {
+  /// Rows and heads of the lanes.
+  void lay_out(const HeadGroup& group, Range lanes) {
     used_ = (lanes.size() + lanes_ - 1) / lanes_;
-    for (Index p = 0; p < used_; ++p) {
-      pieces_[static_cast<std::size_t>(p)].assign(1, {0, static_cast<int>(tile.size()), false});
-    }
-  }
-
-  /// What the panels see of a tile of keys; false: nothing.
-  bool find_pieces(const LiveRows& live, Range lanes, const HeadGroup& group, Range tile) {
-    bool any = false;
-    used_ = (lanes.size() + lanes_ - 1) / lanes_;
-    const Index part = lanes_ / kernel_.parts;
-    for (Index p = 0; p < used_; ++p) {
-      std::array<Range, 2> rows;
-      std::size_t count = 0;
-      const Range panel{lanes.begin + p * lanes_,
-                        std::min(lanes.begin + (p + 1) * lanes_, lanes.end)};
-      for (Index first = panel.begin; first < panel.end; first += part) {
-        rows[count++] = {group.row(first), group.row(std::min(first + part, panel.end) - 1) + 1};
-      }
-      auto& pieces = pieces_[static_cast<std::size_t>(p)];
-      live.pieces({rows.data(), count}, tile, kernel_.granule, pieces);
-      any = any || !pieces.empty();
-    }
-    return any;
-  }
-
-  void start(Index g, Range lanes) {
-    const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
-    std::vector<const void*> q(row_of_.size());
-    std::vector<const void*> d_o(row_of_.size());
-    constexpr float kInf = std::numeric_limits<float>::infinity();
     for (Index i = 0; i < panels_ * lanes_; ++i) {
       const auto at = static_cast<std::size_t>(i);
       const bool used = lanes.begin + i < lanes.end;
       row_of_[at] = used ? group.row(lanes.begin + i) : -1;
       head_of_[at] = used ? group.head(lanes.begin + i) : -1;
+    }
+  }
+
+  /// Groups of as many heads under the same mask take the same steps.
+  const UnitSteps& steps_of(Index g, Range lanes, Range rows, Range tiles) {
+    if (std::exchange(tiles_known_, tiles) != tiles) known_.forget();
+    const Index heads = block_.groups[static_cast<std::size_t>(g)].heads.size();
+    const auto taken = static_cast<Index>(block_.taken_by[static_cast<std::size_t>(g)]);
+    return known_.of({block_.mask.variant(block_.head(g)), heads, lanes.begin, taken}, [&] {
+      return UnitSteps(
+          LiveRows(block_.keys_of(g).where, block_.mask, block_.head(g), rows, block_.keys(tiles)),
+          {row_of_.data(), static_cast<std::size_t>(used_ * lanes_)}, kernel_,
+          kernel_.backward_tile, tiles, block_.k.rows);
+    });
+  }
+
+  void start(Index g) {
+    std::vector<const void*> q(row_of_.size());
+    std::vector<const void*> d_o(row_of_.size());
+    constexpr float kInf = std::numeric_limits<float>::infinity();
+    for (Index i = 0; i < panels_ * lanes_; ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      const bool used = row_of_[at] >= 0;
       q[at] = used ? block_.q.at(row_of_[at], head_of_[at]) : nullptr;
       d_o[at] = used ? block_.d_o.at(row_of_[at], head_of_[at]) : nullptr;
       lse_[i] = kInf;
@@ -353,21 +339,23 @@ class BackwardWorker {
     return rules_[block_.taken_by[static_cast<std::size_t>(g)]][static_cast<std::size_t>(p)];
   }
 
-  void step(Index g, const LiveRows& live, Index t, Index slot) {
+  void step(Index g, const UnitSteps& steps, const UnitSteps::Run& run, Index t, Index slot) {
     const HeadGroup& group = block_.groups[static_cast<std::size_t>(g)];
     const Range tile = block_.tile(t);
-    lists_.clear();
-    counts_.clear();
-    allowed_.clear();
+    const Piece all{0, static_cast<int>(tile.size()), false};
+    const auto used = static_cast<std::size_t>(used_);
+    lists_.assign(used, &all);
+    counts_.assign(used, run.count == 0 ? 1 : 0);
+    allowed_.assign(used, {});
+    for (std::size_t i = run.first; i < run.first + run.count; ++i) {
+      const UnitSteps::Step one = steps.step(i);
+      const auto p = static_cast<std::size_t>(one.panel);
+      lists_[p] = one.pieces.data();
+      counts_[p] = static_cast<int>(one.pieces.size());
+      allowed_[p] = one.allowed;
+    }
     score_rules_.clear();
     for (Index p = 0; p < used_; ++p) {
-      const auto at = static_cast<std::size_t>(p);
-      const std::vector<Piece>& pieces = pieces_[at];
-      lists_.push_back(pieces.data());
-      counts_.push_back(static_cast<int>(pieces.size()));
-      const bool masked =
-          std::any_of(pieces.begin(), pieces.end(), [](const Piece& x) { return x.masked; });
-      allowed_.push_back(masked ? masks_[at].spell(live, panel(row_of_, p), tile) : Lanes{});
       rules_of(g, p).keys(tile, group.key_head);
       score_rules_.push_back(rules_of(g, p).rules());
     }
@@ -466,8 +454,8 @@ class BackwardWorker {
   Buffer<float> lse_, delta_;
   Index used_ = 0;                       ///< panels of the tile of queries at hand
   std::vector<Index> row_of_, head_of_;  ///< of each lane; -1 where there is none
-  std::vector<std::vector<Piece>> pieces_;
-  std::vector<LaneMasks> masks_;
+  KnownSteps known_;                     ///< of these tiles of keys, see steps_of
+  Range tiles_known_;
   std::vector<std::vector<PanelRules>> rules_;  ///< by TakenKeys and panel
   TileSlots slots_;
   // Of the step at hand, by panel.

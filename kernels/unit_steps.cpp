@@ -40,17 +40,17 @@ std::vector<Panel> panels_of(const LiveRows& live, std::span<const Index> row_of
 }  // namespace
 
 UnitSteps::UnitSteps(const LiveRows& live, std::span<const Index> row_of_lane, const Kernel& kernel,
-                     Range tiles, Index keys)
+                     Index keys_of_tile, Range tiles, Index keys)
     : lanes_(static_cast<std::size_t>(kernel.lanes)) {
   if (live.none()) return;
   const std::vector<Panel> panels = panels_of(live, row_of_lane, kernel);
   const Range seen = live.bounds(live.rows());
   const Range whole = live.whole();
-  const Index last = std::min(tiles.end, (seen.end + kernel.tile - 1) / kernel.tile);
-  LaneMasks masks(kernel.lanes, kernel.tile);
+  const Index last = std::min(tiles.end, (seen.end + keys_of_tile - 1) / keys_of_tile);
+  LaneMasks masks(kernel.lanes, static_cast<int>(keys_of_tile));
   std::vector<Piece> pieces;
-  for (Index t = std::max(tiles.begin, seen.begin / kernel.tile); t < last; ++t) {
-    const Range tile{t * kernel.tile, std::min<Index>(keys, (t + 1) * kernel.tile)};
+  for (Index t = std::max(tiles.begin, seen.begin / keys_of_tile); t < last; ++t) {
+    const Range tile{t * keys_of_tile, std::min(keys, (t + 1) * keys_of_tile)};
     if (whole.contains(tile)) {
       if (!runs_.empty() && runs_.back().count == 0 && runs_.back().tiles.end == t) {
         ++runs_.back().tiles.end;
@@ -60,7 +60,7 @@ UnitSteps::UnitSteps(const LiveRows& live, std::span<const Index> row_of_lane, c
       continue;
     }
     // Rows of many spans leave whole stretches of tiles out.
-    if (const Index next = live.next(tile.begin) / kernel.tile; next > t) {
+    if (const Index next = live.next(tile.begin) / keys_of_tile; next > t) {
       t = next - 1;
       continue;
     }

@@ -1,9 +1,10 @@
 #pragma once
 
-// What the panels of a unit of forward do, tile by tile: the folder's own, not for others to
-// include.
+// What the panels of a unit do, tile by tile: the folder's own, not for others to include.
 
 #include <array>
+#include <map>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -32,9 +33,9 @@ class UnitSteps {
 
   UnitSteps() = default;
   /// Lane i of panel p belongs to row `row_of_lane[p * lanes + i]`, negative: to none; each panel
-  /// has some. Tiles are of kernel.tile of `keys` keys.
+  /// has some. Tiles are of `keys_of_tile` of `keys` keys.
   UnitSteps(const LiveRows& live, std::span<const Index> row_of_lane, const Kernel& kernel,
-            Range tiles, Index keys);
+            Index keys_of_tile, Range tiles, Index keys);
 
   std::span<const Run> runs() const { return runs_; }
   Step step(std::size_t at) const;
@@ -56,6 +57,34 @@ class UnitSteps {
   std::vector<Piece> pieces_;
   std::vector<int> bounds_;
   std::vector<unsigned> bits_;
+};
+
+/// Steps that one thread keeps for the heads to come that see the same, as far as there is room.
+class KnownSteps {
+ public:
+  /// What a unit takes its steps by: whoever has the same of these takes the same.
+  using Unit = std::array<Index, 6>;
+  static constexpr Index kBytes = Index{4} << 20;
+
+  /// The unit's steps, which make() makes where they are not known. Valid until the next call.
+  template <class Make>
+  const UnitSteps& of(const Unit& unit, const Make& make) {
+    if (const auto known = known_.find(unit); known != known_.end()) return known->second;
+    UnitSteps steps = make();
+    const Index more = steps.bytes();
+    if (bytes_ + more > kBytes) return fresh_.emplace(std::move(steps));
+    bytes_ += more;
+    return known_.emplace(unit, std::move(steps)).first->second;
+  }
+  void forget() {
+    known_.clear();
+    bytes_ = 0;
+  }
+
+ private:
+  std::map<Unit, UnitSteps> known_;
+  Index bytes_ = 0;
+  std::optional<UnitSteps> fresh_;  ///< what there was no room for
 };
 
 /// Sets the words of the keys of a tile that a lane of a panel may see.

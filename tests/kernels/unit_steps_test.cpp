@@ -24,12 +24,12 @@ std::vector<Index> rows_of_lanes(Index first, Index count, Index heads, Index la
 
 /// What a step lets lane `lane` of its panel see of key `key` of a tile: 0 nothing, 1 it, or -1 if
 /// two pieces do.
-int seen(const UnitSteps::Step& step, const Kernel& kernel, Index lane, Index key) {
+int seen(const UnitSteps::Step& step, const Kernel& kernel, Index tile, Index lane, Index key) {
   int found = 0;
   for (const Piece& piece : step.pieces) {
     if (key < piece.first || key >= piece.first + piece.count) continue;
     if ((piece.live >> (lane * kernel.parts / kernel.lanes) & 1u) == 0) continue;
-    std::vector<unsigned> allowed(static_cast<std::size_t>(kernel.tile), 1u);
+    std::vector<unsigned> allowed(static_cast<std::size_t>(tile), 1u);
     if (piece.masked) mark_allowed(step.allowed, static_cast<std::size_t>(lane), allowed);
     if (allowed[static_cast<std::size_t>(key)] == 0) continue;
     found = found == 0 ? 1 : -1;
@@ -37,7 +37,8 @@ int seen(const UnitSteps::Step& step, const Kernel& kernel, Index lane, Index ke
   return found;
 }
 
-void expect_steps_of(const Case& c, const Kernel& kernel, Range lanes, Range tiles) {
+/// `tile`: keys of a tile.
+void expect_steps_of(const Case& c, const Kernel& kernel, Index tile, Range lanes, Range tiles) {
   Shape shape{};
   shape.queries = c.queries;
   shape.keys = c.keys;
@@ -49,16 +50,17 @@ void expect_steps_of(const Case& c, const Kernel& kernel, Range lanes, Range til
       shape, {0, c.heads}, {0, 1}, {0, 1}, {{shape.first_query(), c.queries, 1}}, {{0, c.keys, 1}}};
   const Range rows{lanes.begin / c.heads, (lanes.end - 1) / c.heads + 1};
   const std::vector<Index> row_of = rows_of_lanes(lanes.begin, lanes.size(), c.heads, kernel.lanes);
-  const UnitSteps steps(LiveRows(where, *mask, 0, rows), row_of, kernel, tiles, c.keys);
+  const UnitSteps steps(LiveRows(where, *mask, 0, rows), row_of, kernel, tile, tiles, c.keys);
 
   std::vector<int> found(row_of.size() * static_cast<std::size_t>(c.keys));
   Index before = tiles.begin;
   const auto add = [&](Index t, const UnitSteps::Step& step) {
-    const Index first = t * kernel.tile;
+    const Index first = t * tile;
     for (Index lane = 0; lane < kernel.lanes; ++lane) {
       const Index at = step.panel * kernel.lanes + lane;
-      for (Index key = first; key < std::min(first + kernel.tile, c.keys); ++key) {
-        found[static_cast<std::size_t>(at * c.keys + key)] += seen(step, kernel, lane, key - first);
+      for (Index key = first; key < std::min(first + tile, c.keys); ++key) {
+        found[static_cast<std::size_t>(at * c.keys + key)] +=
+            seen(step, kernel, tile, lane, key - first);
       }
     }
   };
@@ -68,8 +70,7 @@ void expect_steps_of(const Case& c, const Kernel& kernel, Range lanes, Range til
     ASSERT_TRUE(run.count == 0 || run.tiles.size() == 1);
     before = run.tiles.end;
     for (Index t = run.tiles.begin; t < run.tiles.end; ++t) {
-      const Piece all{0, static_cast<int>(std::min<Index>(kernel.tile, c.keys - t * kernel.tile)),
-                      false};
+      const Piece all{0, static_cast<int>(std::min<Index>(tile, c.keys - t * tile)), false};
       for (Index p = 0; p < std::ssize(row_of) / kernel.lanes && run.count == 0; ++p) {
         add(t, {p, {&all, 1}, {}, false});
       }
@@ -81,7 +82,7 @@ void expect_steps_of(const Case& c, const Kernel& kernel, Range lanes, Range til
   ASSERT_LE(before, tiles.end);
   for (std::size_t lane = 0; lane < row_of.size(); ++lane) {
     for (Index key = 0; key < c.keys && row_of[lane] >= 0; ++key) {
-      const bool in = key / kernel.tile >= tiles.begin && key / kernel.tile < tiles.end;
+      const bool in = key / tile >= tiles.begin && key / tile < tiles.end;
       const bool allowed = in && mask->allows(0, shape.first_query() + row_of[lane], key);
       ASSERT_EQ(found[lane * static_cast<std::size_t>(c.keys) + static_cast<std::size_t>(key)],
                 allowed ? 1 : 0)
@@ -107,14 +108,16 @@ TEST(UnitSteps, SayWhatTheMaskSays) {
     for (const Kernel* kernel : {isa->f4, isa->bf16}) {
       for (const Case& c : cases) {
         const Index lanes = c.queries * c.heads;
-        const Index tiles = (c.keys + kernel->tile - 1) / kernel->tile;
-        for (Index first = 0; first < lanes; first += 128) {
-          const Range some{first, std::min<Index>(first + 128, lanes)};
-          expect_steps_of(c, *kernel, some, {0, tiles});
+        for (const Index tile : {Index{kernel->tile}, Index{kernel->backward_tile}}) {
+          const Index tiles = (c.keys + tile - 1) / tile;
+          for (Index first = 0; first < lanes; first += 128) {
+            const Range some{first, std::min<Index>(first + 128, lanes)};
+            expect_steps_of(c, *kernel, tile, some, {0, tiles});
+            if (HasFatalFailure()) return;
+          }
+          expect_steps_of(c, *kernel, tile, {lanes - 37, lanes}, {tiles / 2, tiles});
           if (HasFatalFailure()) return;
         }
-        expect_steps_of(c, *kernel, {lanes - 37, lanes}, {tiles / 2, tiles});
-        if (HasFatalFailure()) return;
       }
     }
   }
@@ -126,7 +129,7 @@ TEST(UnitSteps, RunsOfTilesThatAllSeeAreOne) {
   const MaskPtr mask = parse_mask("causal", shape);
   const Where where{shape, {0, 1}, {0, 1}, {0, 1}, {{0, 10000, 1}}, {{0, 10000, 1}}};
   const UnitSteps steps(LiveRows(where, *mask, 0, {9872, 10000}),
-                        rows_of_lanes(9872, 128, 1, kernel.lanes), kernel,
+                        rows_of_lanes(9872, 128, 1, kernel.lanes), kernel, kernel.tile,
                         {0, (10000 + kernel.tile - 1) / kernel.tile}, 10000);
   ASSERT_FALSE(steps.runs().empty());
   EXPECT_EQ(steps.runs().front().count, 0u);
@@ -140,7 +143,7 @@ TEST(UnitSteps, NoneWhereNothingIsSeen) {
   const MaskPtr mask = parse_mask("window:10,0", shape);
   const Where where{shape, {0, 1}, {0, 1}, {0, 1}, {{996, 4, 1}}, {{0, 500, 1}}};
   const UnitSteps steps(LiveRows(where, *mask, 0, {0, 4}), rows_of_lanes(0, 4, 1, kernel.lanes),
-                        kernel, {0, (500 + kernel.tile - 1) / kernel.tile}, 500);
+                        kernel, kernel.tile, {0, (500 + kernel.tile - 1) / kernel.tile}, 500);
   EXPECT_TRUE(steps.runs().empty());
 }
 
