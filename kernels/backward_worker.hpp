@@ -292,7 +292,8 @@ class BackwardWorker {
     }
   }
 
-  /// Groups of as many heads under the same mask take the same steps.
+  /// Groups of as many heads under the same mask take the same steps. Those of other tiles are
+  /// forgotten: a thread does not come back to them.
   const UnitSteps& steps_of(Index g, Range lanes, Range rows, Range tiles) {
     if (std::exchange(tiles_known_, tiles) != tiles) known_.forget();
     const Index heads = block_.groups[static_cast<std::size_t>(g)].heads.size();
