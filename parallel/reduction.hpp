@@ -14,9 +14,10 @@ namespace dattn {
 /// On one host it is the library's, counted as ours: about 2 (P-1)/P of the records by each rank,
 /// the least there is. Each rank of a host owns a slice of the records. Inside a host every slice is
 /// summed up by its owner, between hosts owners of the same records sum up what their hosts have,
-/// and inside hosts every slice goes to all again. From host to host so go 2 (H-1) times the records in all, and 2 (P-1) times in all of
-/// the group, however many ranks a host has; each slice is cut into one part for each host, which
-/// sums it up and returns it, but two hosts exchange theirs whole: as many bytes, one latency less.
+/// and inside hosts every slice goes to all again. From host to host so go 2 (H-1) times the records
+/// in all, and 2 (P-1) times in all of the group, however many ranks a host has; each slice is cut
+/// into one part for each host, which sums it up and returns it, but two hosts exchange theirs
+/// whole: as many bytes, one latency less.
 /// Sums are made in the order of hosts, on each in the order of ranks: the same bits on all ranks,
 /// whenever messages come.
 class Reduction {
