@@ -1,7 +1,6 @@
 #include "parallel/engine.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <stdexcept>
 
@@ -16,6 +15,7 @@
 #include "parallel/flights.hpp"
 #include "parallel/lending.hpp"
 #include "parallel/pairs.hpp"
+#include "parallel/slot_sums.hpp"
 #include "parallel/sums.hpp"
 
 namespace dattn {
@@ -44,6 +44,7 @@ struct Engine<T>::State {
   T& transport;
   EngineOptions options;
   Homes homes;
+  SlotSums sums;
   Course course;  ///< of the run under way, or of the last
   Flights<T> flights;
   Workspace workspace;
@@ -59,6 +60,7 @@ struct Engine<T>::State {
         transport(transport_in),
         options(std::move(options_in)),
         homes(problem, program, memory_of_homes(program, transport)),
+        sums(problem, homes, options.threads),
         flights(problem, program, transport, homes, course, options),
         mask(&problem_in.mask()) {
     CHECK(transport.size() == problem.ranks() && transport.rank() == program.rank, transport.size(),
@@ -190,8 +192,6 @@ struct Engine<T>::State {
   void attend_any(const S& step) {
     as_typed([&]<class E>(E) { attend_as<E>(step); });
   }
-  /// Whether what is added up is float; else double.
-  bool narrow() const { return problem.type() != Type::f8; }
 
   void take(const Attend& step) {
     flights.before_reading(step.q);
@@ -218,40 +218,12 @@ struct Engine<T>::State {
     course.computed(from);
   }
 
-  /// Calls f with what `from` holds, part by part, each dense, and where the same rows and heads
-  /// lie in `into`, dense too; threads share the parts.
-  template <class E, class F>
-  void each_part(SlotId from, SlotId into, const F& f) {
-    const Block& block = slot(from).block;
-    for (const Range heads : block.heads) {
-      const View<const E> source = read<E>(from).only(place_among(block.heads, heads));
-      Index row = 0;
-      for (const comm::Strip& s : homes.writable(into, {block.kind, heads, block.rows})) {
-        // Where both have no other heads, rows lie end to end.
-        const bool dense = s.length == s.stride && source.dense();
-        in_parts(options.threads, s.count, s.length, [&](Range some) {
-          const Index rows = dense ? some.size() : 1;
-          for (Index i = some.begin; i < some.end; i += rows) {
-            f(View<const E>{source.at(row + i, 0), rows, source.heads, source.dim},
-              reinterpret_cast<E*>(s.data + i * s.stride));
-          }
-        });
-        row += s.count;
-      }
-    }
-  }
-
   void take(const Add& step) {
     flights.before_reading(step.from);
     flights.before_writing(step.into);
     if (!parts.kernels) return;
     const double from = course.now();
-    const auto as = [&]<class E>(E) {
-      each_part<E>(step.from, step.into, [](View<const E> source, E* into) {
-        add_numbers(source.data, into, source.size());
-      });
-    };
-    narrow() ? as(float{}) : as(double{});
+    sums.add(step.from, step.into);
     course.computed(from);
   }
 
@@ -259,22 +231,8 @@ struct Engine<T>::State {
     flights.before_writing(step.slot);
     if (!parts.kernels) return;
     const double from = course.now();
-    start_over(step.slot);
+    sums.start_over(step.slot);
     course.computed(from);
-  }
-
-  /// Makes a sum one over no pair.
-  void start_over(SlotId s) {
-    if (slot(s).block.kind != Kind::O) {
-      std::byte* memory = homes.own_memory(s);
-      in_parts(options.threads, bytes(s), 1, [&](Range some) {
-        std::memset(memory + some.begin, 0, static_cast<std::size_t>(some.size()));
-      });
-    } else if (narrow()) {
-      clear(write<float>(s), options.threads);
-    } else {
-      clear(write<double>(s), options.threads);
-    }
   }
 
   void take(const Merge& step) {
@@ -282,12 +240,7 @@ struct Engine<T>::State {
     flights.before_writing(step.into);
     if (!parts.kernels) return;
     const double from = course.now();
-    const auto as = [&]<class E>(E) {
-      each_part<E>(step.from, step.into, [](View<const E> source, E* into) {
-        merge(source.data, into, source.rows * source.heads, source.dim);
-      });
-    };
-    narrow() ? as(float{}) : as(double{});
+    sums.merge(step.from, step.into);
     course.computed(from);
   }
 
@@ -422,7 +375,7 @@ struct Engine<T>::State {
     for (const Slot& s : program.slots) {  // the first slot of each home, as the rehearsal has it
       const auto home = static_cast<std::size_t>(s.home);
       if (parts.kernels && is_sum(s.block.kind) && !seen[home]) {
-        start_over(static_cast<SlotId>(&s - program.slots.data()));
+        sums.start_over(static_cast<SlotId>(&s - program.slots.data()));
       }
       seen[home] = true;
     }
