@@ -195,7 +195,7 @@ class Attention : public Subject {
   const Tensor<T>& k() const { return k_[turn_]; }
   const Tensor<T>& v() const { return v_[turn_]; }
 
-  void clear_records() { clear(records_.view(), cell_.threads); }
+  void clear_records() { start(records_.view(), cell_.threads); }
   void finish_records() {
     const auto all = [](View<float> view) {
       return std::span(view.data, static_cast<std::size_t>(view.size()));

@@ -278,7 +278,7 @@ void attend_block(View<const T> q, View<const T> k, View<const T> v, View<float>
     if (part == 0) return out;
     return View<float>{found + (part - 1) * records * out.dim, q.rows, q.heads, out.dim};
   };
-  if (others > 0) clear(View<float>{found, others * q.rows, q.heads, out.dim}, work.threads);
+  if (others > 0) start(View<float>{found, others * q.rows, q.heads, out.dim}, work.threads);
 
   std::vector<std::unique_ptr<Worker<T>>> workers(static_cast<std::size_t>(work.threads));
   for (Index begin = 0; begin < groups;) {

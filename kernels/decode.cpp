@@ -94,7 +94,7 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
   const auto part_view = [&](Index part) {
     return View<float>{found + part * records * out.dim, q.rows, q.heads, out.dim};
   };
-  clear(View<float>{found, parts * q.rows, q.heads, out.dim}, work.threads);
+  start(View<float>{found, parts * q.rows, q.heads, out.dim}, work.threads);
 
   Caught caught;
 #pragma omp parallel num_threads(work.threads)
@@ -149,7 +149,7 @@ void decode_block(View<const T> q, View<const T> k, View<const T> v, View<float>
       for (const Batch& batch : batches) {
         for (std::size_t i = 0; i < batch.m.size(); ++i) {
           float* record = part_view(part).at(batch.row_of[i], batch.head_of[i]);
-          const MergeWeights w = merge_head(kernel.nats * batch.m[i], batch.l[i], record);
+          const MergeWeights w = merge_head(kernel.nats * batch.m[i], batch.l[i], record, v.dim);
           if (w.add == 0) continue;
           const float* o = batch.o.data() + static_cast<Index>(i) * v.dim;
           for (Index x = 0; x < v.dim; ++x) record[2 + x] = record[2 + x] * w.keep + o[x] * w.add;

@@ -23,7 +23,7 @@ inline void merge_panel(const Kernel& kernel, const float* m, const double* l, c
   std::array<float*, kMost> row{};
   for (std::size_t lane = 0; lane < records.size(); ++lane) {
     if (records[lane] == nullptr) continue;
-    const MergeWeights w = merge_head(kernel.nats * m[lane], l[lane], records[lane]);
+    const MergeWeights w = merge_head(kernel.nats * m[lane], l[lane], records[lane], d_v);
     if (w.add == 0) continue;
     keep[lane] = w.keep;
     add[lane] = w.add;

@@ -101,8 +101,9 @@ void check_score(const Score& score, const Where& where) {
 
 }  // namespace
 
-MergeWeights merge_head(double m, double l, float* record) {
+MergeWeights merge_head(double m, double l, float* record, Index d_v) {
   if (l == 0) return {1, 0};  // no key; a row of NaN scores has m = -inf too, but l = NaN
+  if (record[1] == 0) std::fill_n(record + 2, d_v, 0.0F);  // it may be anything, NaN too
   const float top = std::max(static_cast<float>(m), record[0]);
   // Nearly always what rounding m took away: two terms of the series are exact then.
   const double away = m - static_cast<double>(top);

@@ -166,9 +166,9 @@ struct MergeWeights {
 };
 
 /// Merges the maximum (in natural units) and the sum of a lane's state into a record
-/// (kernels/partial.hpp); the other numbers of the record are to be merged with the weights that it
-/// returns.
-MergeWeights merge_head(double m, double l, float* record);
+/// (kernels/partial.hpp) of d_v more numbers, which are to be merged with the weights that it
+/// returns; they are zeros then, where the record was over no key.
+MergeWeights merge_head(double m, double l, float* record, Index d_v);
 
 /// The preconditions that attend and attend_backward share.
 template <class T>

@@ -17,6 +17,19 @@ Index bytes_of_records(Index length) {
   return length * static_cast<Index>(sizeof(T));
 }
 
+/// Records of no key; of each so many numbers are written.
+template <class T>
+void start_some(View<T> partial, Index numbers, int threads) {
+  in_parts(threads, partial.rows * partial.heads, bytes_of_records<T>(partial.dim),
+           [&](Range some) {
+             for (Index i = some.begin; i < some.end; ++i) {
+               T* record = partial.data + i * partial.dim;
+               record[0] = -std::numeric_limits<T>::infinity();
+               std::fill(record + 1, record + numbers, T{0});
+             }
+           });
+}
+
 template <class T>
 void merge_some(const T* from, T* into, Index records, Index length) {
   for (Index i = 0; i < records; ++i, from += length, into += length) {
@@ -53,15 +66,13 @@ T finish_one(const T* record, Index d_v, T* out) {
 }  // namespace
 
 template <class T>
+void start(View<T> partial, int threads) {
+  start_some(partial, 2, threads);
+}
+
+template <class T>
 void clear(View<T> partial, int threads) {
-  in_parts(threads, partial.rows * partial.heads, bytes_of_records<T>(partial.dim),
-           [&](Range some) {
-             for (Index i = some.begin; i < some.end; ++i) {
-               T* record = partial.data + i * partial.dim;
-               record[0] = -std::numeric_limits<T>::infinity();
-               std::fill(record + 1, record + partial.dim, T{0});
-             }
-           });
+  start_some(partial, partial.dim, threads);
 }
 
 template <class T>
@@ -98,6 +109,8 @@ void finish(View<const T> partial, std::span<T> o, std::span<T> lse, int threads
   });
 }
 
+template void start(View<float>, int);
+template void start(View<double>, int);
 template void clear(View<float>, int);
 template void clear(View<double>, int);
 template void merge(const float*, float*, Index, Index, int);

@@ -10,12 +10,18 @@ namespace dattn {
 /// d_v + 2 numbers
 ///   m = max of the scores,   l = sum of exp(score - m),   a = sum of exp(score - m) * value
 /// (natural exponent; a has d_v numbers). It stands for (O, LSE) = (a / l, m + ln l), but keeps
-/// sums, so that merging loses nothing to repeated division. Over no key: (-inf, 0, 0).
+/// sums, so that merging loses nothing to repeated division. Over no key: (-inf, 0, anything), for
+/// nothing that merges or finishes records looks at `a` where l is 0.
 /// Source: the running state of FlashAttention-2 (Dao 2023).
 inline Index record_length(Index d_v) { return d_v + 2; }
 
 /// Makes every record of `partial`, which is dense, stand for no key at all, on so many threads, as
-/// what follows; no bit depends on their number.
+/// what follows; no bit depends on their number. Writes m and l alone, one of a record's eight or
+/// more lines of memory.
+template <class T>
+void start(View<T> partial, int threads = 1);
+
+/// The same, with `a` = 0: for who reads `a` itself, as of sigmoid attention, or compares records.
 template <class T>
 void clear(View<T> partial, int threads = 1);
 

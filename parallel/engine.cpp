@@ -60,7 +60,7 @@ struct Engine<T>::State {
         transport(transport_in),
         options(std::move(options_in)),
         homes(problem, program, memory_of_homes(program, transport)),
-        sums(problem, homes, options.threads),
+        sums(problem, program, homes, options),
         flights(problem, program, transport, homes, course, options),
         mask(&problem_in.mask()) {
     CHECK(transport.size() == problem.ranks() && transport.rank() == program.rank, transport.size(),

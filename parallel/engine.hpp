@@ -61,8 +61,9 @@ struct EngineOptions {
   Index rows_at_once = 0;
   double poll_every = 200e-6;  ///< seconds of kernels between two polls, at least: a poll has its
                                ///< price even where nothing has come
-  bool checked = false;        ///< fill what waits for a message with NaN, and have every message
-                               ///< say which Block it is, and its digest where there are any
+  bool checked = false;        ///< fill what waits for a message, and sums over no key, with NaN,
+                               ///< and have every message say which Block it is, and its digest
+                               ///< where there are any
   /// Have every message say what it is and the XXH3-64 digest of its bytes, which is compared
   /// before anything uses them; and compare what ranks have after an all-reduce. @pre
   /// comm::has_digest()

@@ -164,7 +164,7 @@ void LatentPrefill<T>::ask(Range heads) {
   const Index numbers = heads.size() * sizes_.d_qk();  // of a token
   q_.resize(static_cast<std::size_t>(tokens * numbers) * sizeof(E));
   records_.resize(static_cast<std::size_t>(tokens * heads.size() * record_length(sizes_.d_v)));
-  clear(View<float>{records_.data(), tokens, heads.size(), record_length(sizes_.d_v)});
+  start(View<float>{records_.data(), tokens, heads.size(), record_length(sizes_.d_v)});
   const View<const float> c_q{c_q_.data(), tokens, 1, sizes_.q_width()};
   constexpr bool kIsFloat = std::is_same_v<E, float>;
   const Buffer<float> wide(kIsFloat ? 0 : std::min(kRows, tokens) * numbers);

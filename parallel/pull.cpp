@@ -7,6 +7,7 @@
 #include <tuple>
 #include <utility>
 
+#include "kernels/area.hpp"
 #include "parallel/lent_homes.hpp"
 #include "parallel/pull_clock.hpp"
 
@@ -102,10 +103,14 @@ class Pull : PullClock {
   /// Of each distance the first and the last one of the stages that are computed together. What
   /// owners give little of is one call of the kernel: each call packs the queries and merges what
   /// it finds into their records again. Together they need no more than half of the rank's own
-  /// shard, for which the last of them may have to be waited for. Where sums go back each stage
-  /// goes alone.
+  /// shard, for which the last of them may have to be waited for; or they join the rank's own keys.
+  /// Where sums go back each stage goes alone.
   std::vector<std::pair<int, int>> bundles() const {
     std::vector<std::pair<int, int>> out{{0, 0}};
+    if (own_keys_join()) {
+      out.assign(static_cast<std::size_t>(ranks_), {0, ranks_ - 1});
+      return out;
+    }
     const Index own = static_cast<Index>(groups()) * rows_of(first_input()).rows(me_.rank()).size();
     Index rows_so_far = 0;
     for (int d = 1; d < ranks_; ++d) {
@@ -124,10 +129,56 @@ class Pull : PullClock {
     return out;
   }
 
+  /// Whether all that the rank computes is one call, of copies of its own keys beside what it
+  /// fetches: where the copies, and waiting for what is fetched, take less than what another call
+  /// reads and writes of the queries that see that (forward).
+  bool own_keys_join() const {
+    if (!side_.sums.empty()) return false;
+    constexpr Index kLink = 16;  // bytes that memory moves while a link moves one
+    const Problem& problem = me_.problem();
+    const auto bytes_of_row = [&](std::span<const Kind> kinds, std::size_t g) {
+      Index bytes = 0;
+      for (const Kind kind : kinds) {
+        bytes += heads_touched(kind, problem.head_groups()[g], problem.shape()).size() *
+                 record_bytes(kind, problem.shape(), problem.type());
+      }
+      return bytes;
+    };
+    const Side queries = query_side(pass_);
+    const auto of_query = [&](std::size_t g) {
+      return bytes_of_row(queries.inputs, g) + 2 * bytes_of_row(queries.sums, g);
+    };
+    const Ranges mine{problem.queries().rows(me_.rank())};
+    Index most = 0;  // if all queries see something of what is fetched
+    for (std::size_t g = 0; g < groups(); ++g) most += of_query(g) * size(mine);
+    Index spent = 0;
+    Index saved = 0;
+    for (std::size_t g = 0; g < groups() && spent < most; ++g) {
+      std::vector<Range> all;
+      for (int d = 1; d < ranks_; ++d) {
+        if (!needs(me_.rank(), owner_at(d), g)) continue;
+        const Ranges some = rows(g, me_.rank(), owner_at(d));
+        all.insert(all.end(), some.begin(), some.end());
+      }
+      const Ranges fetched = union_of(std::move(all));
+      spent += bytes_of_row(side_.inputs, g) *
+               (2 * size(rows(g, me_.rank(), me_.rank())) + kLink * size(fetched));
+      if (fetched.empty() || spent >= most) continue;
+      saved += of_query(g) * rows_seeing(problem.mask(), problem.head_groups()[g].begin,
+                                         problem.queries().positions(mine),
+                                         problem.keys().positions(fetched));
+    }
+    return spent < saved;
+  }
+
   void do_own_stages() {
     stages_.resize(static_cast<std::size_t>(ranks_));
     bundles_ = bundles();
-    at({0, Moment::kCompute}, [this] { compute(mine_); });
+    if (bundles_.front().second > 0) {
+      at({0, Moment::kFetch, Moment::kFetch, me_.rank()}, [this] { fetch(me_.rank()); });
+    } else {
+      at({0, Moment::kCompute}, [this] { compute(mine_); });
+    }
     int bundle = 0;    // the first distance of the one before
     int together = 0;  // when it was asked for
     for (int d = 1; d < ranks_; ++d) {
@@ -179,7 +230,8 @@ class Pull : PullClock {
       if (!needs(me_.rank(), owner, g)) continue;
       const Ranges need = rows(g, me_.rank(), owner);
       const int from = source(owner, g);
-      Relay* relay = from == me_.rank() ? &relays_.at({owner, g}) : nullptr;
+      const bool own = owner == me_.rank();
+      Relay* relay = from == me_.rank() && !own ? &relays_.at({owner, g}) : nullptr;
       const bool all = first == last && relay != nullptr && relay->rows == need;
       // In the order of groups, whoever comes first: the same on one host and on several.
       auto piece = std::find_if(pieces.begin(), pieces.end(),
@@ -195,7 +247,8 @@ class Pull : PullClock {
         if (all) continue;
         const SlotId slot = operand(piece->step, kind);
         me_.recv(slot, block(kind, g, need), from);
-        if (relay != nullptr) me_.send(operand(relay->slots, kind), block(kind, g, need), from);
+        if (from != me_.rank()) continue;
+        me_.send(operand(own ? mine_ : relay->slots, kind), block(kind, g, need), from);
       }
     }
   }
@@ -389,7 +442,7 @@ class Pull : PullClock {
   std::vector<std::pair<int, int>> bundles_;  ///< by distance: see bundles()
   std::vector<std::vector<Piece>> stages_;    ///< by last distance of a bundle; those asked for
   std::size_t bundle_ = 0;                    ///< the one asked for last
-  int asked_for_ = 0;                         ///< its first distance
+  int asked_for_ = -1;                        ///< its first distance
   std::map<std::pair<int, std::size_t>, Relay> relays_;
   std::map<std::tuple<int, std::size_t, int>, std::vector<SlotId>> arrived_;
   std::vector<HomesInTurn> fetched_;  ///< of bundles in turn

@@ -1,12 +1,27 @@
 #include "parallel/slot_sums.hpp"
 
 #include <cstring>
+#include <variant>
 
 #include "kernels/in_parts.hpp"
 #include "kernels/partial.hpp"
 #include "parallel/sums.hpp"
 
 namespace dattn {
+
+SlotSums::SlotSums(const Problem& problem, const Program& program, Homes& homes,
+                   const EngineOptions& options)
+    : problem_(problem),
+      homes_(homes),
+      threads_(options.threads),
+      checked_(options.checked),
+      reduced_(program.slots.size(), false) {
+  for (const Step& step : program.steps) {
+    if (const auto* reduce = std::get_if<Reduce>(&step)) {
+      reduced_[static_cast<std::size_t>(reduce->slot)] = true;
+    }
+  }
+}
 
 /// Calls f with a number of the type in which the Problem sums up.
 template <class F>
@@ -38,12 +53,17 @@ void SlotSums::each_part(SlotId from, SlotId into, const F& f) {
 }
 
 void SlotSums::start_over(SlotId slot) {
-  if (homes_.slot(slot).block.kind == Kind::O) {
-    return as_typed([&]<class E>(E) { clear(homes_.write<E>(slot), threads_); });
-  }
   std::byte* memory = homes_.own_memory(slot);
-  in_parts(threads_, homes_.bytes(slot), 1, [&](Range some) {
-    std::memset(memory + some.begin, 0, static_cast<std::size_t>(some.size()));
+  const auto fill = [&](int byte) {
+    in_parts(threads_, homes_.bytes(slot), 1, [&](Range some) {
+      std::memset(memory + some.begin, byte, static_cast<std::size_t>(some.size()));
+    });
+  };
+  if (homes_.slot(slot).block.kind != Kind::O) return fill(0);
+  const bool whole = reduced_[static_cast<std::size_t>(slot)];
+  if (checked_) fill(0xff);  // a NaN of either width
+  as_typed([&]<class E>(E) {
+    whole ? clear(homes_.write<E>(slot), threads_) : start(homes_.write<E>(slot), threads_);
   });
 }
 

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <vector>
+
+#include "parallel/engine.hpp"
 #include "parallel/homes.hpp"
 #include "parallel/problem.hpp"
 
@@ -9,9 +12,9 @@ namespace dattn {
 /// whose number changes no bit.
 class SlotSums {
  public:
-  /// Both must outlive this.
-  SlotSums(const Problem& problem, Homes& homes, int threads)
-      : problem_(problem), homes_(homes), threads_(threads) {}
+  /// `problem` and `homes` must outlive this; of the options it has threads and checked.
+  SlotSums(const Problem& problem, const Program& program, Homes& homes,
+           const EngineOptions& options);
 
   /// Makes a sum one over no pair.
   void start_over(SlotId slot);
@@ -29,6 +32,8 @@ class SlotSums {
   const Problem& problem_;
   Homes& homes_;
   int threads_;
+  bool checked_;
+  std::vector<bool> reduced_;  ///< by slot: ranks compare what a Reduce has made of it
 };
 
 }  // namespace dattn

@@ -154,6 +154,16 @@ TYPED_TEST(Partials, ClearMakesRecordsOfNoKeyAndMergeTakesMany) {
   EXPECT_TRUE(this->same_bits(many, other));
 }
 
+TYPED_TEST(Partials, NothingLooksAtTheSumsOfNoKey) {
+  std::vector<TypeParam> none(5, std::numeric_limits<TypeParam>::quiet_NaN());
+  start(View<TypeParam>{none.data(), 1, 1, 5});
+  EXPECT_THAT(this->finished(none), testing::ElementsAre(0, 0, 0, -this->kInf));
+  const auto record = this->random_record(3);
+  EXPECT_TRUE(this->same_bits(this->merged(none, record), record));
+  EXPECT_TRUE(this->same_bits(this->merged(record, none), record));
+  EXPECT_THAT(this->finished(this->merged(none, none)), testing::ElementsAre(0, 0, 0, -this->kInf));
+}
+
 TYPED_TEST(Partials, ThreadsChangeNoBit) {
   constexpr Index kRows = 70001;  // records of more than a MiB, which no number of threads divides
   constexpr Index kSize = kRows * 5;

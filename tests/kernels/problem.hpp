@@ -98,11 +98,17 @@ inline Where block(const Shape& s, Range heads, const Runs& queries, const Runs&
   return {s, heads, s.key_heads_of(heads), s.value_heads_of(heads), queries, keys};
 }
 
-/// A Partial of no key for the block `where`.
+/// A Partial of no key for the block `where`, whose sums of values are not zeros but infinity, unless
+/// they are the result themselves.
 template <class T>
-Tensor<T> empty_partial(const Where& where) {
+Tensor<T> empty_partial(const Where& where, const Score& score = {}) {
   Tensor<T> out(size(where.queries), where.query_heads.size(), record_length(where.shape.d_v));
-  clear(out.view());
+  if (score.sigmoid) {
+    clear(out.view());
+  } else {
+    std::fill_n(out.view().data, out.view().size(), std::numeric_limits<T>::infinity());
+    start(out.view());
+  }
   return out;
 }
 
@@ -121,7 +127,7 @@ Tensor<Sum<T>> attend_whole(const Problem<T>& problem, Work work) {
   work.score = problem.score;
   Where where = everything(problem.shape);
   where.key_weights = problem.weights();
-  auto out = empty_partial<Sum<T>>(where);
+  auto out = empty_partial<Sum<T>>(where, problem.score);
   attend(problem.q.view(), problem.k.view(), problem.v.view(), out.view(), where, *problem.mask,
          work);
   return out;
