@@ -121,6 +121,7 @@ class Stage {
       if (!home.taken && is_sum(program.slots[s].block.kind)) {
         home.resident = static_cast<SlotId>(s);
         rank.slots[s].whole = true;
+        if (program.slots[s].block.kind != Kind::O) touch(r, rank, static_cast<SlotId>(s), 1);
       }
       home.taken = true;
     }
@@ -150,7 +151,7 @@ class Stage {
     result_.messages += cost.messages;
     result_.wait_seconds[at] += cost.wait_seconds;
     result_.compute_seconds[at] += cost.compute_seconds;
-    rank.clock = cost.wait_seconds + cost.compute_seconds;
+    rank.clock += cost.wait_seconds + cost.compute_seconds;
   }
 
   /// Counts bytes by the hosts at both ends.
@@ -340,12 +341,24 @@ class Stage {
     }
   }
 
+  /// Beside kernels as many bytes of memory as a sum has are read or written, so many times. (Of
+  /// Partials over no key only two numbers a record are.)
+  void touch(int r, Rank& rank, SlotId sum, int times) {
+    if (machine_.rows <= 0) return;
+    const Index bytes = bytes_of(block_of(rank, sum), problem_.shape(), problem_.type());
+    const double seconds =
+        static_cast<double>(times * bytes) / machine_.rows / problem_.speeds().of(r);
+    rank.clock += seconds;
+    result_.compute_seconds[static_cast<std::size_t>(r)] += seconds;
+  }
+
   bool take(int r, Rank& rank, const Merge& step) { return join(r, rank, step.from, step.into); }
   bool take(int r, Rank& rank, const Add& step) { return join(r, rank, step.from, step.into); }
 
   bool join(int r, Rank& rank, SlotId from, SlotId into) {
     if (!readable(r, rank, from) || !changeable(r, rank, into)) return false;
     rank.clock += machine_.overhead;
+    touch(r, rank, from, 3);  // both read, one written
     const auto& cells = content_of(rank, from).cells;
     auto& target = content_of(rank, into).cells;
     target.insert(target.end(), cells.begin(), cells.end());
@@ -359,6 +372,7 @@ class Stage {
     content = {};
     content.whole = true;
     rank.clock += machine_.overhead;
+    if (block_of(rank, step.slot).kind != Kind::O) touch(r, rank, step.slot, 1);
     return true;
   }
 
