@@ -93,6 +93,7 @@ class Stage {
     result_.bytes_sent.assign(ranks, 0);
     result_.pairs.assign(ranks, 0);
     result_.compute_seconds.assign(ranks, 0);
+    result_.sum_seconds.assign(ranks, 0);
     result_.wait_seconds.assign(ranks, 0);
     for (std::size_t r = 0; r < ranks; ++r) {
       if (!set_rank(static_cast<int>(r))) return false;
@@ -350,6 +351,7 @@ class Stage {
         static_cast<double>(times * bytes) / machine_.rows / problem_.speeds().of(r);
     rank.clock += seconds;
     result_.compute_seconds[static_cast<std::size_t>(r)] += seconds;
+    result_.sum_seconds[static_cast<std::size_t>(r)] += seconds;
   }
 
   bool take(int r, Rank& rank, const Merge& step) { return join(r, rank, step.from, step.into); }

@@ -34,9 +34,11 @@ struct Rehearsal {
   Index messages = 0;                     ///< between different ranks, and collectives once a rank
   std::vector<std::pair<int, int>> dead;  ///< (rank, step) without effect on the result
 
-  /// The Forecast, by rank: seconds until its end, in kernels, and waiting.
+  /// The Forecast, by rank: seconds until its end, in kernels and sums, of these in sums (cleared,
+  /// added and merged beside kernels), and waiting.
   std::vector<double> seconds;
   std::vector<double> compute_seconds;
+  std::vector<double> sum_seconds;
   std::vector<double> wait_seconds;
 
   Index bytes_sent_total() const;
