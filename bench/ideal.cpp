@@ -60,7 +60,7 @@ Ideal<E>::Ideal(const Task& task, const Problem& problem, int rank, int threads,
     : shape_(task.shape),
       mask_(task.mask),
       rows_(problem.queries().rows(rank).size()),
-      work_{.score = {.scale = task.scale}, .threads = threads, .workspace = &workspace_} {
+      work_{.score = task.scoring.score, .threads = threads, .workspace = &workspace_} {
   const Range rows = problem.queries().rows(rank);
   const Ranges own = rows.empty() ? Ranges{} : Ranges{rows};
   const Ranges every = shape_.keys == 0 ? Ranges{} : Ranges{{0, shape_.keys}};

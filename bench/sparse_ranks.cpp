@@ -115,7 +115,7 @@ Task task_of(const Cell& cell, const std::string& words, const std::string& stra
   if (task.type == Type::bf16) task.source.round_to_bfloat16();
   task.mask = parse_mask(words, task.shape);
   task.mask_words = words;
-  task.scale = 1 / std::sqrt(static_cast<double>(cell.d));
+  task.scoring.score.scale = 1 / std::sqrt(static_cast<double>(cell.d));
   task.wish.strategy = strategy;
   task.wish.memory = memory;
   if (cell.kernel == "backward") {

@@ -59,12 +59,12 @@ po::options_description bench_options() {
 const std::set<std::string>& lists() {
   static const std::set<std::string> names{
       "tokens", "queries",   "heads",    "kv-heads", "value-heads", "head-dim", "value-dim",
-      "seed",   "dtype",     "layer",    "scale",    "compensate",  "strategy", "wire",
+      "seed",   "dtype",     "layer",    "scale",    "soft-cap", "compensate",  "strategy", "wire",
       "mesh",   "partition", "prefetch", "memory",   "threads",     "relay"};
   return names;
 }
 const std::set<std::string>& whole_lists() {
-  static const std::set<std::string> names{"mask", "head-masks", "rank-speeds"};
+  static const std::set<std::string> names{"mask", "head-masks", "rank-speeds", "alibi", "sinks"};
   return names;
 }
 
@@ -99,7 +99,7 @@ ordered_json asked_of(const RunOptions& o, const po::variables_map& values) {
                  {"dtype", name_of(task.type)},
                  {"wire", name_of(wish.wire)},
                  {"compensate", name_of(wish.compensate)},
-                 {"scale", task.scale},
+                 {"scale", task.scoring.score.scale},
                  {"strategy", wish.strategy},
                  {"partition", wish.partition},
                  {"mesh", kAuto},
@@ -110,6 +110,7 @@ ordered_json asked_of(const RunOptions& o, const po::variables_map& values) {
                  {"repeat", o.repeat},
                  {"warmup", o.warmup},
                  {"check", o.check}};
+  add_scoring(j, task.scoring);
   if (wish.mesh) j["mesh"] = values["mesh"].as<MeshSize>().extents;
   if (wish.prefetch) j["prefetch"] = *wish.prefetch;
   if (wish.relays) j["relay"] = *wish.relays;

@@ -48,7 +48,8 @@ class DecodeJob {
     mesh_ = place.mesh;
     memory_ = place.needs.sum();
     const EngineOptions engine{
-        .score = {.scale = 1 / std::sqrt(static_cast<double>(o_.decoding.d_qk))},
+        .score = o_.scoring.score,
+        .sinks = o_.scoring.sinks,
         .threads = o_.threads,
         .verify_wire = o_.verify_wire,
         .progress = noted(world_)};
@@ -190,7 +191,7 @@ class DecodeJob {
            t.envelopes);
     }
     world_.phase("check and output");
-    if (o_.check) verdict_ = check_heads(world_, decoder, tensors, lengths);
+    if (o_.check) verdict_ = check_heads(world_, decoder, tensors, lengths, o_.scoring);
     const auto numbers = static_cast<std::size_t>(rows() * size(decoder.gets()));
     std::vector<float> lse(numbers);
     std::vector<float> o(numbers * static_cast<std::size_t>(o_.decoding.d_v));
@@ -324,6 +325,7 @@ class DecodeJob {
           {"messages_step", sums[2]}};
       if (o_.verify_wire) j["verified_step"] = verified_json(sums[4]);
       if (!o_.latent) j["mask"] = escaped(o_.mask);
+      add_scoring(j, o_.scoring);
       if (!kv_tokens_.empty()) {
         j["kv_tokens"] = kv_tokens_;
         j["kv_bytes_held"] = kv_bytes_held_;
@@ -342,11 +344,11 @@ class DecodeJob {
             {"error", verdict_->error}, {"bound", verdict_->bound}, {"passed", verdict_->passed()}};
       std::string text = fmt::format(
           "decode: {} over {} ranks (mesh {}), {} sequences, {} new tokens a step, {} tokens "
-          "cached{}, {}, {}"
+          "cached{}{}, {}, {}"
           "kernels for {}{}{}\n",
           name, world_.size(), mesh_.text(), o_.context.size(), o_.decoding.queries, tokens,
-          shared > 0 ? fmt::format(" ({} of them shared)", shared) : "", name_of(o_.decoding.type),
-          o_.latent ? fmt::format("weights {}, ", name_of(o_.weight_type)) : "", chosen_isa().name,
+          shared > 0 ? fmt::format(" ({} of them shared)", shared) : "", dattn::text(o_.scoring),
+          name_of(o_.decoding.type), o_.latent ? fmt::format("weights {}, ", name_of(o_.weight_type)) : "", chosen_isa().name,
           o_.latent ? fmt::format(", OpenBLAS's for {}", blas_core()) : "",
           approximate() ? "; APPROXIMATE: each slice has a softmax of its own"
           : o_.slicing  ? ""

@@ -152,10 +152,10 @@ void DecodeTensors::ask(Decoder<comm::Communicator>& decoder,
 }
 
 DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communicator>& decoder,
-                          const DecodeTensors& tensors, std::span<const Index> lengths) {
+                          const DecodeTensors& tensors, std::span<const Index> lengths,
+                          const Scoring& scoring) {
   const Decoding& d = decoder.decoding();
   const Source& source = tensors.source();
-  const double scale = 1 / std::sqrt(static_cast<double>(d.d_qk));
   const Index heads = size(decoder.gets());
   const auto d_v = static_cast<std::size_t>(d.d_v);
   const Index rows = d.queries * static_cast<Index>(lengths.size());
@@ -167,6 +167,19 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
     double most = -std::numeric_limits<double>::infinity();
     double weights = 0;
     std::vector<double> values;
+
+    /// Of a key of this score.
+    double weight_of(double score) {
+      if (score > most) {
+        const double down = std::exp(most - score);
+        weights *= down;
+        for (double& x : values) x *= down;
+        most = score;
+      }
+      const double weight = std::exp(score - most);
+      weights += weight;
+      return weight;
+    }
   };
   struct Row {
     std::size_t sequence;
@@ -198,19 +211,12 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
         for (Index i = keys.begin - first; i < keys.end - first; ++i) {
           if (mask != nullptr && !mask->allows(h, row.token, first + i - begin)) continue;
           const double* key = &k[static_cast<std::size_t>((i * d.key_heads + kh) * d.d_qk)];
-          double score = 0;
+          double product = 0;
           for (Index n = 0; n < d.d_qk; ++n) {
-            score += row.q[static_cast<std::size_t>(h * d.d_qk + n)] * key[n];
+            product += row.q[static_cast<std::size_t>(h * d.d_qk + n)] * key[n];
           }
-          score *= scale;
-          if (score > sum->most) {
-            const double down = std::exp(sum->most - score);
-            sum->weights *= down;
-            for (double& x : sum->values) x *= down;
-            sum->most = score;
-          }
-          const double weight = std::exp(score - sum->most);
-          sum->weights += weight;
+          const double weight =
+              sum->weight_of(score_of(scoring.score, h, 0, 0, product, 0).value);
           const double* value = &v[static_cast<std::size_t>((i * d.value_heads + vh) * d.d_v)];
           for (std::size_t n = 0; n < d_v; ++n) sum->values[n] += weight * value[n];
         }
@@ -231,6 +237,15 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
           is_read = true;
         }
         meet(row, keys.begin, some);
+      }
+    }
+  }
+  for (Row& row : all) {
+    auto sum = row.sums.begin();
+    for (const Range range : decoder.gets()) {
+      for (Index h = range.begin; h < range.end; ++h, ++sum) {
+        if (scoring.sinks.empty()) continue;
+        sum->weight_of(static_cast<double>(scoring.sinks[static_cast<std::size_t>(h)]));
       }
     }
   }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "comm/communicator.hpp"
+#include "launcher/scores.hpp"
 #include "launcher/tensors.hpp"
 #include "parallel/latent_decoder.hpp"
 
@@ -50,7 +51,8 @@ class DecodeTensors {
 
 /// Collective: O of the heads that each rank got in the last step against attention in double.
 DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communicator>& decoder,
-                          const DecodeTensors& tensors, std::span<const Index> lengths);
+                          const DecodeTensors& tensors, std::span<const Index> lengths,
+                          const Scoring& scoring);
 
 /// Collective: y [sequences * queries, model] of the last step against the whole layer in double,
 /// from the hidden states of all tokens; sequences are dealt to the ranks.

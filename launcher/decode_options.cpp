@@ -47,7 +47,8 @@ std::shared_ptr<const LatentFiles> weights_of(const po::variables_map& values) {
   const std::string prefix = file_name(values, "weights");
   if (prefix.empty()) return nullptr;
   for (const char* name : {"model", "hidden", "heads", "q-rank", "kv-rank", "nope-dim", "rope-dim",
-                           "v-dim", "kv-heads", "head-dim", "value-dim", "spectrum"}) {
+                           "v-dim", "kv-heads", "head-dim", "value-dim", "spectrum", "soft-cap",
+                           "sinks"}) {
     if (values.count(name) == 0 || values[name].defaulted()) continue;
     throw Failure(Exit::usage,
                   fmt::format("--{}: the files of --weights say it, so leave it out", name));
@@ -66,7 +67,7 @@ std::optional<LatentSizes> latent_of(const po::variables_map& values) {
     }
     return std::nullopt;
   }
-  for (const char* name : {"kv-heads", "head-dim", "value-dim"}) {
+  for (const char* name : {"kv-heads", "head-dim", "value-dim", "soft-cap", "sinks"}) {
     if (values.count(name) == 0) continue;
     throw Failure(Exit::usage,
                   fmt::format("--{}: latent attention has none; leave it out, or leave "
@@ -375,7 +376,7 @@ po::options_description decode_options() {
        "write the LSE of its attention as a NumPy file, [sequences * new, heads]")            //
       ("json", po::value<std::string>(), "write the report as JSON [- for standard output]")  //
       ("help", "this text");
-  options.add(heads).add(decode_mask_options()).add(latent).add(cut).add(work);
+  options.add(heads).add(decode_score_options()).add(decode_mask_options()).add(latent).add(cut).add(work);
   options.add(hosts_option()).add(verify_wire_option()).add(watch_options());
   return options;
 }
@@ -477,6 +478,7 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   for (const char* name : {"q", "k", "v", "x"}) inputs.push_back(file_name(values, name));
   refuse_same_file(inputs, outputs);
   const Decoding& d = o.decoding;
+  o.scoring = scoring_of(values, {.query_heads = d.query_heads, .d_qk = d.d_qk}, type);
   if (!o.latent && !o.source) {
     o.source = Source::random(
         {d.keys(), d.keys(), d.query_heads, d.key_heads, d.value_heads, d.d_qk, d.d_v}, o.seed);

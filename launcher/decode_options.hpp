@@ -13,6 +13,7 @@ namespace dattn {
 struct DecodeOptions {
   std::optional<LatentSizes> latent;
   Decoding decoding;
+  Scoring scoring;
   std::optional<Source> source;                ///< of Q, K and V; none for latent attention
   std::vector<Index> context;                  ///< tokens of each sequence before the first step
   std::string prefix_tree;                     ///< its words; empty: no prefixes

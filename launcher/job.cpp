@@ -288,7 +288,8 @@ class Job {
     auto made = std::make_unique<Engine<comm::Windows>>(
         *choice_.problem, program, windows_,
         EngineOptions{
-            .score = {.scale = options_.task.scale},
+            .score = options_.task.scoring.score,
+            .sinks = options_.task.scoring.sinks,
             .threads = own_.threads,
             .isa = nullptr,
             .checked = comm::checked_build(),
@@ -344,12 +345,12 @@ class Job {
       world_.phase("check");
       together(world_, [&] {});  // nobody checks while others still compute
       const Source& source = options_.task.source;
-      const double scale = options_.task.scale;
+      const Scoring& scoring = options_.task.scoring;
       report_.verdict =
-          verify<T>(world_, problem, delivers(Kind::O), source, scale, results.o, results.lse);
+          verify<T>(world_, problem, delivers(Kind::O), source, scoring, results.o, results.lse);
       if (gradients) {
         report_.gradient_verdict = verify_gradients<T>(
-            world_, problem, delivers(Kind::O), delivers(Kind::dK), source, scale,
+            world_, problem, delivers(Kind::O), delivers(Kind::dK), source, scoring,
             {results.o, results.lse, results.dq, results.dk, results.dv});
       }
     }

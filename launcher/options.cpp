@@ -115,9 +115,8 @@ po::options_description problem_options() {
        "which pairs count, e.g. causal or window:512,0+causal (see dattn list)")  //
       ("head-masks", po::value<std::string>(),
        "instead of --mask: JSON file that gives heads masks of their own (see README)")  //
-      ("layer", po::value<Count>(), "which layer of --head-masks, if it has layers")     //
-      ("scale", po::value<Finite>(), "scores are scale * q.k [1 / sqrt(dim)]");
-  return options;
+      ("layer", po::value<Count>(), "which layer of --head-masks, if it has layers");
+  return options.add(score_options());
 }
 
 po::options_description compensate_option() {
@@ -264,12 +263,11 @@ Task make_task(const po::variables_map& values) {
     }
   }
   set_mask(values, task);
-  task.scale = values.count("scale") != 0 ? values["scale"].as<Finite>().value
-                                          : 1 / std::sqrt(static_cast<double>(task.shape.d_qk));
-  if (task.type != Type::f8 && std::abs(task.scale) > std::numeric_limits<float>::max()) {
-    throw Failure(Exit::usage, fmt::format("--scale: {} is beyond float32, in which scores are; "
-                                           "take a smaller one, or --dtype f8",
-                                           task.scale));
+  task.scoring = scoring_of(values, task.shape, task.type);
+  if (task.wish.compensate != Compensate::off && !task.scoring.score.alibi.empty()) {
+    throw Failure(Exit::usage,
+                  "--compensate with --alibi: a pseudo-key has no position, and so no distance; "
+                  "leave one of them out");
   }
   if (values.count("strategy") != 0) task.wish.strategy = values["strategy"].as<std::string>();
   task.wish.partition = values["partition"].as<std::string>();

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "launcher/failure.hpp"
+#include "launcher/scores.hpp"
 #include "launcher/tensors.hpp"
 #include "parallel/planner.hpp"
 
@@ -31,7 +32,7 @@ struct Task {
   MaskPtr mask;
   std::string mask_words;  ///< as the user wrote it
   std::string mask_sum;    ///< over what the files that it names held
-  double scale = 1;
+  Scoring scoring;
   Wish wish;                             ///< without the number of ranks, their hosts and speeds
   std::string hosts;                     ///< --hosts, or empty
   std::string rank_speeds;               ///< --rank-speeds, or empty

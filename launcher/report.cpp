@@ -246,7 +246,7 @@ json plan_json(const Task& task, const Choice& choice, const std::vector<Rehears
            {"head_dim", s.d_qk},
            {"value_dim", s.d_v},
            {"mask", escaped(task.mask_words)},  // file names in it need not be UTF-8
-           {"scale", task.scale},
+           {"scale", task.scoring.score.scale},
            {"dtype", name_of(task.type)},
            {"wire", name_of(task.wish.wire)},
            {"compensate", name_of(task.wish.compensate)}}},
@@ -257,6 +257,7 @@ json plan_json(const Task& task, const Choice& choice, const std::vector<Rehears
          {"hosts", hosts_json(choice)},
          {"prefetch", choice.problem->prefetch()},
          {"verdict", wrong != rehearsals.end() ? "fault" : "ok"}};
+  add_scoring(j["problem"], task.scoring);
   const Speeds& speeds = choice.problem->speeds();
   for (int r = 0; r < speeds.size(); ++r) j["rank_speeds"].push_back(speeds.of(r));
   if (wrong != rehearsals.end()) {
@@ -309,13 +310,14 @@ std::string heading(const RunReport& report) {
   }
   const Shape& s = report.task->shape;
   out += fmt::format(
-      "problem: {} queries, {} keys, heads {} over {}:{}, dim {}:{}, mask {}, {}{}\n", s.queries,
+      "problem: {} queries, {} keys, heads {} over {}:{}, dim {}:{}, mask {}, {}{}{}\n", s.queries,
       s.keys, s.query_heads, s.key_heads, s.value_heads, s.d_qk, s.d_v,
       report.task->mask_words.size() > 60 ? report.task->mask_words.substr(0, 57) + "..."
                                           : report.task->mask_words,
       report.task->type == Type::bf16 ? "bfloat16"
       : report.task->type == Type::f4 ? "float32"
                                       : "float64",
+      text(report.task->scoring),
       report.task->wish.wire == Wire::bf16 ? ", sums sent as bfloat16" : "");
   out += fmt::format("forecasts: {}\n", report.machine.title());
   out += speeds_line(*report.task, report.choice->problem->speeds());

@@ -133,7 +133,7 @@ Signature signature(const RunOptions& o, const po::options_description& describe
                    {"head dim", number(s.d_qk)},
                    {"value dim", number(s.d_v)},
                    {"dtype", number(static_cast<int>(o.task.type))},
-                   {"scale", fmt::format("{:a}", o.task.scale)},
+                   {"scale", fmt::format("{:a}", o.task.scoring.score.scale)},
                    {"instruction set", chosen_isa().name}};
   for (const auto& option : described.options()) {
     const std::string name = "--" + option->long_name();

@@ -32,8 +32,8 @@ struct Sum {
   double weight = 0;
   std::vector<double> values;
 
-  template <class T>
-  void add(double score, const T* value) {
+  /// A key of value 0. Returns its weight.
+  double add(double score) {
     if (score > top) {
       const double shrink = std::exp(top - score);
       weight *= shrink;
@@ -42,6 +42,11 @@ struct Sum {
     }
     const double w = std::exp(score - top);
     weight += w;
+    return w;
+  }
+  template <class T>
+  void add(double score, const T* value) {
+    const double w = add(score);
     for (std::size_t i = 0; i < values.size(); ++i) values[i] += w * static_cast<double>(value[i]);
   }
 };
@@ -95,7 +100,7 @@ void each_piece_of_keys(const Source& source, const F& f) {
 
 /// The sums of the rows `rows` of those at `positions`, by (row, head).
 template <class T>
-std::vector<Sum> sums_of(const Problem& problem, const Source& source, double scale,
+std::vector<Sum> sums_of(const Problem& problem, const Source& source, const Scoring& scoring,
                          const Runs& positions, const std::vector<Index>& rows) {
   const Shape& shape = problem.shape();
   const auto heads = static_cast<std::size_t>(shape.query_heads);
@@ -113,8 +118,10 @@ std::vector<Sum> sums_of(const Problem& problem, const Source& source, double sc
         const T* q_row = q.data() + (i * heads + h) * static_cast<std::size_t>(shape.d_qk);
         for (Index j = 0; j < piece.count; ++j) {
           if (!problem.mask().allows(head, at[i], piece.at(j))) continue;
-          sums[i * heads + h].add(scale * dot(q_row, k.at(j, shape.key_head(head)), shape.d_qk),
-                                  v.at(j, shape.value_head(head)));
+          const double product = dot(q_row, k.at(j, shape.key_head(head)), shape.d_qk);
+          sums[i * heads + h].add(
+              score_of(scoring.score, head, at[i], piece.at(j), product, 0).value,
+              v.at(j, shape.value_head(head)));
         }
       }
     }
@@ -124,10 +131,15 @@ std::vector<Sum> sums_of(const Problem& problem, const Source& source, double sc
       for (Index head = mean.query_heads.begin; head < mean.query_heads.end; ++head) {
         const std::size_t record = i * heads + static_cast<std::size_t>(head);
         const T* q_row = q.data() + record * static_cast<std::size_t>(shape.d_qk);
-        sums[record].add(scale * dot(q_row, mean.key.data(), shape.d_qk) + std::log(mean.count),
-                         mean.value.data());
+        const double product = dot(q_row, mean.key.data(), shape.d_qk);
+        sums[record].add(
+            score_of(scoring.score, head, 0, 0, product, std::log(mean.count)).value,
+            mean.value.data());
       }
     }
+  }
+  for (std::size_t i = 0; !scoring.sinks.empty() && i < sums.size(); ++i) {
+    sums[i].add(static_cast<double>(scoring.sinks[i % heads]));
   }
   return sums;
 }
@@ -136,7 +148,7 @@ std::vector<Sum> sums_of(const Problem& problem, const Source& source, double sc
 
 template <class T>
 Verdict verify(comm::Communicator& world, const Problem& problem, const Block& delivers,
-               const Source& source, double scale, std::span<const T> o, std::span<const T> lse) {
+               const Source& source, const Scoring& scoring, std::span<const T> o, std::span<const T> lse) {
   const Shape& shape = problem.shape();
   const auto heads = static_cast<std::size_t>(shape.query_heads);
   const auto d_v = static_cast<std::size_t>(shape.d_v);
@@ -145,7 +157,7 @@ Verdict verify(comm::Communicator& world, const Problem& problem, const Block& d
                       static_cast<double>(shape.d_qk + shape.d_v);
   const std::vector<Index> rows = sample(size(positions), work);
 
-  const std::vector<Sum> sums = sums_of<T>(problem, source, scale, positions, rows);
+  const std::vector<Sum> sums = sums_of<T>(problem, source, scoring, positions, rows);
 
   std::array<double, 3> totals{static_cast<double>(rows.size()), 0, 0};  // rows, |error|^2, |ref|^2
   std::array<double, 2> worst{0, 0};                                     // LSE error, not finite
@@ -240,19 +252,20 @@ struct PairSlope {
   double size = 0;  ///< of what cancels in ds
 };
 template <class T>
-PairSlope slope_of(const Known& known, double score, const T* d_o, const T* v, Index d_v,
+PairSlope slope_of(const Known& known, const ScoreValue& score, const T* d_o, const T* v, Index d_v,
                    double scale) {
-  const double p = std::exp(score - known.lse);
+  const double p = std::exp(score.value - known.lse);
   const double dp = dot(d_o, v, d_v);
-  return {p, scale * p * (dp - known.delta),
-          known.single * std::abs(scale) * p * (std::abs(dp) + std::abs(known.delta))};
+  const double by_product = scale * score.slope * p;
+  return {p, by_product * (dp - known.delta),
+          known.single * std::abs(by_product) * (std::abs(dp) + std::abs(known.delta))};
 }
 
 /// Known of every row at `positions`, by (row, head): of the rows `sampled` from their sums.
 template <class T>
 std::vector<Known> known_of(const Problem& problem, const Source& source, const Runs& positions,
                             const std::vector<Index>& sampled, const std::vector<Sum>& sums,
-                            const Training<T>& found) {
+                            const Scoring& scoring, const Training<T>& found) {
   const Shape& shape = problem.shape();
   const auto heads = static_cast<std::size_t>(shape.query_heads);
   const auto d_v = static_cast<std::size_t>(shape.d_v);
@@ -280,7 +293,7 @@ std::vector<Known> known_of(const Problem& problem, const Source& source, const 
       problem.mask().spans(static_cast<Index>(h), one.front().first, {0, shape.keys}, spans);
       Index keys = 0;
       for (const Range span : spans) keys += span.size();
-      known.single = keys == 1 ? 1 : 0;
+      known.single = keys == 1 && scoring.sinks.empty() ? 1 : 0;
       if (keys == 0) known = {};
     }
     if (exact) ++next;
@@ -290,7 +303,7 @@ std::vector<Known> known_of(const Problem& problem, const Source& source, const 
 
 /// dQ of the rows `rows` of those at `positions`, by (row, head).
 template <class T>
-std::vector<Slope> dq_of(const Problem& problem, const Source& source, double scale,
+std::vector<Slope> dq_of(const Problem& problem, const Source& source, const Score& score,
                          const Runs& positions, const std::vector<Index>& rows,
                          const std::vector<Known>& known) {
   const Shape& shape = problem.shape();
@@ -311,8 +324,10 @@ std::vector<Slope> dq_of(const Problem& problem, const Source& source, double sc
           if (!problem.mask().allows(head, at[i], piece.at(j))) continue;
           const T* k_row = k.at(j, shape.key_head(head));
           const PairSlope pair = slope_of(known[static_cast<std::size_t>(rows[i]) * heads + h],
-                                          scale * dot(q_row, k_row, shape.d_qk), g,
-                                          v.at(j, shape.value_head(head)), shape.d_v, scale);
+                                          score_of(score, head, at[i], piece.at(j),
+                                                   dot(q_row, k_row, shape.d_qk), 0),
+                                          g, v.at(j, shape.value_head(head)), shape.d_v,
+                                          score.scale);
           out[record].add(pair.ds, pair.size, k_row);
         }
       }
@@ -325,7 +340,7 @@ std::vector<Slope> dq_of(const Problem& problem, const Source& source, double sc
 /// tells the others what it knows of its queries, `known` of the rows `own`, a piece at a time.
 template <class T>
 std::pair<std::vector<Slope>, std::vector<Slope>> dkv_of(
-    comm::Communicator& world, const Problem& problem, const Source& source, double scale,
+    comm::Communicator& world, const Problem& problem, const Source& source, const Score& score,
     const Runs& positions, const std::vector<Index>& rows, const Ranges& own,
     const std::vector<Known>& known) {
   const Shape& shape = problem.shape();
@@ -371,8 +386,11 @@ std::pair<std::vector<Slope>, std::vector<Slope>> dkv_of(
           const Index vh = shape.value_head(head);
           for (Index n = 0; n < std::ssize(rows); ++n) {
             if (!problem.mask().allows(head, run.at(i), at[static_cast<std::size_t>(n)])) continue;
-            const PairSlope pair = slope_of(one, scale * dot(q_row, k_view.at(n, kh), shape.d_qk),
-                                            g, v_view.at(n, vh), shape.d_v, scale);
+            const PairSlope pair =
+                slope_of(one,
+                         score_of(score, head, run.at(i), at[static_cast<std::size_t>(n)],
+                                  dot(q_row, k_view.at(n, kh), shape.d_qk), 0),
+                         g, v_view.at(n, vh), shape.d_v, score.scale);
             dk[static_cast<std::size_t>(n * shape.key_heads + kh)].add(pair.ds, pair.size, q_row);
             dv[static_cast<std::size_t>(n * shape.value_heads + vh)].add(pair.p, 0, g);
           }
@@ -388,7 +406,7 @@ std::pair<std::vector<Slope>, std::vector<Slope>> dkv_of(
 template <class T>
 GradientVerdict verify_gradients(comm::Communicator& world, const Problem& problem,
                                  const Block& queries, const Block& keys, const Source& source,
-                                 double scale, const Training<T>& found) {
+                                 const Scoring& scoring, const Training<T>& found) {
   const Shape& shape = problem.shape();
   const Runs query_positions = problem.queries().positions(queries.rows);
   const Runs key_positions = problem.keys().positions(keys.rows);
@@ -398,13 +416,13 @@ GradientVerdict verify_gradients(comm::Communicator& world, const Problem& probl
       sample(size(query_positions), pair * static_cast<double>(shape.keys));
   const std::vector<Index> key_rows =
       sample(size(key_positions), pair * static_cast<double>(shape.queries));
-  const std::vector<Sum> sums = sums_of<T>(problem, source, scale, query_positions, query_rows);
+  const std::vector<Sum> sums = sums_of<T>(problem, source, scoring, query_positions, query_rows);
   const std::vector<Known> known =
-      known_of(problem, source, query_positions, query_rows, sums, found);
+      known_of(problem, source, query_positions, query_rows, sums, scoring, found);
   const std::vector<Slope> dq =
-      dq_of<T>(problem, source, scale, query_positions, query_rows, known);
+      dq_of<T>(problem, source, scoring.score, query_positions, query_rows, known);
   const auto [dk, dv] =
-      dkv_of<T>(world, problem, source, scale, key_positions, key_rows, queries.rows, known);
+      dkv_of<T>(world, problem, source, scoring.score, key_positions, key_rows, queries.rows, known);
 
   std::array<Tally, 3> tallies;
   const auto compare = [](Tally& tally, const std::vector<Slope>& want,
@@ -478,15 +496,15 @@ Index check_bytes(const Problem& problem, const Program& forward, bool gradients
 }
 
 template GradientVerdict verify_gradients(comm::Communicator&, const Problem&, const Block&,
-                                          const Block&, const Source&, double,
+                                          const Block&, const Source&, const Scoring&,
                                           const Training<float>&);
 template GradientVerdict verify_gradients(comm::Communicator&, const Problem&, const Block&,
-                                          const Block&, const Source&, double,
+                                          const Block&, const Source&, const Scoring&,
                                           const Training<double>&);
 
-template Verdict verify(comm::Communicator&, const Problem&, const Block&, const Source&, double,
-                        std::span<const float>, std::span<const float>);
-template Verdict verify(comm::Communicator&, const Problem&, const Block&, const Source&, double,
-                        std::span<const double>, std::span<const double>);
+template Verdict verify(comm::Communicator&, const Problem&, const Block&, const Source&,
+                        const Scoring&, std::span<const float>, std::span<const float>);
+template Verdict verify(comm::Communicator&, const Problem&, const Block&, const Source&,
+                        const Scoring&, std::span<const double>, std::span<const double>);
 
 }  // namespace dattn

@@ -3,6 +3,7 @@
 #include <span>
 
 #include "comm/communicator.hpp"
+#include "launcher/scores.hpp"
 #include "launcher/tensors.hpp"
 #include "parallel/plan.hpp"
 
@@ -25,7 +26,7 @@ struct Verdict {
 /// is much. Keys and values pass by in pieces; no rank holds a whole tensor for it.
 template <class T>
 Verdict verify(comm::Communicator& world, const Problem& problem, const Block& delivers,
-               const Source& source, double scale, std::span<const T> o, std::span<const T> lse);
+               const Source& source, const Scoring& scoring, std::span<const T> o, std::span<const T> lse);
 
 /// Bytes that verify(), and with `gradients` verify_gradients(), takes of the rank of `forward`.
 Index check_bytes(const Problem& problem, const Program& forward, bool gradients);
@@ -57,6 +58,6 @@ struct Training {
 template <class T>
 GradientVerdict verify_gradients(comm::Communicator& world, const Problem& problem,
                                  const Block& queries, const Block& keys, const Source& source,
-                                 double scale, const Training<T>& found);
+                                 const Scoring& scoring, const Training<T>& found);
 
 }  // namespace dattn

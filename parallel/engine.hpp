@@ -53,6 +53,9 @@ struct Corruption : StepFailure {
 /// How a run goes, apart from its Program.
 struct EngineOptions {
   Score score = {};  ///< how scores are made of q.k
+  /// By query head of the whole problem the score of an attention sink, a key of value 0 that each
+  /// row sees beside its own (gpt-oss); or empty. Forward: the backward pass has it from LSE.
+  std::vector<float> sinks = {};
   int threads = 1;
   const Isa* isa = nullptr;  ///< instruction set; null chooses
   /// Query rows that a kernel is called for at a time; 0: all. Where rows see no key of each

@@ -277,6 +277,14 @@ def cases():
     add("product beyond 2^60", "plan --ranks 2 --tokens 4G --heads 1K", USAGE, "2.60")
     for word in ("nan", "inf", "-inf", "1e999", "abc", "0,5", "0x1p3", "''"):
         add(f"scale {word}", f"{run}--scale {word}", USAGE, "--scale")
+    for word in ("0", "-3", "1e-40", "1e60"):
+        add(f"soft cap {word}", f"{run}--soft-cap={word}", USAGE, "--soft-cap: .* is not between 1e-30 and 1e\\+30")
+    for option in ("alibi", "sinks"):
+        add(f"{option} of other heads", f"{run}--heads 4 --{option} 1,2,3", USAGE, f"--{option}: 3 numbers for 4 query heads; give one for each, or one for all")
+        add(f"{option} without a number", f"{run}--heads 2 --{option} 1,", USAGE, f"--{option}: '' is not a finite number")
+        add(f"{option} nan", f"{run}--{option} nan", USAGE, f"--{option}: 'nan' is not a finite number")
+        add(f"{option} beyond float32", f"{run}--{option} 1e60", USAGE, f"--{option}: '1e60' is beyond float32")
+    add("alibi of pseudo-keys", run + "--queries 2 --alibi auto --compensate head", USAGE, "--compensate with --alibi: a pseudo-key has no position")
     add("scale beyond float32", run + "--scale -1e39", USAGE, "--scale: -1e\\+39 is beyond float32.*--dtype f8")
     add("dtype f2", run + "--dtype f2", USAGE, "--dtype.*f4")
     add("wire unknown", run + "--wire bfloat16", USAGE, "--wire.*exact, bf16")
@@ -488,6 +496,9 @@ def cases():
         ("--mask", "full", "causal"),
         ("--seed", "1", "2"),
         ("--scale", "0.5", "0.25"),
+        ("--soft-cap", "0.5", "0.25"),
+        ("--alibi", "0.5", "0.25"),
+        ("--sinks", "0.5", "0.25"),
         ("--strategy", "ring", "gather"),
         ("--partition", "zigzag", "striped"),
         ("--dtype", "f4", "f8"),

@@ -56,6 +56,11 @@ class Case:
         words = " ".join(("", *((f"tree {self.tree}",) if self.tree else ()), *self.more))
         return f"{self.form}{mesh}{slices} P={self.ranks} {self.dtype} {heads} new={self.new} context={self.context}{words}"
 
+    def rules(self):
+        of = lambda name: self.more[self.more.index(name) + 1] if name in self.more else ""
+        sinks = tuple(map(float, of("--sinks").split(","))) if of("--sinks") else ()
+        return oracle.Rules(1 / math.sqrt(self.d_qk), float(of("--soft-cap") or 0), sinks=sinks)
+
     def verifies(self):
         """Whether it runs with --verify-wire, which changes no figure: some of every form."""
         return self.ranks in (3, 4) or "--hosts" in self.more
@@ -165,6 +170,9 @@ def cases():
         latent(form, ranks, "bf16", latent=WIDE, context=(40 - STEPS - WARMUP,))
     latent("tpla", 4, "bf16", latent=WIDE)
     table.append(Case("tree", 6, new=3, more=("--hosts", "2+1+3"), twice=True))
+    for n, form in enumerate(FORMS):  # 6 heads
+        more = ("--soft-cap", "0.7", "--sinks", "0.5,-1,2,0,4,-3")
+        table.append(Case(form, (2, 3, 4, 5)[n], ("f4", "bf16")[n % 2], new=2, more=more))
     latent("sequence", 4, "f4", more=("--hosts", "2x2"))
     latent("exact", 4, "f4", more=("--hosts", "2x2"))
     return table
@@ -382,7 +390,7 @@ class Bench:
         ends = case.shared() + numpy.cumsum(case.capacity())
         queries = numpy.concatenate([q[end - case.new : end] for end in ends])
         mask = oracle.allowed(case.mask(), case.rows(), case.tokens(), case.heads)
-        want, want_lse = oracle.attention(queries, k, v, mask, 1 / math.sqrt(case.d_qk))
+        want, want_lse = oracle.attention(queries, k, v, mask, case.rules())
         require(o.shape == want.shape, f"O is {o.shape}, not {want.shape}")
         error, lse_error = oracle.errors(o, lse, want, want_lse)
         require(error <= BOUND[case.dtype], f"O is {error:.3g} off")

@@ -74,7 +74,7 @@ class Bench(decode.Bench):
         for tokens in case.capacity():
             here, queries = slice(first, first + tokens), slice(first + tokens - case.new, first + tokens)
             mask = self.allowed(case, tokens)
-            want.append(oracle.attention(q[queries], k[here], v[here], mask, 1 / math.sqrt(case.d_qk)))
+            want.append(oracle.attention(q[queries], k[here], v[here], mask, case.rules()))
             first += tokens
         want, want_lse = (numpy.concatenate(of_all) for of_all in zip(*want))
         error, lse_error = oracle.errors(o, lse, want, want_lse)

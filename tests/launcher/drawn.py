@@ -91,7 +91,7 @@ class Runs(Surroundings, end_to_end.Bench):
         if case.computes_in() == "bf16":
             q, k, v = (oracle.bfloat16(x) for x in (q, k, v))
         table = oracle.allowed(case.mask, inputs.queries, inputs.keys, inputs.heads, inputs.key_heads)
-        o, lse = oracle.attention(q, k, v, table, case.scale)
+        o, lse = oracle.attention(q, k, v, table, case.rules())
         for which, row, head in inputs.rows:
             for h in range(inputs.heads):
                 if head != h * (inputs.heads, inputs.key_heads, inputs.value_heads)[which] // inputs.heads:
@@ -255,6 +255,10 @@ def drawn_run(draw):
         return dataclasses.replace(case, inputs=spoiled, gradients=False)
     if kind < 0.2 and queries < keys and case.partition != "balanced":
         return dataclasses.replace(case, compensate=draw.choice(("head", "rank")), gradients=False)
+    if kind < 0.5:
+        each = lambda least, most: ",".join(f"{draw.uniform(least, most):.3f}" for _ in range(heads))
+        soft_cap, alibi, sinks = draw.choice((0.0, 0.3, 20.0)), draw.choice(("", "auto", each(-0.1, 1))), draw.choice(("", each(-3, 3)))
+        return dataclasses.replace(case, soft_cap=soft_cap, alibi=alibi, sinks=sinks)
     return case
 
 

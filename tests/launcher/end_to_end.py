@@ -106,6 +106,9 @@ class Case:
     dtype: str = "auto"
     wire: str = "exact"
     scale: float | None = None
+    soft_cap: float = 0.0
+    alibi: str = ""
+    sinks: str = ""
     threads: int = 1
     prefetch: int = 0  # 0: the forecast's choice
     relay: bool | None = None  # nothing: likewise
@@ -121,6 +124,9 @@ class Case:
             f"queries {i.queries} keys {i.keys} heads {i.heads}:{i.key_heads}:{i.value_heads} "
             f"{i.stored}->{self.dtype} wire {self.wire} scale {self.scale} threads {self.threads} "
             f"prefetch {self.prefetch}"
+            + (f" soft cap {self.soft_cap}" if self.soft_cap else "")
+            + (f" alibi {self.alibi}" if self.alibi else "")
+            + (f" sinks {self.sinks}" if self.sinks else "")
             + ("" if self.short is None else f" memory short of {self.short}")
         )
 
@@ -134,8 +140,14 @@ class Case:
 
     def expects(self):
         """What O, LSE and gradients depend on."""
+        return self.inputs, self.mask, self.rules(), self.computes_in() == "bf16"
+
+    def rules(self):
+        heads = self.inputs.heads
+        each = lambda words: tuple(map(float, words.split(","))) * (1 if "," in words or heads == 1 else heads)
+        alibi = tuple(oracle.published_slopes(heads)) if self.alibi == "auto" else each(self.alibi) if self.alibi else ()
         scale = 1 / math.sqrt(self.inputs.d_qk) if self.scale is None else self.scale
-        return self.inputs, self.mask, scale, self.computes_in() == "bf16"
+        return oracle.Rules(scale, self.soft_cap, alibi, each(self.sinks) if self.sinks else ())
 
     def computes_in(self):
         if self.dtype != "auto":
@@ -251,6 +263,15 @@ def small_cases():
         ("local", 1, 0.25),
     ):
         cases.append(Case(strategy, ranks, "causal", scale=scale))
+    # What else scores are made of, one by one and all of it.
+    rules = {"soft_cap": 1.5, "alibi": "0.5,0.25,0.125,0.01,0,-0.02", "sinks": "0.5,-1,2,0,4,-3"}
+    for s, strategy in enumerate(STRATEGIES):
+        dtype = ("auto", "bf16", "f8")[s % 3]
+        cases.append(Case(strategy, RANKS[(s + 3) % len(RANKS)], ("causal", "window:30,7")[s % 2], dtype=dtype, **rules))
+    for n, (name, value) in enumerate(rules.items()):
+        cases.append(Case(("gather", "lightseq", "ring")[n], 4, "causal", **{name: value}))
+    for strategy, ranks in (("local", 1), ("gather", 3)):  # most rows see nothing but the sink
+        cases.append(Case(strategy, ranks, "window:20,0+sink:7", alibi="auto", sinks="0.25"))
     # Meshes; heads are six, so 1x6 has no ring and 6x1 no exchange, or the other way about.
     for mesh in ("2x3", "3x2", "1x6", "6x1"):
         cases.append(Case("usp", 6, "causal", "zigzag", mesh=mesh))
@@ -326,11 +347,11 @@ class Bench:
         return paths
 
     @functools.lru_cache(maxsize=4)
-    def expected_cached(self, inputs, mask, scale, rounds):
+    def expected_cached(self, inputs, mask, rules, rounds):
         q, k, v, d_o = (oracle.bfloat16(x) if rounds else x for x in self.arrays(inputs))
         table = oracle.allowed(mask, inputs.queries, inputs.keys, inputs.heads, inputs.key_heads)
-        gradients = oracle.gradients(q, k, v, d_o, table, scale)
-        return oracle.attention(q, k, v, table, scale), (*gradients, table)
+        gradients = oracle.gradients(q, k, v, d_o, table, rules)
+        return oracle.attention(q, k, v, table, rules), (*gradients, table)
 
     def expected(self, case):
         """(O, LSE), and what gradient_errors() wants."""
@@ -347,6 +368,9 @@ class Bench:
         words += ["--machine", "latency=1e-5,bandwidth=1e9,rate=1e10,overhead=1e-6"]
         words += ["--mesh", case.mesh] if case.mesh else []
         words += ["--scale", repr(case.scale)] if case.scale is not None else []
+        words += ["--soft-cap", repr(case.soft_cap)] if case.soft_cap else []
+        words += [f"--alibi={case.alibi}"] if case.alibi else []
+        words += [f"--sinks={case.sinks}"] if case.sinks else []
         words += ["--prefetch", str(case.prefetch)] if case.prefetch else []
         words += [] if case.relay is None else ["--relay", "on" if case.relay else "off"]
         return words
@@ -398,7 +422,7 @@ class Bench:
         require(lse.shape == (i.queries, i.heads), f"LSE has shape {lse.shape}")
         require(o.dtype == element and lse.dtype == element, f"dtypes {o.dtype}, {lse.dtype}")
         result, gradients = self.expected(case)
-        found = oracle.errors(o, lse, *result, large_scores=case.scale is not None)
+        found = oracle.errors(o, lse, *result, large_scores=case.scale is not None or case.alibi != "")
         bound = (BOUND[case.rounds_to()], BOUND[case.computes_in()])
         good = found[0] <= bound[0] and found[1] <= bound[1]
         require(good, "errors of O %.3g and LSE %.3g" % found + f", bounds {bound}")
@@ -545,7 +569,7 @@ def large(start, scratch, only):
     rows = numpy.unique([0, 1, 2047, 2048, 8190, 8191, *range(37, 8192, 173)])
     keys = numpy.arange(inputs.keys)
     mask = numpy.broadcast_to(keys[None, None, :] <= rows[None, :, None], (32, len(rows), 8192))
-    want = oracle.attention(q[rows], k, v, mask, 1 / math.sqrt(inputs.d_qk))
+    want = oracle.attention(q[rows], k, v, mask, oracle.Rules(1 / math.sqrt(inputs.d_qk)))
     del q, k, v
     failures = 0
     found = {}

@@ -5,6 +5,7 @@ Query row i stands at position i + keys - queries; query head h reads key head h
 heads, and value head likewise.
 """
 
+import dataclasses
 import math
 
 import numpy
@@ -217,19 +218,55 @@ def bfloat16(x):
     return bits.astype(numpy.uint32).view(numpy.float32)
 
 
-def attention(q, k, v, mask, scale):
+def published_slopes(heads):
+    """ALiBi's, as Press et al. 2022 give them for a power of two, and interpolate between two of these."""
+    below = 2 ** int(math.log2(heads))
+    ratio = 2.0 ** (-8 / below)
+    slopes = [ratio ** (i + 1) for i in range(below)]
+    return slopes if below == heads else slopes + published_slopes(2 * below)[0::2][: heads - below]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Scores: scale * q.k, then soft_cap * tanh(score / soft_cap), then less slope * distance.
+
+    `alibi` has a slope for each query head, `sinks` a score for each: of a key of value 0 that every row sees.
+    """
+
+    scale: float
+    soft_cap: float = 0.0
+    alibi: tuple = ()
+    sinks: tuple = ()
+
+    def scores(self, h, q, k):
+        """Of head h, [queries, keys], and their derivatives by q.k."""
+        score = self.scale * (q @ k.T)
+        slope = numpy.full_like(score, self.scale)
+        if self.soft_cap:
+            t = numpy.tanh(score / self.soft_cap)
+            score, slope = self.soft_cap * t, self.scale * (1 - t * t)
+        if self.alibi:
+            at = numpy.arange(len(k) - len(q), len(k))[:, None]
+            score = score - float(numpy.float32(self.alibi[h])) * abs(at - numpy.arange(len(k)))
+        return score, slope
+
+    def sink(self, h):
+        return float(numpy.float32(self.sinks[h])) if self.sinks else -numpy.inf
+
+
+def attention(q, k, v, mask, rules):
     """O [queries, heads, value dim] and LSE [queries, heads]; `mask` is [heads, queries, keys]."""
     queries, heads, _ = q.shape
     q, k, v = (x.astype(numpy.float64) for x in (q, k, v))
     o = numpy.zeros((queries, heads, v.shape[2]))
     lse = numpy.full((queries, heads), -numpy.inf)
     for h in range(heads):
-        scores = scale * (q[:, h] @ k[:, h * k.shape[1] // heads].T)
+        scores, _ = rules.scores(h, q[:, h], k[:, h * k.shape[1] // heads])
         scores[~mask[h]] = -numpy.inf
-        top = scores.max(axis=1)
-        some = numpy.isfinite(top)  # rows that see a key
+        top = numpy.maximum(scores.max(axis=1), rules.sink(h))
+        some = numpy.isfinite(top)  # rows that see a key, or a sink
         weights = numpy.exp(scores[some] - top[some, None])
-        total = weights.sum(axis=1)
+        total = weights.sum(axis=1) + numpy.exp(rules.sink(h) - top[some])
         o[some, h] = weights @ v[:, h * v.shape[1] // heads] / total[:, None]
         lse[some, h] = top[some] + numpy.log(total)
     return o, lse
@@ -246,7 +283,7 @@ def owners(partition, keys, ranks):
     return numpy.minimum(piece, 2 * ranks - 1 - piece) if partition == "zigzag" else piece
 
 
-def compensated(q, k, v, mask, scale, dropped, owner):
+def compensated(q, k, v, mask, rules, dropped, owner):
     """attention() where means stand for the keys `dropped` [key heads, keys], one for each `owner` of some.
 
     RazorAttention: O = (N exp(q.kc) vc + sum exp(q.k) v) / (N exp(q.kc) + sum exp(q.k)), with kc and vc
@@ -258,26 +295,27 @@ def compensated(q, k, v, mask, scale, dropped, owner):
     lse = numpy.full((queries, heads), -numpy.inf)
     for h in range(heads):
         kh, vh = h * k.shape[1] // heads, h * v.shape[1] // heads
-        terms = [numpy.where(mask[h], numpy.exp(scale * (q[:, h] @ k[:, kh].T)), 0.0)]
+        terms = [numpy.where(mask[h], numpy.exp(rules.scores(h, q[:, h], k[:, kh])[0]), 0.0)]
         values = [v[:, vh]]
         for rank in numpy.unique(owner[dropped[kh]]):
             mine = dropped[kh] & (owner == rank)
-            score = scale * (q[:, h] @ k[mine, kh].mean(axis=0))
-            terms.append((mine.sum() * numpy.exp(score))[:, None])
+            score, _ = rules.scores(h, q[:, h], k[mine, kh].mean(axis=0)[None])
+            terms.append(mine.sum() * numpy.exp(score))
             values.append(v[mine, vh].mean(axis=0)[None])
-        total = sum(term.sum(axis=1) for term in terms)
+        total = sum(term.sum(axis=1) for term in terms) + numpy.exp(rules.sink(h))
         some = total > 0
         o[some, h] = sum(term @ value for term, value in zip(terms, values))[some] / total[some, None]
         lse[some, h] = numpy.log(total[some])
     return o, lse
 
 
-def gradients(q, k, v, d_o, mask, scale):
+def gradients(q, k, v, d_o, mask, rules):
     """dQ, dK, dV of sum(d_o * O), and for each the sizes of what cancels in it.
 
     With P the weights of a row: dV = P^T dO, and with dP = dO V^T the scores have the gradient
-    dS = P (dP - rowsum(P dP)), from which dQ = scale dS K and dK = scale dS^T Q. Where a row sees one
-    key P is 1 and dS is 0, in exact numbers only; the sizes are of the terms that should cancel there.
+    dS = P (dP - rowsum(P dP)), from which dQ = scale dS K and dK = scale dS^T Q, or with the derivatives
+    of the rules in place of the scale. Where a row sees one key, and no sink, P is 1 and dS is 0, in
+    exact numbers only; the sizes are of the terms that should cancel there.
     """
     q, k, v, d_o = (x.astype(numpy.float64) for x in (q, k, v, d_o))
     found = [numpy.zeros(x.shape) for x in (q, k, v)]
@@ -285,18 +323,20 @@ def gradients(q, k, v, d_o, mask, scale):
     heads = q.shape[1]
     for h in range(heads):
         kh, vh = h * k.shape[1] // heads, h * v.shape[1] // heads
-        scores = numpy.where(mask[h], scale * (q[:, h] @ k[:, kh].T), -numpy.inf)
-        top = scores.max(axis=1, keepdims=True)
-        p = numpy.exp(scores - numpy.where(numpy.isfinite(top), top, 0))
-        p /= numpy.maximum(p.sum(axis=1, keepdims=True), 1e-300)
+        scores, slope = rules.scores(h, q[:, h], k[:, kh])
+        scores = numpy.where(mask[h], scores, -numpy.inf)
+        top = numpy.maximum(scores.max(axis=1, keepdims=True), rules.sink(h))
+        top = numpy.where(numpy.isfinite(top), top, 0)
+        p = numpy.exp(scores - top)
+        p /= numpy.maximum(p.sum(axis=1, keepdims=True) + numpy.exp(rules.sink(h) - top), 1e-300)
         dp = d_o[:, h] @ v[:, vh].T
         delta = (p * dp).sum(axis=1, keepdims=True)
-        ds = scale * p * (dp - delta)
+        ds = slope * p * (dp - delta)
         found[0][:, h] += ds @ k[:, kh]
         found[1][:, kh] += ds.T @ q[:, h]
         found[2][:, vh] += p.T @ d_o[:, h]
-        single = mask[h].sum(axis=1, keepdims=True) == 1
-        size = abs(scale) * p * (abs(dp) + abs(delta)) * single
+        single = (mask[h].sum(axis=1, keepdims=True) == 1) & (not rules.sinks)
+        size = abs(slope) * p * (abs(dp) + abs(delta)) * single
         sizes[0][:, h] += size @ abs(k[:, kh])
         sizes[1][:, kh] += size.T @ abs(q[:, h])
     return found, sizes

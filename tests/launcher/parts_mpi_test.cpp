@@ -50,7 +50,7 @@ struct Computed {
   }
 
   Verdict verdict() {
-    return verify<float>(comm::world(), problem, delivers, source, scale, o, lse);
+    return verify<float>(comm::world(), problem, delivers, source, {.score = {.scale = scale}}, o, lse);
   }
 };
 
@@ -145,7 +145,7 @@ struct Trained {
 
   GradientVerdict verdict() {
     return verify_gradients<float>(comm::world(), forward.problem, forward.delivers, keys,
-                                   forward.source, forward.scale,
+                                   forward.source, {.score = {.scale = forward.scale}},
                                    {forward.o, forward.lse, dq, dk, dv});
   }
 };

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <boost/program_options/options_description.hpp>
+#include <boost/program_options/variables_map.hpp>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "kernels/score.hpp"
+#include "kernels/shape.hpp"
+
+namespace dattn {
+
+/// How scores are made of q.k, and what each row sees beside its keys.
+struct Scoring {
+  Score score = {};
+  /// Attention sinks (gpt-oss): by query head the score of a key whose value is 0; or empty.
+  std::vector<float> sinks = {};
+};
+
+/// "scale", "soft-cap", "alibi" and "sinks".
+boost::program_options::options_description score_options();
+/// "soft-cap" and "sinks": of decoding, whose sequences lie side by side in one problem, so that its
+/// positions say no distances.
+boost::program_options::options_description decode_score_options();
+
+/// What the options of a problem of this shape and type; Failure(usage) if that cannot be.
+Scoring scoring_of(const boost::program_options::variables_map& values, const Shape& shape,
+                   Type type);
+
+/// Adds to a problem's object, which has "scale", those of the others that there are.
+void add_scoring(nlohmann::ordered_json& to, const Scoring& scoring);
+void add_scoring(nlohmann::json& to, const Scoring& scoring);
+
+/// For people: ", soft cap 30, ALiBi, sinks", or nothing.
+std::string text(const Scoring& scoring);
+
+}  // namespace dattn
