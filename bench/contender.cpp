@@ -13,7 +13,8 @@ Contender<E, T>::Contender(const Task& task, const Choice& choice, T& ranks, int
   for (const Program& program : programs_) {
     engines_.push_back(std::make_unique<Engine>(
         *choice_.problem, program, ranks,
-        EngineOptions{.score = task.scoring.score, .sinks = task.scoring.sinks, .threads = threads}));
+        EngineOptions{
+            .score = task.scoring.score, .sinks = task.scoring.sinks, .threads = threads}));
     load(task, program, *engines_.back());
     if (program.pass == Pass::forward && task.wish.gradients) engines_.back()->run();
   }

@@ -15,7 +15,8 @@ namespace dattn {
 /// one that falls behind most: the slowest rank's, if they are equal. Takes tens of milliseconds,
 /// for large shapes up to half a second; the same answer on all ranks.
 Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int threads,
-                  bool backward = false, const Hosts& hosts = {}, const Speeds& speeds = {});
+                  bool backward = false, const Hosts& hosts = {}, const Speeds& speeds = {},
+                  const Score& score = {});
 
 /// Collective: how fast the ranks' kernels are beside each other on such blocks, all at once,
 /// medians of a few rounds in steps of 1/32 of the fastest. Takes a second; the same answer on all

@@ -163,7 +163,8 @@ class Job {
         task.machine, describes_all(task.machine)
                           ? Machine{.name = task.machine_name}
                           : calibrate(world_, task.shape, task.type, own_.threads,
-                                      task.wish.gradients, at.wish.hosts, at.wish.speeds));
+                                      task.wish.gradients, at.wish.hosts, at.wish.speeds,
+                                      task.scoring.score));
     report_.isa = chosen_isa().name;
     report_.verify_wire = options_.verify_wire;
     own_.host.limits = memory_limits();  // what calibration keeps is taken already

@@ -39,6 +39,20 @@ Shape block_like(const Shape& like, int ranks, int threads, double flops_per_pai
   return shape;
 }
 
+/// Whose kernels, by which clock, with which scores.
+struct How {
+  const Isa* isa = nullptr;  ///< null: the one in use
+  Seconds now = wall_seconds;
+  Score score = {};
+};
+
+/// The rules of the scores, of as many heads as a block has: what they take of time depends on no
+/// number in them.
+Score of_heads(Score score, Index heads) {
+  if (!score.alibi.empty()) score.alibi.resize(static_cast<std::size_t>(heads), score.alibi[0]);
+  return score;
+}
+
 /// How fast a kernel is seen to be.
 struct Rate {
   double flops = 0;    ///< a second
@@ -48,7 +62,7 @@ struct Rate {
 
 /// The kernel of a pass on the query heads `heads` of a block, all of whose pairs count.
 template <class T>
-Rate rate_of(const Shape& shape, Range heads, Pass pass, int threads, const Isa* isa, Seconds now,
+Rate rate_of(const Shape& shape, Range heads, Pass pass, int threads, const How& how,
              const char* words = "full") {
   using Sum = SumOf<T>;
   const auto sized = [](Index n) { return std::vector<T>(static_cast<std::size_t>(n), T{0.01F}); };
@@ -70,7 +84,10 @@ Rate rate_of(const Shape& shape, Range heads, Pass pass, int threads, const Isa*
                     {{0, shape.queries, 1}},
                     {{0, shape.keys, 1}}};
   Workspace workspace;
-  const Work work{.threads = threads, .isa = isa, .workspace = &workspace};
+  const Work work{.score = of_heads(how.score, shape.query_heads),
+                  .threads = threads,
+                  .isa = how.isa,
+                  .workspace = &workspace};
   // LSE is about ln(keys) for equal scores; delta and dO may be anything.
   const bool backward = pass == Pass::backward;
   const auto d_o = sized(backward ? shape.queries * heads.size() * shape.d_v : 0);
@@ -93,11 +110,11 @@ Rate rate_of(const Shape& shape, Range heads, Pass pass, int threads, const Isa*
   constexpr double kAtLeast = 0.02;
   constexpr std::size_t kRuns = 3;
   std::vector<double> seconds;
-  const double begin = now();
-  while (seconds.size() < kRuns || now() - begin < kAtLeast) {
-    const double start = now();
+  const double begin = how.now();
+  while (seconds.size() < kRuns || how.now() - begin < kAtLeast) {
+    const double start = how.now();
     once();
-    seconds.push_back(now() - start);
+    seconds.push_back(how.now() - start);
   }
   const auto middle = seconds.begin() + std::ssize(seconds) / 2;
   std::nth_element(seconds.begin(), middle, seconds.end());
@@ -110,12 +127,12 @@ Rate rate_of(const Shape& shape, Range heads, Pass pass, int threads, const Isa*
 /// The same on a block like those to come, see block_like().
 template <class T>
 Rate rate_of_block(const Shape& like, int ranks, Pass pass, int threads, double flops,
-                   const Isa* isa, Seconds now) {
+                   const How& how) {
   const double flops_per_pair =
       pass == Pass::forward ? like.flops_per_pair() : like.backward_flops_per_pair();
   Range heads;
   const Shape shape = block_like(like, ranks, threads, flops_per_pair, flops, heads);
-  return rate_of<T>(shape, heads, pass, threads, isa, now);
+  return rate_of<T>(shape, heads, pass, threads, how);
 }
 
 /// Bytes a second of rows in a call of which `of_pairs` seconds are not theirs; 0 if that is nearly
@@ -128,8 +145,7 @@ double beyond(double seconds, double of_pairs, Index bytes) {
 /// Of query rows and their records, from a block of many of them that see few keys.
 /// @pre `rate` is that of large blocks, forward
 template <class T>
-double query_row_rate(const Shape& like, int ranks, int threads, double rate, const Isa* isa,
-                      Seconds now) {
+double query_row_rate(const Shape& like, int ranks, int threads, double rate, const How& how) {
   constexpr Index kRecords = Index{32} << 20;  // bytes, a thread
   constexpr Index kKeys = 64;
   Range heads;
@@ -139,7 +155,7 @@ double query_row_rate(const Shape& like, int ranks, int threads, double rate, co
   const Index rows = (like.queries + ranks - 1) / ranks;  // no more than there are
   shape.queries =
       std::clamp<Index>(kRecords * threads / (record * heads.size()), 1, std::max<Index>(1, rows));
-  const Rate seen = rate_of<T>(shape, heads, Pass::forward, threads, isa, now);
+  const Rate seen = rate_of<T>(shape, heads, Pass::forward, threads, how);
   const Index row = shape.d_qk * static_cast<Index>(sizeof(T)) + 2 * record;
   return beyond(seen.seconds, seen.work / rate, shape.queries * heads.size() * row);
 }
@@ -148,8 +164,7 @@ double query_row_rate(const Shape& like, int ranks, int threads, double rate, co
 /// of its time beside the pairs that are computed and the query rows. So all that goes with keys of
 /// which few rows see each is in it. One thread.
 template <class T>
-double key_row_rate(const Shape& like, int ranks, double rate, double rows, const Isa* isa,
-                    Seconds now) {
+double key_row_rate(const Shape& like, int ranks, double rate, double rows, const How& how) {
   constexpr Index kRows = 2048;
   constexpr Index kGroups = 16;
   constexpr const char* kMask = "window:63,0";
@@ -160,7 +175,7 @@ double key_row_rate(const Shape& like, int ranks, double rate, double rows, cons
   const Runs all{{0, shape.keys, 1}};
   const MaskPtr mask = parse_mask(kMask, shape);
   const Type type = sizeof(T) == 2 ? Type::bf16 : Type::f4;
-  const Extra extra = extra_pairs(*mask, 0, all, all, grain_of(type, isa), 1, kGroups);
+  const Extra extra = extra_pairs(*mask, 0, all, all, grain_of(type, how.isa), 1, kGroups);
   const double pairs =
       static_cast<double>(area(*mask, 0, all, all)) + extra.beside + kMaskedForward * extra.masked;
   double known = pairs * shape.flops_per_pair() / rate;
@@ -169,7 +184,7 @@ double key_row_rate(const Shape& like, int ranks, double rate, double rows, cons
   if (rows > 0) {
     known += static_cast<double>(shape.queries * (shape.d_qk * item + 2 * record)) / rows;
   }
-  const Rate seen = rate_of<T>(shape, {0, 1}, Pass::forward, 1, isa, now, kMask);
+  const Rate seen = rate_of<T>(shape, {0, 1}, Pass::forward, 1, how, kMask);
   return beyond(seen.seconds, known, shape.keys * (shape.d_qk + shape.d_v) * item);
 }
 
@@ -177,12 +192,12 @@ double key_row_rate(const Shape& like, int ranks, double rate, double rows, cons
 /// larger ones, if there are larger ones: kernels do work for each row, too, and a core has slow
 /// moments.
 template <class T>
-double rate_of_pass(const Shape& like, int ranks, Pass pass, int threads, Seconds now) {
+double rate_of_pass(const Shape& like, int ranks, Pass pass, int threads, const How& how) {
   constexpr double kEnough = 0.03;
   const double flops = sizeof(T) < 8 ? 2e9 : 1e6;
-  const Rate rate = rate_of_block<T>(like, ranks, pass, threads, flops, nullptr, now);
+  const Rate rate = rate_of_block<T>(like, ranks, pass, threads, flops, how);
   if (rate.seconds >= kEnough || rate.work < 0.9 * flops * threads) return rate.flops;
-  return rate_of_block<T>(like, ranks, pass, threads, rate.flops / threads * kEnough, nullptr, now)
+  return rate_of_block<T>(like, ranks, pass, threads, rate.flops / threads * kEnough, how)
       .flops;
 }
 
@@ -191,9 +206,8 @@ template <class T>
 double quick_rate_of(const Shape& like, int ranks, Pass pass, int threads, const Isa* isa) {
   constexpr double kFew = 1e6;
   constexpr double kSeconds = 0.02;
-  const double few = rate_of_block<T>(like, ranks, pass, threads, kFew, isa, wall_seconds).flops;
-  return rate_of_block<T>(like, ranks, pass, threads, few / threads * kSeconds, isa, wall_seconds)
-      .flops;
+  const double few = rate_of_block<T>(like, ranks, pass, threads, kFew, {isa}).flops;
+  return rate_of_block<T>(like, ranks, pass, threads, few / threads * kSeconds, {isa}).flops;
 }
 
 template <class Of>
@@ -213,9 +227,11 @@ double processor_seconds() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-double kernel_rate(const Shape& like, int ranks, Type type, Pass pass, int threads, Seconds now) {
-  return by_type(type,
-                 [&]<class T>(T) { return rate_of_pass<T>(like, ranks, pass, threads, now); });
+double kernel_rate(const Shape& like, int ranks, Type type, Pass pass, int threads, Seconds now,
+                   const Score& score) {
+  return by_type(type, [&]<class T>(T) {
+    return rate_of_pass<T>(like, ranks, pass, threads, {nullptr, now, score});
+  });
 }
 
 double quick_rate(const Shape& like, int ranks, Type type, Pass pass, int threads, const Isa* isa) {
@@ -224,15 +240,15 @@ double quick_rate(const Shape& like, int ranks, Type type, Pass pass, int thread
 }
 
 RowRates row_rates(const Shape& like, int ranks, Type type, int threads, double rate,
-                   const Isa* isa, Seconds now) {
+                   const Isa* isa, Seconds now, const Score& score) {
   if (type == Type::f8) return {};
+  const How how{isa, now, score};
   return by_type(type, [&]<class T>(T) {
     RowRates rates;
-    rates.rows = query_row_rate<T>(like, ranks, threads, rate, isa, now);
+    rates.rows = query_row_rate<T>(like, ranks, threads, rate, how);
     // What one thread does, as often.
     const double of_one = threads;
-    rates.packs =
-        of_one * key_row_rate<T>(like, ranks, rate / of_one, rates.rows / of_one, isa, now);
+    rates.packs = of_one * key_row_rate<T>(like, ranks, rate / of_one, rates.rows / of_one, how);
     return rates;
   });
 }

@@ -14,7 +14,7 @@ double processor_seconds();
 /// Floating-point operations a second of this rank's kernel on a block like those of `like` split
 /// over `ranks`, all of whose pairs count.
 double kernel_rate(const Shape& like, int ranks, Type type, Pass pass, int threads,
-                   Seconds now = wall_seconds);
+                   Seconds now = wall_seconds, const Score& score = {});
 
 /// The same from a block that takes some tens of milliseconds, whatever the instruction set. Null:
 /// the one in use.
@@ -28,7 +28,8 @@ struct RowRates {
 };
 /// @pre `rate` is kernel_rate() forward
 RowRates row_rates(const Shape& like, int ranks, Type type, int threads, double rate,
-                   const Isa* isa = nullptr, Seconds now = wall_seconds);
+                   const Isa* isa = nullptr, Seconds now = wall_seconds,
+                   const Score& score = {});
 
 /// How the kernels of an instruction set cut blocks; float64's reference path computes what is
 /// allowed.
