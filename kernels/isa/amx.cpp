@@ -29,6 +29,7 @@ constexpr long kHeader = 64;                 // in front of packed queries
 constexpr int kSlices = kChunk / 2;          // of two keys
 constexpr float kNone = -3.402823466e+38f;   // reference of a lane that has seen no key
 constexpr float kRaise = 65536.0f;           // sums of a chunk beyond it raise the reference
+constexpr float kSlopeRoom = 32.0f;          // and under slopes so far beyond the maximum
 static_assert(kW == 16 && kTile % kChunk == 0 && kBackwardTile % kChunk == 0);
 
 #include "kernels/isa/amx_streams.inc"
@@ -43,8 +44,11 @@ inline bool plain(const ScoreRules& rules, const Piece& piece) {
 /// Scores in base 2 from products, in place; -inf where there is no pair.
 void finish_scores(const ScoreRules& rules, const Lanes& allowed, const Piece& piece, float factor,
                    float* s, float* derivative) {
-  for (int i = 0; i < piece.count * 2; ++i) store(s + i * kW, load(s + i * kW) * factor);
-  apply_rules<2>(rules, piece, s, derivative);
+  if (absent(rules)) {
+    for (int i = 0; i < piece.count * 2; ++i) store(s + i * kW, load(s + i * kW) * factor);
+  } else {
+    apply_rules<2>(rules, piece, factor, s, derivative);
+  }
   if (piece.masked) forbid<2>(allowed, piece, s);
   for (int i = piece.count * 2; i < kChunk * 2; ++i) store(s + i * kW, all(-kInf));
 }
@@ -121,14 +125,17 @@ struct Forward {
     done = end;
   }
 
-  /// Raises m to the maxima of chunk c (scores s * factor): what is in o, l and total shrinks.
+  /// Raises m to the maxima of chunk c (scores s * factor): what is in o, l and total shrinks. Under
+  /// slopes (ALiBi) scores grow from chunk to chunk, as queries come nearer, so m is raised further:
+  /// weights are as exact far below 1.
   void raise(int c, const float* s, float factor) {
+    const float room = step.rules.slope != nullptr ? kSlopeRoom : 0;
     add_values(c);
     Vec scale[2];
     for (int n = 0; n < 2; ++n) {
       Vec top = all(-kInf);
       for (int j = 0; j < kChunk; ++j) top = max(top, load(s + (2 * j + n) * kW) * factor);
-      const Vec next = top > m[n] ? top : m[n];
+      const Vec next = top > m[n] ? top + room : m[n];
       scale[n] = exp2(m[n] - next);
       m[n] = next;
       total[n] = total[n] * scale[n];

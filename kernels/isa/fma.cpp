@@ -99,7 +99,7 @@ void forward(const ForwardStep& s) {
     const bool as_is = plain && !piece.masked;
     scores(k, s.d_qk, q, piece, at, as_is ? top : nullptr);
     if (!as_is) {
-      if (!plain) apply_rules<kN>(s.rules, piece, at, nullptr);
+      if (!plain) apply_rules<kN>(s.rules, piece, 1, at, nullptr);
       if (piece.masked) forbid<kN>(s.allowed, piece, at);
       for (int n = 0; n < kN; ++n) {
         if (!lives(piece, n)) continue;
@@ -279,7 +279,7 @@ void backward(const BackwardStep& s) {
       const Piece& piece = s.pieces[p][t];
       scores(k, s.d_qk, q + static_cast<long>(p) * kPanel * s.d_qk, piece, score, nullptr);
       scores(v, s.d_v, d_o + static_cast<long>(p) * kPanel * s.d_v, piece, dp, nullptr);
-      apply_rules<kN>(s.rules[p], piece, score, derivative);
+      apply_rules<kN>(s.rules[p], piece, 1, score, derivative);
       if (piece.masked) forbid<kN>(s.allowed[p], piece, score);
       const auto run = piece.masked ? differentiate<true> : differentiate<false>;
       run(s, piece, score, dp, s.rules[p].cap != 0 ? derivative : nullptr, s.rules[p].shift,

@@ -286,7 +286,7 @@ void forward(const ForwardStep& s) {
     const bool as_is = plain && !piece.masked && whole;
     scores(k, half_of(s.d_qk), q, piece, factor, at, as_is ? top : nullptr);
     if (!as_is) {
-      if (!plain) apply_rules<kN>(s.rules, piece, at, nullptr);
+      if (!plain) apply_rules<kN>(s.rules, piece, 1, at, nullptr);
       if (piece.masked) forbid<kN>(s.allowed, piece, at);
       for (int n = 0; n < kN && !whole; ++n) {  // computed, but nobody there sees the keys
         if ((piece.live >> n & 1) != 0) continue;
