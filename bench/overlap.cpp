@@ -222,9 +222,8 @@ std::vector<OverlapRow> measure_overlap(Communicator& ranks, const Task& task,
   mine.wish.ranks = ranks.size();
   const auto measure_forward_if_must = [&]() -> std::vector<OverlapRow> {
     const Machine machine =
-        machine_of(task.machine,
-                   calibrate(ranks, task.shape, task.type, options.threads, task.wish.gradients, {},
-                             {}, task.scoring.score));
+        machine_of(task.machine, calibrate(ranks, task.shape, task.type, options.threads,
+                                           task.wish.gradients, {}, {}, task.scoring.score));
     Choice choice;
     try {
       choice = choose(mine.wish, mine.shape, mine.mask, mine.type, machine);

@@ -367,9 +367,9 @@ Trial try_strategies(Communicator& ranks, const Task& asked, const TrialOptions&
   Task task = asked;
   task.wish.speeds = speeds_of(ranks, asked, options.threads);
   trial.speeds = task.wish.speeds;
-  trial.machine = machine_of(task.machine, calibrate(ranks, task.shape, task.type, options.threads,
-                                                     task.wish.gradients, {}, task.wish.speeds,
-                                                     task.scoring.score));
+  trial.machine = machine_of(
+      task.machine, calibrate(ranks, task.shape, task.type, options.threads, task.wish.gradients,
+                              {}, task.wish.speeds, task.scoring.score));
   Agenda agenda;
   if (ranks.rank() == 0) agenda = make_agenda(task, trial.machine, ranks.size(), options);
   rest_until_all(ranks);

@@ -58,9 +58,9 @@ po::options_description bench_options() {
 
 const std::set<std::string>& lists() {
   static const std::set<std::string> names{
-      "tokens", "queries",   "heads",    "kv-heads", "value-heads", "head-dim", "value-dim",
-      "seed",   "dtype",     "layer",    "scale",    "soft-cap", "compensate",  "strategy", "wire",
-      "mesh",   "partition", "prefetch", "memory",   "threads",     "relay"};
+      "tokens", "queries", "heads",     "kv-heads", "value-heads", "head-dim",   "value-dim",
+      "seed",   "dtype",   "layer",     "scale",    "soft-cap",    "compensate", "strategy",
+      "wire",   "mesh",    "partition", "prefetch", "memory",      "threads",    "relay"};
   return names;
 }
 const std::set<std::string>& whole_lists() {

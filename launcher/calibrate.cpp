@@ -38,14 +38,14 @@ Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int 
   // All ranks at once, as they will compute; a run takes as long as the slowest of them.
   const auto rate = [&](Pass pass) {
     world.barrier();
-    return slowest(world, kernel_rate(shape, ranks, type, pass, threads, wall_seconds, score) /
-                              own_speed);
+    return slowest(world,
+                   kernel_rate(shape, ranks, type, pass, threads, wall_seconds, score) / own_speed);
   };
   machine.rate = rate(Pass::forward);
   if (type != Type::f8) {
     world.barrier();
-    const RowRates own = row_rates(shape, ranks, type, threads, machine.rate * own_speed,
-                                   nullptr, wall_seconds, score);
+    const RowRates own = row_rates(shape, ranks, type, threads, machine.rate * own_speed, nullptr,
+                                   wall_seconds, score);
     const RowRates rows = slowest(world, {own.rows / own_speed, own.packs / own_speed});
     machine.rows = rows.rows;
     machine.packs = rows.packs;

@@ -47,12 +47,11 @@ class DecodeJob {
     const DecodePlace place = settle_decoding(world_, o_, hosts_);
     mesh_ = place.mesh;
     memory_ = place.needs.sum();
-    const EngineOptions engine{
-        .score = o_.scoring.score,
-        .sinks = o_.scoring.sinks,
-        .threads = o_.threads,
-        .verify_wire = o_.verify_wire,
-        .progress = noted(world_)};
+    const EngineOptions engine{.score = o_.scoring.score,
+                               .sinks = o_.scoring.sinks,
+                               .threads = o_.threads,
+                               .verify_wire = o_.verify_wire,
+                               .progress = noted(world_)};
     const Range all_heads{0, o_.decoding.query_heads};
     world_.phase("plan and weights");
     if (o_.slicing) {
@@ -348,7 +347,8 @@ class DecodeJob {
           "kernels for {}{}{}\n",
           name, world_.size(), mesh_.text(), o_.context.size(), o_.decoding.queries, tokens,
           shared > 0 ? fmt::format(" ({} of them shared)", shared) : "", dattn::text(o_.scoring),
-          name_of(o_.decoding.type), o_.latent ? fmt::format("weights {}, ", name_of(o_.weight_type)) : "", chosen_isa().name,
+          name_of(o_.decoding.type),
+          o_.latent ? fmt::format("weights {}, ", name_of(o_.weight_type)) : "", chosen_isa().name,
           o_.latent ? fmt::format(", OpenBLAS's for {}", blas_core()) : "",
           approximate() ? "; APPROXIMATE: each slice has a softmax of its own"
           : o_.slicing  ? ""

@@ -7,6 +7,7 @@
 
 #include "kernels/latent/reference.hpp"
 #include "kernels/random.hpp"
+#include "launcher/row_sum.hpp"
 #include "parallel/latent_prefill.hpp"
 
 namespace dattn {
@@ -162,31 +163,12 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
   std::vector<float> o(static_cast<std::size_t>(rows * heads) * d_v);
   std::vector<float> lse(static_cast<std::size_t>(rows * heads));
   decoder.result(o, lse);
-  // What a new token's heads have met so far.
-  struct Sum {
-    double most = -std::numeric_limits<double>::infinity();
-    double weights = 0;
-    std::vector<double> values;
-
-    /// Of a key of this score.
-    double weight_of(double score) {
-      if (score > most) {
-        const double down = std::exp(most - score);
-        weights *= down;
-        for (double& x : values) x *= down;
-        most = score;
-      }
-      const double weight = std::exp(score - most);
-      weights += weight;
-      return weight;
-    }
-  };
   struct Row {
     std::size_t sequence;
     Index token;
     std::vector<Range> seen;
     std::vector<double> q;
-    std::vector<Sum> sums;  ///< of the heads of gets()
+    std::vector<RowSum> sums;  ///< of the heads of gets()
   };
   std::vector<Row> all;
   for (std::size_t s = 0; s < lengths.size() && heads > 0; ++s) {
@@ -194,8 +176,8 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
       std::vector<double> q(static_cast<std::size_t>(d.query_heads * d.d_qk));
       source.read(Kind::Q, {{d.first(s) + t, 1, 1}}, q.data());
       all.push_back({s, t, d.seen(s, t), std::move(q),
-                     std::vector<Sum>(static_cast<std::size_t>(heads),
-                                      Sum{.values = std::vector<double>(d_v)})});
+                     std::vector<RowSum>(static_cast<std::size_t>(heads),
+                                         RowSum{.values = std::vector<double>(d_v)})});
     }
   }
   std::vector<double> k(static_cast<std::size_t>(kRows * d.key_heads * d.d_qk));
@@ -215,10 +197,8 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
           for (Index n = 0; n < d.d_qk; ++n) {
             product += row.q[static_cast<std::size_t>(h * d.d_qk + n)] * key[n];
           }
-          const double weight =
-              sum->weight_of(score_of(scoring.score, h, 0, 0, product, 0).value);
-          const double* value = &v[static_cast<std::size_t>((i * d.value_heads + vh) * d.d_v)];
-          for (std::size_t n = 0; n < d_v; ++n) sum->values[n] += weight * value[n];
+          const double score = score_of(scoring.score, h, 0, 0, product, 0).value;
+          sum->add(score, &v[static_cast<std::size_t>((i * d.value_heads + vh) * d.d_v)]);
         }
       }
     }
@@ -245,7 +225,7 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
     for (const Range range : decoder.gets()) {
       for (Index h = range.begin; h < range.end; ++h, ++sum) {
         if (scoring.sinks.empty()) continue;
-        sum->weight_of(static_cast<double>(scoring.sinks[static_cast<std::size_t>(h)]));
+        sum->add(static_cast<double>(scoring.sinks[static_cast<std::size_t>(h)]));
       }
     }
   }
@@ -253,9 +233,9 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
   double norm = 0;
   const float* got = o.data();
   for (const Row& row : all) {
-    for (const Sum& sum : row.sums) {
+    for (const RowSum& sum : row.sums) {
       for (const double x : sum.values) {
-        const double want = sum.weights > 0 ? x / sum.weights : 0;
+        const double want = sum.weight > 0 ? x / sum.weight : 0;
         const double off = static_cast<double>(*got++) - want;
         error += off * off;
         norm += want * want;

@@ -46,9 +46,9 @@ Index positive(const po::variables_map& values, const char* name, Index otherwis
 std::shared_ptr<const LatentFiles> weights_of(const po::variables_map& values) {
   const std::string prefix = file_name(values, "weights");
   if (prefix.empty()) return nullptr;
-  for (const char* name : {"model", "hidden", "heads", "q-rank", "kv-rank", "nope-dim", "rope-dim",
-                           "v-dim", "kv-heads", "head-dim", "value-dim", "spectrum", "soft-cap",
-                           "sinks"}) {
+  for (const char* name :
+       {"model", "hidden", "heads", "q-rank", "kv-rank", "nope-dim", "rope-dim", "v-dim",
+        "kv-heads", "head-dim", "value-dim", "spectrum", "soft-cap", "sinks"}) {
     if (values.count(name) == 0 || values[name].defaulted()) continue;
     throw Failure(Exit::usage,
                   fmt::format("--{}: the files of --weights say it, so leave it out", name));
@@ -376,7 +376,12 @@ po::options_description decode_options() {
        "write the LSE of its attention as a NumPy file, [sequences * new, heads]")            //
       ("json", po::value<std::string>(), "write the report as JSON [- for standard output]")  //
       ("help", "this text");
-  options.add(heads).add(decode_score_options()).add(decode_mask_options()).add(latent).add(cut).add(work);
+  options.add(heads)
+      .add(decode_score_options())
+      .add(decode_mask_options())
+      .add(latent)
+      .add(cut)
+      .add(work);
   options.add(hosts_option()).add(verify_wire_option()).add(watch_options());
   return options;
 }

@@ -159,12 +159,12 @@ class Job {
     together(world_, [&] { at.wish.hosts = hosts_from(task.hosts, world_.size(), found); });
     world_.phase("calibration");
     at.wish.speeds = speeds_of(world_, task, own_.threads);
-    report_.machine = machine_of(
-        task.machine, describes_all(task.machine)
-                          ? Machine{.name = task.machine_name}
-                          : calibrate(world_, task.shape, task.type, own_.threads,
-                                      task.wish.gradients, at.wish.hosts, at.wish.speeds,
-                                      task.scoring.score));
+    report_.machine =
+        machine_of(task.machine,
+                   describes_all(task.machine)
+                       ? Machine{.name = task.machine_name}
+                       : calibrate(world_, task.shape, task.type, own_.threads, task.wish.gradients,
+                                   at.wish.hosts, at.wish.speeds, task.scoring.score));
     report_.isa = chosen_isa().name;
     report_.verify_wire = options_.verify_wire;
     own_.host.limits = memory_limits();  // what calibration keeps is taken already

@@ -197,8 +197,7 @@ double rate_of_pass(const Shape& like, int ranks, Pass pass, int threads, const 
   const double flops = sizeof(T) < 8 ? 2e9 : 1e6;
   const Rate rate = rate_of_block<T>(like, ranks, pass, threads, flops, how);
   if (rate.seconds >= kEnough || rate.work < 0.9 * flops * threads) return rate.flops;
-  return rate_of_block<T>(like, ranks, pass, threads, rate.flops / threads * kEnough, how)
-      .flops;
+  return rate_of_block<T>(like, ranks, pass, threads, rate.flops / threads * kEnough, how).flops;
 }
 
 /// FLOP/s from a block that takes some tens of milliseconds, whatever the instruction set.

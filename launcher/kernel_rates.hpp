@@ -28,8 +28,7 @@ struct RowRates {
 };
 /// @pre `rate` is kernel_rate() forward
 RowRates row_rates(const Shape& like, int ranks, Type type, int threads, double rate,
-                   const Isa* isa = nullptr, Seconds now = wall_seconds,
-                   const Score& score = {});
+                   const Isa* isa = nullptr, Seconds now = wall_seconds, const Score& score = {});
 
 /// How the kernels of an instruction set cut blocks; float64's reference path computes what is
 /// allowed.

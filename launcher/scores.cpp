@@ -17,8 +17,8 @@ namespace {
 namespace po = boost::program_options;
 
 /// Slopes of `heads` heads as published (Press et al. 2022): from 2^(-8 / n) on each the next power
-/// of the first, n the number of heads; where that is no power of two, those of the power below, and
-/// every other one of the power above.
+/// of the first, n the number of heads; where that is no power of two, those of the power below,
+/// and every other one of the power above.
 std::vector<float> published_slopes(Index heads) {
   Index n = 1;
   while (2 * n <= heads) n *= 2;
@@ -52,9 +52,10 @@ std::vector<float> numbers_of_heads(const char* name, std::string_view text, Ind
   }
   if (numbers.size() == 1) numbers.resize(static_cast<std::size_t>(heads), numbers.front());
   if (std::ssize(numbers) != heads) {
-    throw Failure(Exit::usage, fmt::format("--{}: {} numbers for {} query heads; give one for each, "
-                                           "or one for all",
-                                           name, numbers.size(), heads));
+    throw Failure(Exit::usage,
+                  fmt::format("--{}: {} numbers for {} query heads; give one for each, "
+                              "or one for all",
+                              name, numbers.size(), heads));
   }
   return numbers;
 }
@@ -110,9 +111,10 @@ Scoring scoring_of(const po::variables_map& values, const Shape& shape, Type typ
     score.soft_cap = values["soft-cap"].as<Finite>().value;
     constexpr double kLeast = 1e-30;  // its inverse is a float, too
     if (!(score.soft_cap >= kLeast) || score.soft_cap > 1 / kLeast) {
-      throw Failure(Exit::usage, fmt::format("--soft-cap: {} is not between {:g} and {:g}; leave it "
-                                             "out for none",
-                                             score.soft_cap, kLeast, 1 / kLeast));
+      throw Failure(Exit::usage,
+                    fmt::format("--soft-cap: {} is not between {:g} and {:g}; leave it "
+                                "out for none",
+                                score.soft_cap, kLeast, 1 / kLeast));
     }
   }
   if (values.count("alibi") != 0) {
@@ -121,8 +123,7 @@ Scoring scoring_of(const po::variables_map& values, const Shape& shape, Type typ
                                  : numbers_of_heads("alibi", text, shape.query_heads);
   }
   if (values.count("sinks") != 0) {
-    scoring.sinks =
-        numbers_of_heads("sinks", values["sinks"].as<std::string>(), shape.query_heads);
+    scoring.sinks = numbers_of_heads("sinks", values["sinks"].as<std::string>(), shape.query_heads);
   }
   return scoring;
 }

@@ -19,8 +19,8 @@ struct Scoring {
 
 /// "scale", "soft-cap", "alibi" and "sinks".
 boost::program_options::options_description score_options();
-/// "soft-cap" and "sinks": of decoding, whose sequences lie side by side in one problem, so that its
-/// positions say no distances.
+/// "soft-cap" and "sinks": of decoding, whose sequences lie side by side in one problem, so that
+/// its positions say no distances.
 boost::program_options::options_description decode_score_options();
 
 /// What the options of a problem of this shape and type; Failure(usage) if that cannot be.

@@ -8,6 +8,7 @@
 #include "kernels/dot.hpp"
 #include "kernels/view.hpp"
 #include "launcher/means.hpp"
+#include "launcher/row_sum.hpp"
 
 namespace dattn {
 namespace {
@@ -25,31 +26,6 @@ Type precision_of(const Problem& problem) {
 double epsilon_of(Type type) {
   return type == Type::bf16 ? 0x1p-7 : type == Type::f4 ? 0x1p-23 : 0x1p-52;
 }
-
-/// One (query, head) as the textbook has it: sums in double over the keys as they come.
-struct Sum {
-  double top = -std::numeric_limits<double>::infinity();
-  double weight = 0;
-  std::vector<double> values;
-
-  /// A key of value 0. Returns its weight.
-  double add(double score) {
-    if (score > top) {
-      const double shrink = std::exp(top - score);
-      weight *= shrink;
-      for (double& x : values) x *= shrink;
-      top = score;
-    }
-    const double w = std::exp(score - top);
-    weight += w;
-    return w;
-  }
-  template <class T>
-  void add(double score, const T* value) {
-    const double w = add(score);
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] += w * static_cast<double>(value[i]);
-  }
-};
 
 /// Rows of [0, count) to compare: all, or as many as the budget allows, first and last among them.
 std::vector<Index> sample(Index count, double work_of_a_row) {
@@ -100,12 +76,13 @@ void each_piece_of_keys(const Source& source, const F& f) {
 
 /// The sums of the rows `rows` of those at `positions`, by (row, head).
 template <class T>
-std::vector<Sum> sums_of(const Problem& problem, const Source& source, const Scoring& scoring,
-                         const Runs& positions, const std::vector<Index>& rows) {
+std::vector<RowSum> sums_of(const Problem& problem, const Source& source, const Scoring& scoring,
+                            const Runs& positions, const std::vector<Index>& rows) {
   const Shape& shape = problem.shape();
   const auto heads = static_cast<std::size_t>(shape.query_heads);
-  std::vector<Sum> sums(rows.size() * heads, Sum{.values = std::vector<double>(
-                                                     static_cast<std::size_t>(shape.d_v), 0.0)});
+  std::vector<RowSum> sums(
+      rows.size() * heads,
+      RowSum{.values = std::vector<double>(static_cast<std::size_t>(shape.d_v), 0.0)});
   if (rows.empty()) return sums;
   const std::vector<T> q = rows_of<T>(source, Kind::Q, positions, rows);
   const std::vector<Index> at = positions_of(positions, rows);
@@ -132,9 +109,8 @@ std::vector<Sum> sums_of(const Problem& problem, const Source& source, const Sco
         const std::size_t record = i * heads + static_cast<std::size_t>(head);
         const T* q_row = q.data() + record * static_cast<std::size_t>(shape.d_qk);
         const double product = dot(q_row, mean.key.data(), shape.d_qk);
-        sums[record].add(
-            score_of(scoring.score, head, 0, 0, product, std::log(mean.count)).value,
-            mean.value.data());
+        sums[record].add(score_of(scoring.score, head, 0, 0, product, std::log(mean.count)).value,
+                         mean.value.data());
       }
     }
   }
@@ -148,7 +124,8 @@ std::vector<Sum> sums_of(const Problem& problem, const Source& source, const Sco
 
 template <class T>
 Verdict verify(comm::Communicator& world, const Problem& problem, const Block& delivers,
-               const Source& source, const Scoring& scoring, std::span<const T> o, std::span<const T> lse) {
+               const Source& source, const Scoring& scoring, std::span<const T> o,
+               std::span<const T> lse) {
   const Shape& shape = problem.shape();
   const auto heads = static_cast<std::size_t>(shape.query_heads);
   const auto d_v = static_cast<std::size_t>(shape.d_v);
@@ -157,13 +134,13 @@ Verdict verify(comm::Communicator& world, const Problem& problem, const Block& d
                       static_cast<double>(shape.d_qk + shape.d_v);
   const std::vector<Index> rows = sample(size(positions), work);
 
-  const std::vector<Sum> sums = sums_of<T>(problem, source, scoring, positions, rows);
+  const std::vector<RowSum> sums = sums_of<T>(problem, source, scoring, positions, rows);
 
   std::array<double, 3> totals{static_cast<double>(rows.size()), 0, 0};  // rows, |error|^2, |ref|^2
   std::array<double, 2> worst{0, 0};                                     // LSE error, not finite
   for (std::size_t i = 0; i < rows.size(); ++i) {
     for (std::size_t h = 0; h < heads; ++h) {
-      const Sum& sum = sums[i * heads + h];
+      const RowSum& sum = sums[i * heads + h];
       const std::size_t record = static_cast<std::size_t>(rows[i]) * heads + h;
       const bool none = sum.weight == 0;
       for (std::size_t n = 0; n < d_v; ++n) {
@@ -264,7 +241,7 @@ PairSlope slope_of(const Known& known, const ScoreValue& score, const T* d_o, co
 /// Known of every row at `positions`, by (row, head): of the rows `sampled` from their sums.
 template <class T>
 std::vector<Known> known_of(const Problem& problem, const Source& source, const Runs& positions,
-                            const std::vector<Index>& sampled, const std::vector<Sum>& sums,
+                            const std::vector<Index>& sampled, const std::vector<RowSum>& sums,
                             const Scoring& scoring, const Training<T>& found) {
   const Shape& shape = problem.shape();
   const auto heads = static_cast<std::size_t>(shape.query_heads);
@@ -282,7 +259,7 @@ std::vector<Known> known_of(const Problem& problem, const Source& source, const 
       Known& known = all[record];
       const T* g = d_o.data() + h * d_v;
       if (exact) {
-        const Sum& sum = sums[next * heads + h];
+        const RowSum& sum = sums[next * heads + h];
         known.lse = sum.top + std::log(sum.weight);
         known.delta = dot(g, sum.values.data(), shape.d_v) / sum.weight;
       } else {
@@ -323,11 +300,10 @@ std::vector<Slope> dq_of(const Problem& problem, const Source& source, const Sco
         for (Index j = 0; j < piece.count; ++j) {
           if (!problem.mask().allows(head, at[i], piece.at(j))) continue;
           const T* k_row = k.at(j, shape.key_head(head));
-          const PairSlope pair = slope_of(known[static_cast<std::size_t>(rows[i]) * heads + h],
-                                          score_of(score, head, at[i], piece.at(j),
-                                                   dot(q_row, k_row, shape.d_qk), 0),
-                                          g, v.at(j, shape.value_head(head)), shape.d_v,
-                                          score.scale);
+          const PairSlope pair =
+              slope_of(known[static_cast<std::size_t>(rows[i]) * heads + h],
+                       score_of(score, head, at[i], piece.at(j), dot(q_row, k_row, shape.d_qk), 0),
+                       g, v.at(j, shape.value_head(head)), shape.d_v, score.scale);
           out[record].add(pair.ds, pair.size, k_row);
         }
       }
@@ -416,13 +392,14 @@ GradientVerdict verify_gradients(comm::Communicator& world, const Problem& probl
       sample(size(query_positions), pair * static_cast<double>(shape.keys));
   const std::vector<Index> key_rows =
       sample(size(key_positions), pair * static_cast<double>(shape.queries));
-  const std::vector<Sum> sums = sums_of<T>(problem, source, scoring, query_positions, query_rows);
+  const std::vector<RowSum> sums =
+      sums_of<T>(problem, source, scoring, query_positions, query_rows);
   const std::vector<Known> known =
       known_of(problem, source, query_positions, query_rows, sums, scoring, found);
   const std::vector<Slope> dq =
       dq_of<T>(problem, source, scoring.score, query_positions, query_rows, known);
-  const auto [dk, dv] =
-      dkv_of<T>(world, problem, source, scoring.score, key_positions, key_rows, queries.rows, known);
+  const auto [dk, dv] = dkv_of<T>(world, problem, source, scoring.score, key_positions, key_rows,
+                                  queries.rows, known);
 
   std::array<Tally, 3> tallies;
   const auto compare = [](Tally& tally, const std::vector<Slope>& want,

@@ -26,7 +26,8 @@ struct Verdict {
 /// is much. Keys and values pass by in pieces; no rank holds a whole tensor for it.
 template <class T>
 Verdict verify(comm::Communicator& world, const Problem& problem, const Block& delivers,
-               const Source& source, const Scoring& scoring, std::span<const T> o, std::span<const T> lse);
+               const Source& source, const Scoring& scoring, std::span<const T> o,
+               std::span<const T> lse);
 
 /// Bytes that verify(), and with `gradients` verify_gradients(), takes of the rank of `forward`.
 Index check_bytes(const Problem& problem, const Program& forward, bool gradients);

@@ -81,8 +81,7 @@ struct Engine<T>::State {
       axes[static_cast<std::size_t>(reduce->axis)].reserve(bytes(reduce->slot) / record, record);
     }
     course.times.steps.resize(program.steps.size());
-    CHECK(options.sinks.empty() ||
-              std::ssize(options.sinks) == problem.shape().query_heads,
+    CHECK(options.sinks.empty() || std::ssize(options.sinks) == problem.shape().query_heads,
           options.sinks.size(), problem.shape().query_heads);
     if (problem.compensate() != Compensate::off) {
       const Score& score = options.score;

@@ -465,8 +465,7 @@ class Stage {
       move_cells(content_of(from, send.slot).cells, recv.block, content_of(to, recv.slot).cells);
     }
     const Index bytes = wire_bytes(*from.program, send, problem_);
-    const double finished =
-        links_.arrival(s.rank, r.rank, std::max(s.posted, r.posted), bytes);
+    const double finished = links_.arrival(s.rank, r.rank, std::max(s.posted, r.posted), bytes);
     if (bytes > 0) {
       count(s.rank, r.rank, bytes);
       result_.bytes_sent[static_cast<std::size_t>(s.rank)] += bytes;

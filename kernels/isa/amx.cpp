@@ -125,9 +125,9 @@ struct Forward {
     done = end;
   }
 
-  /// Raises m to the maxima of chunk c (scores s * factor): what is in o, l and total shrinks. Under
-  /// slopes (ALiBi) scores grow from chunk to chunk, as queries come nearer, so m is raised further:
-  /// weights are as exact far below 1.
+  /// Raises m to the maxima of chunk c (scores s * factor): what is in o, l and total shrinks.
+  /// Under slopes (ALiBi) scores grow from chunk to chunk, as queries come nearer, so m is raised
+  /// further: weights are as exact far below 1.
   void raise(int c, const float* s, float factor) {
     const float room = step.rules.slope != nullptr ? kSlopeRoom : 0;
     add_values(c);

@@ -98,8 +98,8 @@ inline Where block(const Shape& s, Range heads, const Runs& queries, const Runs&
   return {s, heads, s.key_heads_of(heads), s.value_heads_of(heads), queries, keys};
 }
 
-/// A Partial of no key for the block `where`, whose sums of values are not zeros but infinity, unless
-/// they are the result themselves.
+/// A Partial of no key for the block `where`, whose sums of values are not zeros but infinity,
+/// unless they are the result themselves.
 template <class T>
 Tensor<T> empty_partial(const Where& where, const Score& score = {}) {
   Tensor<T> out(size(where.queries), where.query_heads.size(), record_length(where.shape.d_v));

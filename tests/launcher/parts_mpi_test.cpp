@@ -50,7 +50,8 @@ struct Computed {
   }
 
   Verdict verdict() {
-    return verify<float>(comm::world(), problem, delivers, source, {.score = {.scale = scale}}, o, lse);
+    return verify<float>(comm::world(), problem, delivers, source, {.score = {.scale = scale}}, o,
+                         lse);
   }
 };
 

@@ -14,7 +14,8 @@ struct Calls {
   std::size_t least, most;  ///< calls of the kernel of a rank
 };
 
-Calls calls_of(const char* mask, Pass pass, int ranks, Shape shape = {2048, 2048, 4, 2, 2, 16, 16}) {
+Calls calls_of(const char* mask, Pass pass, int ranks,
+               Shape shape = {2048, 2048, 4, 2, 2, 16, 16}) {
   const Problem problem(shape, parse_mask(mask, shape), line(ranks), "contiguous", Type::f4,
                         Wire::exact, {});
   const auto known = strategies();
@@ -46,8 +47,9 @@ TEST(Bundles, OfWhatOwnersGiveLittleOf) {
 }
 
 TEST(Bundles, JoinTheOwnKeysWhereCopyingThoseTakesLess) {
-  // A row of queries and twice its sums are 4 (64 + 2 * 72) bytes, one of keys 128: 1,024 rows copied,
-  // read and written, and 40 fetched at 16 times that, for 832 bytes of each of 1,024 queries.
+  // A row of queries and twice its sums are 4 (64 + 2 * 72) bytes, one of keys 128: 1,024 rows
+  // copied, read and written, and 40 fetched at 16 times that, for 832 bytes of each of 1,024
+  // queries.
   const Shape grouped{4096, 4096, 4, 1, 1, 16, 16};
   const char* stream = "stream:sink=8,recent=32";
   EXPECT_EQ(calls_of(stream, Pass::forward, 4, grouped).most, 1u);

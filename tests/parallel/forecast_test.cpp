@@ -55,8 +55,7 @@ TEST(Forecast, CountsRowsThatKernelsReadAndWrite) {
 }
 
 TEST(Forecast, CountsSumsThatAreClearedAndMergedBesideKernels) {
-  const Machine machine{
-      .latency = 0, .bandwidth = 1e15, .rate = 1e15, .overhead = 0, .rows = 1e9};
+  const Machine machine{.latency = 0, .bandwidth = 1e15, .rate = 1e15, .overhead = 0, .rows = 1e9};
   const auto of = [&](const Case& c, Pass pass) {
     const Problem problem = c.problem();
     return rehearse(problem, make_plan(c.how(), problem, pass), machine);
