@@ -330,30 +330,6 @@ struct Engine<T>::State {
     course.computed(from);
   }
 
-  /// After the last step: what the rank delivers has seen the attention sinks too.
-  void merge_sinks() {
-    const double from = course.now();
-    as_typed([&]<class E>(E) {
-      const Result& result = program.result(Kind::O);
-      const Block& whole = slot(result.slot).block;
-      for (const Range heads : result.block.heads) {
-        const View<SumOf<E>> all =
-            write<SumOf<E>>(result.slot).only(place_among(whole.heads, heads));
-        const auto logits = std::span(options.sinks)
-                                .subspan(static_cast<std::size_t>(heads.begin),
-                                         static_cast<std::size_t>(heads.size()));
-        for (const Range rows : result.block.rows) {
-          const Index first = *place_of(whole.rows, rows.begin);
-          in_parts(options.threads, rows.size(), bytes(result.slot) / whole.row_count(),
-                   [&](Range some) {
-                     add_sink(all.part({first + some.begin, first + some.end}), logits);
-                   });
-        }
-      }
-    });
-    course.computed(from);
-  }
-
   /// Where `rows` begin in the slot, which has them side by side and all heads.
   Index place_in(SlotId s, Range rows) const {
     const Block& whole = slot(s).block;
@@ -418,7 +394,11 @@ struct Engine<T>::State {
       times.steps.back().end = course.now();
     }
     if (compensation) merge_pseudo_keys();
-    if (!options.sinks.empty() && program.pass == Pass::forward && parts.kernels) merge_sinks();
+    if (!options.sinks.empty() && program.pass == Pass::forward && parts.kernels) {
+      const double from = course.now();
+      sums.add_sinks(program.result(Kind::O), options.sinks);
+      course.computed(from);
+    }
     flights.finish();
     times.seconds = course.now();
     return times;

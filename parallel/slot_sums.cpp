@@ -82,4 +82,21 @@ void SlotSums::merge(SlotId from, SlotId into) {
   });
 }
 
+void SlotSums::add_sinks(const Result& result, std::span<const float> sinks) {
+  const Block& whole = homes_.slot(result.slot).block;
+  as_typed([&]<class E>(E) {
+    for (const Range heads : result.block.heads) {
+      const View<E> all = homes_.write<E>(result.slot).only(place_among(whole.heads, heads));
+      const auto logits = sinks.subspan(static_cast<std::size_t>(heads.begin),
+                                        static_cast<std::size_t>(heads.size()));
+      for (const Range rows : result.block.rows) {
+        const Index first = *place_of(whole.rows, rows.begin);
+        in_parts(threads_, rows.size(), homes_.row_bytes(result.slot), [&](Range some) {
+          add_sink(all.part({first + some.begin, first + some.end}), logits);
+        });
+      }
+    }
+  });
+}
+
 }  // namespace dattn

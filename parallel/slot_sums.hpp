@@ -1,5 +1,6 @@
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "parallel/engine.hpp"
@@ -22,6 +23,9 @@ class SlotSums {
   void add(SlotId from, SlotId into);
   /// Merges Partials into those of the same rows and heads.
   void merge(SlotId from, SlotId into);
+  /// Merges attention sinks, one a query head of the whole problem, into the Partials that a rank
+  /// delivers.
+  void add_sinks(const Result& result, std::span<const float> sinks);
 
  private:
   template <class E, class F>
