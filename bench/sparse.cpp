@@ -1,6 +1,7 @@
 #include "bench/sparse.hpp"
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "kernels/area.hpp"
 

@@ -1,10 +1,8 @@
 #pragma once
 
-#include <boost/program_options/options_description.hpp>
-#include <boost/program_options/variables_map.hpp>
-
 #include "launcher/latent_files.hpp"
 #include "launcher/options.hpp"
+#include "launcher/program_options_fwd.hpp"
 #include "parallel/latent_slices.hpp"
 
 namespace dattn {

@@ -1,5 +1,8 @@
 #include "launcher/digests.hpp"
 
+#include <boost/program_options/options_description.hpp>
+#include <boost/program_options/value_semantic.hpp>
+#include <boost/program_options/variables_map.hpp>
 #include <fmt/format.h>
 
 #include "comm/digest.hpp"

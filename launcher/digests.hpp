@@ -1,8 +1,8 @@
 #pragma once
 
-#include <boost/program_options/options_description.hpp>
-#include <boost/program_options/variables_map.hpp>
 #include <string>
+
+#include "launcher/program_options_fwd.hpp"
 
 namespace dattn {
 

@@ -1,11 +1,10 @@
 #pragma once
 
-#include <boost/program_options/options_description.hpp>
-#include <boost/program_options/variables_map.hpp>
 #include <string>
 #include <vector>
 
 #include "launcher/failure.hpp"
+#include "launcher/program_options_fwd.hpp"
 #include "launcher/scores.hpp"
 #include "launcher/tensors.hpp"
 #include "parallel/planner.hpp"

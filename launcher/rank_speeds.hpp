@@ -1,10 +1,10 @@
 #pragma once
 
-#include <boost/program_options/options_description.hpp>
 #include <string>
 
 #include "comm/communicator.hpp"
 #include "launcher/options.hpp"
+#include "launcher/program_options_fwd.hpp"
 
 namespace dattn {
 

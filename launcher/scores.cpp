@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <boost/program_options/value_semantic.hpp>
+#include <nlohmann/json.hpp>
 #include <cmath>
 #include <limits>
 #include <string>

@@ -1,12 +1,11 @@
 #pragma once
 
-#include <boost/program_options/options_description.hpp>
-#include <boost/program_options/variables_map.hpp>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <vector>
 
 #include "kernels/score.hpp"
 #include "kernels/shape.hpp"
+#include "launcher/program_options_fwd.hpp"
 
 namespace dattn {
 

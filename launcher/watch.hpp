@@ -1,13 +1,12 @@
 #pragma once
 
-#include <boost/program_options/options_description.hpp>
-#include <boost/program_options/variables_map.hpp>
 #include <cstddef>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "comm/communicator.hpp"
+#include "launcher/program_options_fwd.hpp"
 #include "parallel/plan.hpp"
 
 namespace dattn {

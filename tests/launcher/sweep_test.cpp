@@ -2,6 +2,7 @@
 #include "launcher/sweep.hpp"
 
 #include <gmock/gmock.h>
+#include <nlohmann/json.hpp>
 #include <unistd.h>
 
 #include <filesystem>
