@@ -18,6 +18,7 @@
 #include "kernels/isa/amx_emulated.hpp"
 #include "kernels/isa/kernel.hpp"
 #include "kernels/range.hpp"
+#include "tests/normal.hpp"
 #include "tests/sanitized.hpp"
 
 namespace dattn {
@@ -173,7 +174,7 @@ struct Problem {
         k(c.keys, c.d_qk, subject.element),
         v(c.keys, c.d_v, subject.element),
         d_o(queries, c.d_v, subject.element) {
-    std::normal_distribution<double> normal;
+    const NormalNumbers normal;
     for (Matrix* m : {&q, &k, &v, &d_o}) {
       for (int i = 0; i < m->count; ++i) {
         for (int j = 0; j < m->dim; ++j) m->set(i, j, normal(random));
@@ -358,7 +359,7 @@ std::ostream& operator<<(std::ostream& out, const DecodeCase& c) {
 struct DecodeProblem {
   DecodeCase c;
   std::mt19937 random{11};
-  std::normal_distribution<double> normal;
+  NormalNumbers normal;
   std::vector<float> q;  ///< [groups][lanes][d_qk]
   Matrix k, v;           ///< [keys][groups][d]
   float cap = 0;

@@ -8,6 +8,7 @@
 #include "kernels/attend.hpp"
 #include "kernels/partial.hpp"
 #include "kernels/reference.hpp"
+#include "tests/normal.hpp"
 
 namespace dattn {
 
@@ -33,7 +34,7 @@ template <class T>
 Tensor<T> random_tensor(Index rows, Index heads, Index dim, unsigned seed) {
   Tensor<T> tensor(rows, heads, dim);
   std::mt19937 random(seed);
-  std::normal_distribution<double> normal;
+  const NormalNumbers normal;
   for (T& x : tensor.numbers) x = static_cast<T>(normal(random));
   return tensor;
 }

@@ -11,6 +11,7 @@
 #include "parallel/stats.hpp"
 #include "parallel/strategies.hpp"
 #include "tests/cases.hpp"
+#include "tests/normal.hpp"
 #include "tests/parallel/compensated.hpp"
 
 namespace dattn::testing {
@@ -22,7 +23,7 @@ struct Tensors {
 
   Tensors(const Shape& s, unsigned seed) {
     std::mt19937 bits(seed);
-    std::normal_distribution<double> normal;
+    const NormalNumbers normal;
     const auto fill = [&](std::vector<T>& to, Index count) {
       to.resize(static_cast<std::size_t>(count));
       for (T& x : to) x = static_cast<T>(normal(bits));
