@@ -1,6 +1,7 @@
 #include "kernels/area.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 
 namespace dattn {
 namespace {
@@ -9,11 +10,12 @@ namespace {
 constexpr Index kFewRows = 8;
 
 /// Visits the rectangle `q` x `k` in pieces: all(q, k) for pieces that are allowed whole, alike(q,
-/// ascending spans, k) for rows that see the same. A visitor that returns true ends the visit.
-template <class All, class Alike>
+/// ascending spans, k) for rows that see the same; pieces with !matters(q, k) are left out. A
+/// visitor that returns true ends the visit.
+template <class All, class Alike, class Matters>
 bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Alike& alike,
-           std::vector<Range>& scratch) {
-  if (q.count == 0 || k.count == 0) return false;
+           const Matters& matters, std::vector<Range>& scratch) {
+  if (q.count == 0 || k.count == 0 || !matters(q, k)) return false;
   // The bounds of a strided run hold more positions than the run: None and All stay true of it.
   switch (mask.cover(head, q.bounds(), k.bounds())) {
     case Cover::None:
@@ -36,21 +38,21 @@ bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Ali
     }
     return false;
   }
-  if (same > kFewRows && q.step == 1) {
-    const Index cut = std::max(same, q.count / 2 / same * same);
-    return visit(mask, head, q.part({0, cut}), k, all, alike, scratch) ||
-           visit(mask, head, q.part({cut, q.count}), k, all, alike, scratch);
+  if (const Index rows_alike = (same - 1) / q.step + 1; rows_alike > kFewRows) {
+    const Index cut = std::max(rows_alike, q.count / 2 / rows_alike * rows_alike);
+    return visit(mask, head, q.part({0, cut}), k, all, alike, matters, scratch) ||
+           visit(mask, head, q.part({cut, q.count}), k, all, alike, matters, scratch);
   }
   // Cut the longer side, so that pieces stay square and leave the mask's edge soon. Measured by
   // bounds: a single row is 1 long whatever its step, so what is cut has two rows or more.
   if (q.bounds().size() >= k.bounds().size()) {
     const Index half = q.count / 2;
-    return visit(mask, head, q.part({0, half}), k, all, alike, scratch) ||
-           visit(mask, head, q.part({half, q.count}), k, all, alike, scratch);
+    return visit(mask, head, q.part({0, half}), k, all, alike, matters, scratch) ||
+           visit(mask, head, q.part({half, q.count}), k, all, alike, matters, scratch);
   }
   const Index half = k.count / 2;
-  return visit(mask, head, q, k.part({0, half}), all, alike, scratch) ||
-         visit(mask, head, q, k.part({half, k.count}), all, alike, scratch);
+  return visit(mask, head, q, k.part({0, half}), all, alike, matters, scratch) ||
+         visit(mask, head, q, k.part({half, k.count}), all, alike, matters, scratch);
 }
 
 /// Positions first + i * step + j for i < rounds, j < width: what neighbouring ranks own together
@@ -62,12 +64,13 @@ struct Band {
   Index rounds;
 
   Range bounds() const { return {first, first + (rounds - 1) * step + width}; }
+  Index size() const { return rounds * width; }
   /// How many members lie below a position.
   Index below(Index at) const {
     const Index y = at - first;
     if (y <= 0) return 0;
     const Index i = y / step;
-    return i >= rounds ? rounds * width : i * width + std::min(y % step, width);
+    return i >= rounds ? size() : i * width + std::min(y % step, width);
   }
 };
 
@@ -97,7 +100,8 @@ std::vector<Band> bands_of(const Runs& runs) {
     Index rounds = sorted[i].count;
     while (end < sorted.size() && sorted[end].step == step &&
            sorted[end].first == sorted[end - 1].first + 1 &&
-           sorted[end].first < sorted[i].first + step) {
+           sorted[end].first < sorted[i].first + step &&
+           std::abs(sorted[end].count - sorted[i].count) <= 1) {  // those of others are no round
       rounds = std::min(rounds, sorted[end++].count);
     }
     const auto width = static_cast<Index>(end - i);
@@ -130,6 +134,66 @@ bool dense(const std::vector<Band>& bands) {
   return std::all_of(bands.begin(), bands.end(), [](const Band& b) { return b.rounds == 1; });
 }
 
+/// Bands of disjoint members in chains: within one they follow each other, so that the members
+/// below a position are found by halving. Bands that interleave are in chains of their own.
+class Members {
+ public:
+  explicit Members(std::vector<Band> bands) {
+    std::sort(bands.begin(), bands.end(),
+              [](const Band& a, const Band& b) { return a.first < b.first; });
+    for (const Band& band : bands) {
+      auto to = std::find_if(chains_.begin(), chains_.end(), [&](const Chain& chain) {
+        return chain.bands.back().bounds().end <= band.first;
+      });
+      if (to == chains_.end()) to = chains_.insert(to, Chain{});
+      const Index before = to->bands.empty() ? 0 : to->before.back() + to->bands.back().size();
+      to->bands.push_back(band);
+      to->before.push_back(before);
+    }
+  }
+
+  Range bounds() const {
+    Range out = chains_.front().bounds();
+    for (const Chain& chain : chains_) {
+      out.begin = std::min(out.begin, chain.bounds().begin);
+      out.end = std::max(out.end, chain.bounds().end);
+    }
+    return out;
+  }
+  bool any(Range some) const { return below(some.end) > below(some.begin); }
+  /// The first member that is no lower. @pre there is one
+  Index first_from(Index at) const {
+    const Index before = below(at);
+    Index end = bounds().end;  // below(at) == before, below(end) > before
+    while (end - at > 1) {
+      const Index middle = at + (end - at) / 2;
+      (below(middle) > before ? end : at) = middle;
+    }
+    return at;
+  }
+  Index below(Index at) const {
+    Index sum = 0;
+    for (const Chain& chain : chains_) {
+      const auto next =
+          std::upper_bound(chain.bands.begin(), chain.bands.end(), at,
+                           [](Index value, const Band& band) { return value < band.first; });
+      if (next == chain.bands.begin()) continue;
+      const auto i = static_cast<std::size_t>(next - chain.bands.begin()) - 1;
+      sum += chain.before[i] + chain.bands[i].below(at);
+    }
+    return sum;
+  }
+
+ private:
+  struct Chain {
+    std::vector<Band> bands;
+    std::vector<Index> before;  ///< members of the bands before each
+
+    Range bounds() const { return {bands.front().first, bands.back().bounds().end}; }
+  };
+  std::vector<Chain> chains_;
+};
+
 Runs runs_of(const std::vector<Band>& bands) {
   Runs runs;
   for (const Band& b : bands) {
@@ -160,15 +224,13 @@ RowSpans::RowSpans(const Mask& mask, Index head, const Runs& queries, Range keys
 }
 
 Index RowSpans::seeing(const Runs& keys) const {
-  const std::vector<Band> bands = bands_of(keys);
+  const Members members(bands_of(keys));
   Index rows = 0;
   for (std::size_t row = 0; row + 1 < first_.size(); ++row) {
     bool sees = false;
     for (auto i = static_cast<std::size_t>(first_[row]);
          i < static_cast<std::size_t>(first_[row + 1]) && !sees; ++i) {
-      sees = std::any_of(bands.begin(), bands.end(), [&](const Band& band) {
-        return band.below(position(ends_[i])) > band.below(position(begins_[i]));
-      });
+      sees = members.below(position(ends_[i])) > members.below(position(begins_[i]));
     }
     rows += sees ? 1 : 0;
   }
@@ -176,26 +238,27 @@ Index RowSpans::seeing(const Runs& keys) const {
 }
 
 Index RowSpans::area(const Runs& keys) const {
-  Index sum = 0;
-  for (const Band& band : bands_of(keys)) {
-    // Members of the band below a position, summed over all ends less all begins.
-    if (band.rounds == 1 || band.step != step_) {
-      for (const Edge& e : ends_) sum += band.below(position(e));
-      for (const Edge& e : begins_) sum -= band.below(position(e));
-      continue;
-    }
-    const Index quotient = band.first / step_;
-    const Index rest = band.first % step_;
-    const auto below = [&](const Edge& e) {  // as above; the division is done already
-      const Index wrap = e.rest < rest ? 1 : 0;
-      const Index i = e.quotient - quotient - wrap;
-      const Index j = std::min(e.rest - rest + wrap * step_, band.width);
-      return i < 0 ? 0 : i >= band.rounds ? band.rounds * band.width : i * band.width + j;
-    };
+  // Members below a position, summed over all ends less all begins.
+  const auto over_edges = [&](const auto& below) {
+    Index sum = 0;
     for (const Edge& e : ends_) sum += below(e);
     for (const Edge& e : begins_) sum -= below(e);
+    return sum;
+  };
+  std::vector<Band> bands = bands_of(keys);
+  if (bands.size() != 1 || bands.front().rounds == 1 || bands.front().step != step_) {
+    const Members members(std::move(bands));
+    return over_edges([&](const Edge& e) { return members.below(position(e)); });
   }
-  return sum;
+  const Band band = bands.front();
+  const Index quotient = band.first / step_;
+  const Index rest = band.first % step_;
+  return over_edges([&](const Edge& e) {  // as Band::below; the division is done already
+    const Index wrap = e.rest < rest ? 1 : 0;
+    const Index i = e.quotient - quotient - wrap;
+    const Index j = std::min(e.rest - rest + wrap * step_, band.width);
+    return i < 0 ? 0 : i >= band.rounds ? band.size() : i * band.width + j;
+  });
 }
 
 namespace {
@@ -227,34 +290,39 @@ Index area(const Mask& mask, Index head, const Runs& queries, const Runs& keys) 
     for (const Range span : spans) sum += q.count * k.inside(span).size();
     return false;
   };
+  const auto matters = [](const Run&, const Run&) { return true; };
   for (const Run& q : dense(q_bands) ? runs_of(q_bands) : queries) {
-    for (const Run& k : runs_of(k_bands)) visit(mask, head, q, k, all, alike, scratch);
+    for (const Run& k : runs_of(k_bands)) visit(mask, head, q, k, all, alike, matters, scratch);
   }
   return sum;
 }
 
 std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queries,
                                  const Runs& keys) {
+  if (size(queries) == 0 || size(keys) == 0) return std::nullopt;
+  // Many runs are looked through as one, in which some positions do not count.
+  const Members rows(bands_of(queries));
+  const Members members(bands_of(keys));
   std::optional<Pair> found;
   std::vector<Range> scratch;
-  const auto all = [&](Run q, Run k) {
-    found = Pair{q.first, k.first};
+  const auto all = [&](const Run& q, const Run& k) {
+    found = Pair{rows.first_from(q.first), members.first_from(k.first)};
     return true;
   };
-  const auto alike = [&](Run q, const std::vector<Range>& spans, Run k) {
-    for (const Range span : spans) {
-      if (const Range members = k.inside(span); !members.empty()) {
-        found = Pair{q.first, k.at(members.begin)};
-        return true;
-      }
-    }
-    return false;
+  const auto alike = [&](const Run& q, const std::vector<Range>& spans, const Run&) {
+    const auto span =
+        std::find_if(spans.begin(), spans.end(), [&](Range some) { return members.any(some); });
+    if (span == spans.end() || !rows.any(q.bounds())) return false;
+    return all(q, {span->begin, span->size(), 1});
   };
-  for (const Run& q : queries) {
-    for (const Run& k : keys) {
-      if (visit(mask, head, q, k, all, alike, scratch)) return found;
-    }
-  }
+  const auto matters = [&](const Run& q, const Run& k) {
+    return rows.any(q.bounds()) && members.any(k.bounds());
+  };
+  const auto as_one = [](const Members& some) {
+    return Run{some.bounds().begin, some.bounds().size(), 1};
+  };
+  visit(mask, head, queries.size() == 1 ? queries.front() : as_one(rows), as_one(members), all,
+        alike, matters, scratch);
   return found;
 }
 

@@ -37,15 +37,17 @@ Ranges union_of(std::vector<Range> ranges) {
 }
 
 Ranges intersect(const Ranges& a, const Ranges& b) {
+  Ranges sorted;  // of b, if it does not ascend: what it shares with a range of a comes in order
+  if (!std::is_sorted(b.begin(), b.end())) {
+    sorted = b;
+    std::sort(sorted.begin(), sorted.end());
+  }
+  const Ranges& others = sorted.empty() ? b : sorted;
   Ranges out;
   for (const Range x : a) {
-    // Members of b need not ascend, but what they share with x must come out in x's order.
-    Ranges pieces;
-    for (const Range y : b) {
-      if (const Range both = intersect(x, y); !both.empty()) pieces.push_back(both);
-    }
-    std::sort(pieces.begin(), pieces.end());
-    for (const Range p : pieces) append(out, p);
+    auto y = std::partition_point(others.begin(), others.end(),
+                                  [&](Range other) { return other.end <= x.begin; });
+    for (; y != others.end() && y->begin < x.end; ++y) append(out, intersect(x, *y));
   }
   return out;
 }

@@ -63,6 +63,8 @@ struct Reach {
 /// Checks the rows `rows` of a result, over all of which the same contributions lie, for the query
 /// heads `heads`.
 class RowCheck {
+  static constexpr std::size_t kManyRanges = 4;
+
  public:
   RowCheck(const Problem& problem, const Program& program,
            const std::vector<Contribution>& contributions, Kind kind, Range heads, Range rows)
@@ -78,12 +80,13 @@ class RowCheck {
     std::sort(reach.begin(), reach.end(),
               [](const Reach& a, const Reach& b) { return a.partners < b.partners; });
     Index covered = 0;
+    Ranges left;  // of the partners: nothing brings these
     const Reach* furthest = nullptr;
     for (const Reach& next : reach) {
-      if (auto fault = missing({covered, next.partners.begin})) return fault;
+      append(left, {covered, next.partners.begin});
       if (furthest != nullptr) {
-        if (auto fault =
-                twice(intersect(next.partners, {next.partners.begin, covered}), *furthest, next)) {
+        if (auto fault = twice({intersect(next.partners, {next.partners.begin, covered})},
+                               *furthest, next)) {
           return fault;
         }
       }
@@ -92,15 +95,18 @@ class RowCheck {
         furthest = &next;
       }
     }
-    return missing({covered, partners_.tokens()});
+    append(left, {covered, partners_.tokens()});
+    return missing(left);
   }
 
  private:
   /// Some allowed pair on these rows of partners, as "pair (h0, q32, k0)".
-  std::optional<std::string> pair_on(Range partner_rows) const {
-    if (partner_rows.empty()) return std::nullopt;
-    const Runs partners = partners_.positions({partner_rows});
+  std::optional<std::string> pair_on(const Ranges& partner_rows) const {
+    if (size(partner_rows) == 0) return std::nullopt;
     for (const auto& [head, count] : heads_) {
+      const bool many = partner_rows.size() > kManyRanges;
+      const Runs partners =
+          partners_.positions(many ? intersect(partner_rows, of_use(head)) : partner_rows);
       const auto pair = of_queries(kind_) ? allowed_pair(problem_.mask(), head, rows_, partners)
                                           : allowed_pair(problem_.mask(), head, partners, rows_);
       if (pair) {
@@ -112,19 +118,35 @@ class RowCheck {
     return std::nullopt;
   }
 
+  /// The partners with a pair on these rows: few, and found at once, where those that nothing
+  /// brings here are in thousands of pieces.
+  Ranges of_use(Index head) const {
+    const Shape& s = problem_.shape();
+    const Ranges positions =
+        of_queries(kind_) ? keys_seen(problem_.mask(), head, rows_, s.keys)
+                          : queries_seeing(problem_.mask(), head,
+                                           {s.first_query(), s.first_query() + s.queries}, rows_);
+    Ranges rows;
+    for (int r = 0; r < problem_.ranks(); ++r) {
+      for (const Range some : partners_.rows_at(r, positions)) append(rows, some);
+    }
+    return rows;
+  }
+
   /// What the rank delivers, in words.
   std::string delivered() const {
     return kind_ == Kind::O ? "" : std::string(name_of(kind_)) + " of ";
   }
 
-  std::optional<Fault> missing(Range partner_rows) const {
+  std::optional<Fault> missing(const Ranges& partner_rows) const {
     const auto pair = pair_on(partner_rows);
     if (!pair) return std::nullopt;
     return Fault{program_.rank, static_cast<int>(program_.steps.size()),
                  *pair + " is computed 0 times in " + delivered() + "what the rank delivers"};
   }
 
-  std::optional<Fault> twice(Range partner_rows, const Reach& first, const Reach& second) const {
+  std::optional<Fault> twice(const Ranges& partner_rows, const Reach& first,
+                             const Reach& second) const {
     const auto pair = pair_on(partner_rows);
     if (!pair) return std::nullopt;
     const Contribution& a = contributions_[static_cast<std::size_t>(first.contribution)];
@@ -177,17 +199,24 @@ std::optional<Fault> check_result(const Problem& problem, const Program& program
     }
     const auto row_parts = rows.between();
     for (const Range head_part : heads.between()) {
-      for (const Range row_part : row_parts) {
-        std::vector<Reach> reach;
-        for (const Cell& cell : here) {
-          if (!cell.heads.contains(head_part) || !cell.rows.contains(row_part)) continue;
-          const Contribution& c = contributions[static_cast<std::size_t>(cell.contribution)];
+      std::vector<std::vector<Reach>> reach(row_parts.size());
+      for (const Cell& cell : here) {
+        if (!cell.heads.contains(head_part)) continue;
+        const Contribution& c = contributions[static_cast<std::size_t>(cell.contribution)];
+        const Range whole_rows = cell.rows;
+        auto part = std::partition_point(row_parts.begin(), row_parts.end(), [&](const Range& r) {
+          return r.begin < whole_rows.begin;
+        });
+        for (; part != row_parts.end() && part->end <= whole_rows.end; ++part) {
           for (const Range partners : *(of_queries(kind) ? c.key_rows : c.query_rows)) {
-            reach.push_back({partners, cell.contribution});
+            reach[static_cast<std::size_t>(part - row_parts.begin())].push_back(
+                {partners, cell.contribution});
           }
         }
-        const RowCheck check(problem, program, contributions, kind, head_part, row_part);
-        if (auto fault = check.run(std::move(reach))) return fault;
+      }
+      for (std::size_t i = 0; i < row_parts.size(); ++i) {
+        const RowCheck check(problem, program, contributions, kind, head_part, row_parts[i]);
+        if (auto fault = check.run(std::move(reach[i]))) return fault;
       }
     }
   }

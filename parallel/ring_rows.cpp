@@ -10,11 +10,15 @@ namespace {
 /// Those of `rows` that stand at `positions`.
 Ranges rows_within(const Partition& tokens, const Ranges& rows, const Ranges& positions) {
   Ranges out;
+  int last = -1;
+  Ranges there;  // of all rows of the last rank, which many Ranges may be parts of
   for (Range left : rows) {
     while (!left.empty()) {
       const int rank = tokens.owner(left.begin);
+      if (rank != last) there = tokens.rows_at(rank, positions);
+      last = rank;
       const Range here = intersect(left, tokens.rows(rank));
-      for (const Range found : tokens.rows_at(rank, positions)) append(out, intersect(found, here));
+      for (const Range found : intersect(Ranges{here}, there)) append(out, found);
       left.begin = here.end;
     }
   }

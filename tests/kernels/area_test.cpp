@@ -43,14 +43,17 @@ bool holds(const Runs& runs, Index position) {
 /// Rows as a rank may hold them; counts of 1 with a long step are what an even split leaves.
 const std::vector<Runs>& holdings() {
   static const std::vector<Runs> table{
-      {{0, kKeys, 1}},                      // all
-      {{13, 11, 1}},                        // contiguous
-      {{3, 9, 1}, {36, 9, 1}},              // zigzag
-      {{2, 12, 4}},                         // strided
-      {{5, 3, 16}},                         // strided far
-      {{7, 1, 48}},                         // one row with a step
-      {{40, 8, 1}, {0, 10, 3}, {1, 1, 1}},  // not ascending
-      {},                                   // none
+      {{0, kKeys, 1}},                                             // all
+      {{13, 11, 1}},                                               // contiguous
+      {{3, 9, 1}, {36, 9, 1}},                                     // zigzag
+      {{2, 12, 4}},                                                // strided
+      {{5, 3, 16}},                                                // strided far
+      {{7, 1, 48}},                                                // one row with a step
+      {{40, 8, 1}, {0, 10, 3}, {1, 1, 1}},                         // not ascending
+      {{0, 12, 4}, {2, 2, 4}, {21, 3, 8}, {23, 6, 4}},             // woven, some far longer
+      {{1, 3, 4}, {2, 12, 4}, {3, 2, 4}, {20, 1, 1}, {33, 4, 4}},  // neighbours likewise
+      {{30, 1, 1}, {0, 1, 1}, {3, 1, 1}, {47, 1, 1}, {5, 2, 1}, {11, 1, 1}, {17, 3, 1}},
+      {},  // none
       {{5, 0, 1}},
   };
   return table;
