@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 
 #include "parallel/rehearse.hpp"
+#include "parallel/strategies.hpp"
 #include "parallel/strategies/ring.hpp"
 #include "tests/parallel/interpreter.hpp"
 #include "tests/parallel/plans.hpp"
@@ -345,6 +346,40 @@ TEST_F(HandWritten, PlansPrintAsText) {
   EXPECT_THAT(text(plan[1]), HasSubstr("recv   K[heads 0, rows 0-1] from 0 into home 4\n"));
   EXPECT_THAT(text(plan[1]), HasSubstr("attend Q[heads 0, rows 2-3]@0 to"));
   EXPECT_THAT(text(plan[1]), HasSubstr("  delivers O[heads 0, rows 2-3]\n"));
+}
+
+// What nobody brings to a row is in many pieces where the tokens of short documents are dealt one
+// by one; a pair among them that is due is found all the same.
+TEST(ManyPieces, AStepLeftOutIsMissed) {
+  const Shape shape{120, 120, 1, 1, 1, 1, 1};
+  std::string documents = "documents:";
+  for (Index left = shape.keys, length = 3; left > 0; left -= length, length = length % 9 + 3) {
+    length = std::min(length, left);
+    documents += std::to_string(length) + (left > length ? "," : "+causal");
+  }
+  const Problem p{shape, parse_mask(documents, shape), line(5), "striped"};
+  for (const char* const name : {"ring", "gather", "lightseq"}) {
+    for (const Pass pass : {Pass::forward, Pass::backward}) {
+      const Plan plan = make_plan(*find_strategy(name), p, pass);
+      ASSERT_EQ(fault_of(p, plan), "none") << name;
+      int missed = 0;
+      for (std::size_t rank = 0; rank < plan.size(); ++rank) {
+        for (std::size_t i = 0; i < plan[rank].steps.size(); ++i) {
+          const Step& step = plan[rank].steps[i];
+          if (!std::holds_alternative<Attend>(step) &&
+              !std::holds_alternative<AttendBackward>(step)) {
+            continue;
+          }
+          Plan less = plan;
+          less[rank].steps.erase(less[rank].steps.begin() + static_cast<std::ptrdiff_t>(i));
+          const std::string fault = fault_of(p, less);
+          EXPECT_NE(fault, "none") << name << ", rank " << rank << ", step " << i;
+          missed += fault.find("is computed 0 times") != std::string::npos ? 1 : 0;
+        }
+      }
+      EXPECT_GT(missed, 0) << name;
+    }
+  }
 }
 
 }  // namespace
