@@ -53,6 +53,37 @@ void take_out(std::vector<Cell>& cells, const Rect& rect) {
   cells = std::move(left);
 }
 
+/// The rectangles of a Block, which may be thousands.
+class Pieces {
+ public:
+  explicit Pieces(const Block& block)
+      : block_(block), ascending_(std::is_sorted(block.rows.begin(), block.rows.end())) {}
+
+  /// Visits those that share something with `cell`.
+  template <class Visit>
+  void visit(const Cell& cell, const Visit& visit) const {
+    for (const Range heads : block_.heads) {
+      if (intersect(heads, cell.heads).empty()) continue;
+      auto rows = block_.rows.begin();
+      if (ascending_) {
+        rows = std::partition_point(rows, block_.rows.end(),
+                                    [&](Range r) { return r.end <= cell.rows.begin; });
+      }
+      for (; rows != block_.rows.end(); ++rows) {
+        if (!intersect(*rows, cell.rows).empty()) {
+          visit(Rect{heads, *rows});
+        } else if (ascending_) {
+          break;
+        }
+      }
+    }
+  }
+
+ private:
+  const Block& block_;
+  bool ascending_;
+};
+
 /// Partners (keys of query rows, queries of key rows) that one contribution brings to the rows in
 /// question.
 struct Reach {
@@ -233,17 +264,19 @@ void append_rects(std::vector<Rect>& rects, const Block& block) {
 
 // `source` is a copy: a rank may send to itself.
 void move_cells(std::vector<Cell> source, const Block& block, std::vector<Cell>& target) {
-  std::vector<Rect> rects;
-  append_rects(rects, block);
-  for (const Rect& r : rects) {
-    if (!target.empty()) take_out(target, r);
+  const Pieces pieces(block);
+  std::vector<Cell> left;
+  for (const Cell& cell : target) {
+    std::vector<Cell> parts{cell};
+    pieces.visit(cell, [&](const Rect& r) { take_out(parts, r); });
+    left.insert(left.end(), parts.begin(), parts.end());
   }
+  target = std::move(left);
   for (const Cell& cell : source) {
-    for (const Rect& r : rects) {
-      const Cell part{intersect(cell.heads, r.heads), intersect(cell.rows, r.rows),
-                      cell.contribution};
-      if (!part.heads.empty() && !part.rows.empty()) target.push_back(part);
-    }
+    pieces.visit(cell, [&](const Rect& r) {
+      target.push_back(
+          {intersect(cell.heads, r.heads), intersect(cell.rows, r.rows), cell.contribution});
+    });
   }
 }
 
