@@ -8,6 +8,8 @@ namespace {
 
 /// Up to this many queries, counting row by row beats cutting further.
 constexpr Index kFewRows = 8;
+/// Up to this many bands are looked at one by one.
+constexpr std::size_t kFewBands = 16;
 
 /// Visits the rectangle `q` x `k` in pieces: all(q, k) for pieces that are allowed whole, alike(q,
 /// ascending spans, k) for rows that see the same; pieces with !matters(q, k) are left out. A
@@ -239,26 +241,32 @@ Index RowSpans::seeing(const Runs& keys) const {
 
 Index RowSpans::area(const Runs& keys) const {
   // Members below a position, summed over all ends less all begins.
+  Index sum = 0;
   const auto over_edges = [&](const auto& below) {
-    Index sum = 0;
     for (const Edge& e : ends_) sum += below(e);
     for (const Edge& e : begins_) sum -= below(e);
-    return sum;
   };
   std::vector<Band> bands = bands_of(keys);
-  if (bands.size() != 1 || bands.front().rounds == 1 || bands.front().step != step_) {
+  if (bands.size() > kFewBands) {
     const Members members(std::move(bands));
-    return over_edges([&](const Edge& e) { return members.below(position(e)); });
+    over_edges([&](const Edge& e) { return members.below(position(e)); });
+    return sum;
   }
-  const Band band = bands.front();
-  const Index quotient = band.first / step_;
-  const Index rest = band.first % step_;
-  return over_edges([&](const Edge& e) {  // as Band::below; the division is done already
-    const Index wrap = e.rest < rest ? 1 : 0;
-    const Index i = e.quotient - quotient - wrap;
-    const Index j = std::min(e.rest - rest + wrap * step_, band.width);
-    return i < 0 ? 0 : i >= band.rounds ? band.size() : i * band.width + j;
-  });
+  for (const Band& band : bands) {
+    if (band.rounds == 1 || band.step != step_) {
+      over_edges([&](const Edge& e) { return band.below(position(e)); });
+      continue;
+    }
+    const Index quotient = band.first / step_;
+    const Index rest = band.first % step_;
+    over_edges([&](const Edge& e) {  // as above; the division is done already
+      const Index wrap = e.rest < rest ? 1 : 0;
+      const Index i = e.quotient - quotient - wrap;
+      const Index j = std::min(e.rest - rest + wrap * step_, band.width);
+      return i < 0 ? 0 : i >= band.rounds ? band.size() : i * band.width + j;
+    });
+  }
+  return sum;
 }
 
 namespace {
@@ -297,10 +305,15 @@ Index area(const Mask& mask, Index head, const Runs& queries, const Runs& keys) 
   return sum;
 }
 
-std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queries,
-                                 const Runs& keys) {
+namespace {
+
+/// Up to this many pairs of runs are looked through one by one.
+constexpr std::size_t kFewPieces = 4;
+
+/// Many runs are looked through as one, in which some positions do not count.
+std::optional<Pair> allowed_pair_of_many(const Mask& mask, Index head, const Runs& queries,
+                                         const Runs& keys) {
   if (size(queries) == 0 || size(keys) == 0) return std::nullopt;
-  // Many runs are looked through as one, in which some positions do not count.
   const Members rows(bands_of(queries));
   const Members members(bands_of(keys));
   std::optional<Pair> found;
@@ -323,6 +336,34 @@ std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queri
   };
   visit(mask, head, queries.size() == 1 ? queries.front() : as_one(rows), as_one(members), all,
         alike, matters, scratch);
+  return found;
+}
+
+}  // namespace
+
+std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queries,
+                                 const Runs& keys) {
+  if (queries.size() * keys.size() > kFewPieces) {
+    return allowed_pair_of_many(mask, head, queries, keys);
+  }
+  std::optional<Pair> found;
+  std::vector<Range> scratch;
+  const auto all = [&](const Run& q, const Run& k) {
+    found = Pair{q.first, k.first};
+    return true;
+  };
+  const auto alike = [&](const Run& q, const std::vector<Range>& spans, const Run& k) {
+    for (const Range span : spans) {
+      if (const Range members = k.inside(span); !members.empty()) return all(q, k.part(members));
+    }
+    return false;
+  };
+  const auto matters = [](const Run&, const Run&) { return true; };
+  for (const Run& q : queries) {
+    for (const Run& k : keys) {
+      if (visit(mask, head, q, k, all, alike, matters, scratch)) return found;
+    }
+  }
   return found;
 }
 

@@ -40,6 +40,13 @@ bool holds(const Runs& runs, Index position) {
   return false;
 }
 
+/// More pieces than are looked at one by one, and a run whose step is long.
+Runs pieces() {
+  Runs runs{{3, 2, 25}};
+  for (Index at = 0; at < kKeys; at += at % 5 == 0 ? 2 : 3) runs.push_back({at, 1, 1});
+  return runs;
+}
+
 /// Rows as a rank may hold them; counts of 1 with a long step are what an even split leaves.
 const std::vector<Runs>& holdings() {
   static const std::vector<Runs> table{
@@ -53,6 +60,7 @@ const std::vector<Runs>& holdings() {
       {{0, 12, 4}, {2, 2, 4}, {21, 3, 8}, {23, 6, 4}},             // woven, some far longer
       {{1, 3, 4}, {2, 12, 4}, {3, 2, 4}, {20, 1, 1}, {33, 4, 4}},  // neighbours likewise
       {{30, 1, 1}, {0, 1, 1}, {3, 1, 1}, {47, 1, 1}, {5, 2, 1}, {11, 1, 1}, {17, 3, 1}},
+      pieces(),
       {},  // none
       {{5, 0, 1}},
   };
