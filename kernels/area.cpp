@@ -9,16 +9,15 @@ namespace {
 
 /// Up to this many queries, counting row by row beats cutting further.
 constexpr Index kFewRows = 8;
-/// Up to this many bands are looked at one by one.
-constexpr std::size_t kFewBands = 16;
+/// Up to this many bands of a chain are looked at one by one.
+constexpr std::size_t kFewBands = 8;
 
 /// Visits the rectangle `q` x `k` in pieces: all(q, k) for pieces that are allowed whole, alike(q,
-/// ascending spans, k) for rows that see the same; pieces with !matters(q, k) are left out. A
-/// visitor that returns true ends the visit.
-template <class All, class Alike, class Matters>
+/// ascending spans, k) for rows that see the same. A visitor that returns true ends the visit.
+template <class All, class Alike>
 bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Alike& alike,
-           const Matters& matters, std::vector<Range>& scratch) {
-  if (q.count == 0 || k.count == 0 || !matters(q, k)) return false;
+           std::vector<Range>& scratch) {
+  if (q.count == 0 || k.count == 0) return false;
   // The bounds of a strided run hold more positions than the run: None and All stay true of it.
   switch (mask.cover(head, q.bounds(), k.bounds())) {
     case Cover::None:
@@ -43,19 +42,19 @@ bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Ali
   }
   if (const Index rows_alike = (same - 1) / q.step + 1; rows_alike > kFewRows) {
     const Index cut = std::max(rows_alike, q.count / 2 / rows_alike * rows_alike);
-    return visit(mask, head, q.part({0, cut}), k, all, alike, matters, scratch) ||
-           visit(mask, head, q.part({cut, q.count}), k, all, alike, matters, scratch);
+    return visit(mask, head, q.part({0, cut}), k, all, alike, scratch) ||
+           visit(mask, head, q.part({cut, q.count}), k, all, alike, scratch);
   }
   // Cut the longer side, so that pieces stay square and leave the mask's edge soon. Measured by
   // bounds: a single row is 1 long whatever its step, so what is cut has two rows or more.
   if (q.bounds().size() >= k.bounds().size()) {
     const Index half = q.count / 2;
-    return visit(mask, head, q.part({0, half}), k, all, alike, matters, scratch) ||
-           visit(mask, head, q.part({half, q.count}), k, all, alike, matters, scratch);
+    return visit(mask, head, q.part({0, half}), k, all, alike, scratch) ||
+           visit(mask, head, q.part({half, q.count}), k, all, alike, scratch);
   }
   const Index half = k.count / 2;
-  return visit(mask, head, q, k.part({0, half}), all, alike, matters, scratch) ||
-         visit(mask, head, q, k.part({half, k.count}), all, alike, matters, scratch);
+  return visit(mask, head, q, k.part({0, half}), all, alike, scratch) ||
+         visit(mask, head, q, k.part({half, k.count}), all, alike, scratch);
 }
 
 }  // namespace
@@ -94,29 +93,31 @@ Index RowSpans::seeing(const Runs& keys) const {
 }
 
 Index RowSpans::area(const Runs& keys) const {
-  // Members below a position, summed over all ends less all begins.
-  Index sum = 0;
-  const auto over_edges = [&](const auto& below) {
+  const auto over_edges = [&](const auto& below) {  // of all ends less all begins
+    Index sum = 0;
     for (const Edge& e : ends_) sum += below(e);
     for (const Edge& e : begins_) sum -= below(e);
-  };
-  std::vector<Band> bands = bands_of(keys);
-  if (bands.size() > kFewBands) {
-    const Members members(std::move(bands));
-    over_edges([&](const Edge& e) { return members.below(position(e)); });
     return sum;
+  };
+  const std::vector<Band> bands = bands_of(keys);
+  if (bands.size() > kFewBands) {
+    const Members members(bands);
+    if (bands.size() > kFewBands * members.chains()) {
+      return over_edges([&](const Edge& e) { return members.below(position(e)); });
+    }
   }
+  Index sum = 0;
   for (const Band& band : bands) {
     if (band.rounds == 1 || band.step != step_) {
-      over_edges([&](const Edge& e) { return band.below(position(e)); });
+      sum += over_edges([&](const Edge& e) { return band.below(position(e)); });
       continue;
     }
     const Index quotient = band.first / step_;
     const Index rest = band.first % step_;
-    over_edges([&](const Edge& e) {  // as above; the division is done already
+    sum += over_edges([=, step = step_](const Edge& e) {  // as above; the division is done already
       const Index wrap = e.rest < rest ? 1 : 0;
       const Index i = e.quotient - quotient - wrap;
-      const Index j = std::min(e.rest - rest + wrap * step_, band.width);
+      const Index j = std::min(e.rest - rest + wrap * step, band.width);
       return i < 0 ? 0 : i >= band.rounds ? band.size() : i * band.width + j;
     });
   }
@@ -152,70 +153,32 @@ Index area(const Mask& mask, Index head, const Runs& queries, const Runs& keys) 
     for (const Range span : spans) sum += q.count * k.inside(span).size();
     return false;
   };
-  const auto matters = [](const Run&, const Run&) { return true; };
   for (const Run& q : dense(q_bands) ? runs_of(q_bands) : queries) {
-    for (const Run& k : runs_of(k_bands)) visit(mask, head, q, k, all, alike, matters, scratch);
+    for (const Run& k : runs_of(k_bands)) visit(mask, head, q, k, all, alike, scratch);
   }
   return sum;
 }
 
-namespace {
-
-/// Up to this many pairs of runs are looked through one by one.
-constexpr std::size_t kFewPieces = 4;
-
-/// Many runs are looked through as one, in which some positions do not count.
-std::optional<Pair> allowed_pair_of_many(const Mask& mask, Index head, const Runs& queries,
-                                         const Runs& keys) {
-  if (size(queries) == 0 || size(keys) == 0) return std::nullopt;
-  const Members rows(bands_of(queries));
-  const Members members(bands_of(keys));
-  std::optional<Pair> found;
-  std::vector<Range> scratch;
-  const auto all = [&](const Run& q, const Run& k) {
-    found = Pair{rows.first_from(q.first), members.first_from(k.first)};
-    return true;
-  };
-  const auto alike = [&](const Run& q, const std::vector<Range>& spans, const Run&) {
-    const auto span =
-        std::find_if(spans.begin(), spans.end(), [&](Range some) { return members.any(some); });
-    if (span == spans.end() || !rows.any(q.bounds())) return false;
-    return all(q, {span->begin, span->size(), 1});
-  };
-  const auto matters = [&](const Run& q, const Run& k) {
-    return rows.any(q.bounds()) && members.any(k.bounds());
-  };
-  const auto as_one = [](const Members& some) {
-    return Run{some.bounds().begin, some.bounds().size(), 1};
-  };
-  visit(mask, head, queries.size() == 1 ? queries.front() : as_one(rows), as_one(members), all,
-        alike, matters, scratch);
-  return found;
-}
-
-}  // namespace
-
 std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queries,
                                  const Runs& keys) {
-  if (queries.size() * keys.size() > kFewPieces) {
-    return allowed_pair_of_many(mask, head, queries, keys);
-  }
   std::optional<Pair> found;
   std::vector<Range> scratch;
-  const auto all = [&](const Run& q, const Run& k) {
+  const auto all = [&](Run q, Run k) {
     found = Pair{q.first, k.first};
     return true;
   };
-  const auto alike = [&](const Run& q, const std::vector<Range>& spans, const Run& k) {
+  const auto alike = [&](Run q, const std::vector<Range>& spans, Run k) {
     for (const Range span : spans) {
-      if (const Range members = k.inside(span); !members.empty()) return all(q, k.part(members));
+      if (const Range members = k.inside(span); !members.empty()) {
+        found = Pair{q.first, k.at(members.begin)};
+        return true;
+      }
     }
     return false;
   };
-  const auto matters = [](const Run&, const Run&) { return true; };
   for (const Run& q : queries) {
     for (const Run& k : keys) {
-      if (visit(mask, head, q, k, all, alike, matters, scratch)) return found;
+      if (visit(mask, head, q, k, all, alike, scratch)) return found;
     }
   }
   return found;

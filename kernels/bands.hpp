@@ -42,25 +42,9 @@ class Members {
  public:
   explicit Members(std::vector<Band> bands);
 
-  Range bounds() const {
-    Range out = chains_.front().bounds();
-    for (const Chain& chain : chains_) {
-      out.begin = std::min(out.begin, chain.bounds().begin);
-      out.end = std::max(out.end, chain.bounds().end);
-    }
-    return out;
-  }
-  bool any(Range some) const { return below(some.end) > below(some.begin); }
-  /// The first member that is no lower. @pre there is one
-  Index first_from(Index at) const {
-    const Index before = below(at);
-    Index end = bounds().end;  // below(at) == before, below(end) > before
-    while (end - at > 1) {
-      const Index middle = at + (end - at) / 2;
-      (below(middle) > before ? end : at) = middle;
-    }
-    return at;
-  }
+  /// Each costs a search in below().
+  std::size_t chains() const { return chains_.size(); }
+  /// How many lie below a position.
   Index below(Index at) const {
     Index sum = 0;
     for (const Chain& chain : chains_) {
@@ -78,8 +62,6 @@ class Members {
   struct Chain {
     std::vector<Band> bands;
     std::vector<Index> before;  ///< members of the bands before each
-
-    Range bounds() const { return {bands.front().first, bands.back().bounds().end}; }
   };
   std::vector<Chain> chains_;
 };

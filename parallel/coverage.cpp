@@ -94,7 +94,8 @@ struct Reach {
 /// Checks the rows `rows` of a result, over all of which the same contributions lie, for the query
 /// heads `heads`.
 class RowCheck {
-  static constexpr std::size_t kManyRanges = 4;
+  /// From here on partners are not looked at run by run.
+  static constexpr std::size_t kManyRuns = 4;
 
  public:
   RowCheck(const Problem& problem, const Program& program,
@@ -134,10 +135,10 @@ class RowCheck {
   /// Some allowed pair on these rows of partners, as "pair (h0, q32, k0)".
   std::optional<std::string> pair_on(const Ranges& partner_rows) const {
     if (size(partner_rows) == 0) return std::nullopt;
+    const Runs all = partners_.positions(partner_rows);
     for (const auto& [head, count] : heads_) {
-      const bool many = partner_rows.size() > kManyRanges;
       const Runs partners =
-          partners_.positions(many ? intersect(partner_rows, of_use(head)) : partner_rows);
+          all.size() > kManyRuns ? partners_.positions(intersect(partner_rows, of_use(head))) : all;
       const auto pair = of_queries(kind_) ? allowed_pair(problem_.mask(), head, rows_, partners)
                                           : allowed_pair(problem_.mask(), head, partners, rows_);
       if (pair) {
