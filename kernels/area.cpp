@@ -9,8 +9,33 @@ namespace {
 
 /// Up to this many queries, counting row by row beats cutting further.
 constexpr Index kFewRows = 8;
+/// Where rows see as many spans, and not the same, they are counted whole.
+constexpr std::size_t kManySpans = 4;
 /// Up to this many bands of a chain are looked at one by one.
 constexpr std::size_t kFewBands = 8;
+
+/// Whether two queries see many spans of the keys, few of them the same: as on a grid, where every
+/// piece of the keys would be cut by the edge of the mask down to the smallest.
+bool many_own_spans(const Mask& mask, Index head, Index a, Index b, Range keys,
+                    std::vector<Range>& scratch) {
+  scratch.clear();
+  mask.spans(head, a, keys, scratch);
+  const auto of_a = std::ssize(scratch);
+  if (scratch.size() < kManySpans) return false;
+  mask.spans(head, b, keys, scratch);
+  const auto of_b = std::ssize(scratch) - of_a;
+  const auto middle = scratch.begin() + of_a;
+  Index shared = 0;
+  for (auto i = scratch.begin(), j = middle; i != middle && j != scratch.end();) {
+    shared += *i == *j ? 1 : 0;
+    if (i->begin <= j->begin) {
+      ++i;
+    } else {
+      ++j;
+    }
+  }
+  return of_b >= static_cast<std::ptrdiff_t>(kManySpans) && 2 * shared < std::min(of_a, of_b);
+}
 
 /// Visits the rectangle `q` x `k` in pieces: all(q, k) for pieces that are allowed whole, alike(q,
 /// ascending spans, k) for rows that see the same. A visitor that returns true ends the visit.
@@ -35,8 +60,11 @@ bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Ali
   };
   if (same >= q.bounds().size()) return rows(q);
   if (q.count <= kFewRows) {
-    for (Index i = 0; i < q.count; ++i) {
-      if (rows({q.at(i), 1, 1})) return true;
+    for (Index i = 0; i < q.count;) {
+      const Index same_rows = (mask.alike(head, q.at(i), k.bounds()) - 1) / q.step + 1;
+      const Index end = i + std::min(same_rows, q.count - i);
+      if (rows(q.part({i, end}))) return true;
+      i = end;
     }
     return false;
   }
@@ -47,14 +75,17 @@ bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Ali
   }
   // Cut the longer side, so that pieces stay square and leave the mask's edge soon. Measured by
   // bounds: a single row is 1 long whatever its step, so what is cut has two rows or more.
-  if (q.bounds().size() >= k.bounds().size()) {
-    const Index half = q.count / 2;
+  const Index half = q.count / 2;
+  const auto many_own = [&](Index other) {  // neighbours in a corner of a grid see the same
+    return many_own_spans(mask, head, q.at(half), q.at(other), k.bounds(), scratch);
+  };
+  if (q.bounds().size() >= k.bounds().size() || many_own(half - 1) || many_own(0)) {
     return visit(mask, head, q.part({0, half}), k, all, alike, scratch) ||
            visit(mask, head, q.part({half, q.count}), k, all, alike, scratch);
   }
-  const Index half = k.count / 2;
-  return visit(mask, head, q, k.part({0, half}), all, alike, scratch) ||
-         visit(mask, head, q, k.part({half, k.count}), all, alike, scratch);
+  const Index middle = k.count / 2;
+  return visit(mask, head, q, k.part({0, middle}), all, alike, scratch) ||
+         visit(mask, head, q, k.part({middle, k.count}), all, alike, scratch);
 }
 
 }  // namespace

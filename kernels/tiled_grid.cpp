@@ -19,6 +19,7 @@ TiledGrid::TiledGrid(std::span<const Index> lengths, std::span<const Index> tile
 }
 
 TiledGrid::Point TiledGrid::point(Index position) const {
+  if (tile_ == length_) return of_row_major(position);
   Point begin{};
   Point extent{};
   Index before = 1;  // tokens of the tile along the axes done
@@ -49,27 +50,59 @@ Index TiledGrid::position(const Point& p) const {
   return at + inside;
 }
 
-TiledGrid::Box TiledGrid::box(Range positions) const {
-  Box found{};
-  Index before = 1;
-  for (std::size_t d = 0; d < kMostDims; ++d) {
-    const Index layer = before * tile_[d] * behind_[d];
-    const Range tiles{positions.begin / layer, (positions.end - 1) / layer + 1};
-    found[d] = {tiles.begin * tile_[d], std::min(length_[d], tiles.end * tile_[d])};
-    if (tiles.size() > 1) {
-      for (++d; d < kMostDims; ++d) found[d] = {0, length_[d]};
-      return found;
+void TiledGrid::cut(std::size_t level, Box box, Index tokens, Range positions, Boxes& found) const {
+  while (positions.size() < tokens) {
+    const std::size_t d = level % kMostDims;
+    const Index unit = level < kMostDims ? tile_[d] : 1;
+    ++level;
+    const Range along = box[d];
+    if (along.size() <= unit) continue;
+    const auto narrowed = [&](Index first, Index end) {
+      Box part = box;
+      part[d] = {along.begin + first * unit, std::min(along.begin + end * unit, along.end)};
+      return part;
+    };
+    const Index layer = tokens / along.size() * unit;
+    const Index first = positions.begin / layer;
+    const Index last = (positions.end - 1) / layer;
+    const Index left = positions.end - last * layer;  // in the last one
+    const Index tokens_of_last = std::min(layer, tokens - last * layer);
+    if (first == last) {
+      box = narrowed(first, first + 1);
+      tokens = tokens_of_last;
+      positions = {positions.begin - first * layer, left};
+      continue;
     }
-    positions = {positions.begin - tiles.begin * layer, positions.end - tiles.begin * layer};
-    before *= found[d].size();
+    const bool cuts_first = positions.begin > first * layer;
+    const bool cuts_last = left < tokens_of_last;
+    if (cuts_first) {
+      cut(level, narrowed(first, first + 1), layer, {positions.begin - first * layer, layer},
+          found);
+    }
+    const Range whole{first + (cuts_first ? 1 : 0), last + (cuts_last ? 0 : 1)};
+    if (!whole.empty()) found.add(narrowed(whole.begin, whole.end));
+    if (cuts_last) cut(level, narrowed(last, last + 1), tokens_of_last, {0, left}, found);
+    return;
   }
-  // Of one tile: its rows.
-  for (std::size_t d = 0; d < kMostDims; ++d) {
-    before /= found[d].size();  // tokens of one coordinate
-    const Range rows{positions.begin / before, (positions.end - 1) / before + 1};
-    found[d] = {found[d].begin + rows.begin, found[d].begin + rows.end};
-    if (rows.size() > 1) break;
-    positions = {positions.begin - rows.begin * before, positions.end - rows.begin * before};
+  found.add(box);
+}
+
+TiledGrid::Boxes TiledGrid::boxes(Range positions) const {
+  Boxes found;
+  if (positions.empty()) return found;
+  Box all;
+  for (std::size_t d = 0; d < kMostDims; ++d) all[d] = {0, length_[d]};
+  cut(0, all, size_, positions, found);
+  return found;
+}
+
+TiledGrid::Box TiledGrid::box(Range positions) const {
+  const Boxes parts = boxes(positions);
+  Box found = *parts.begin();
+  for (const Box& part : parts) {
+    for (std::size_t d = 0; d < kMostDims; ++d) {
+      found[d] = {std::min(found[d].begin, part[d].begin), std::max(found[d].end, part[d].end)};
+    }
   }
   return found;
 }

@@ -34,10 +34,25 @@ class TiledGrid {
     return {position / length_[2] / length_[1], position / length_[2] % length_[1],
             position % length_[2]};
   }
-  /// Coordinates among which are those of all tokens at these positions. @pre there are some
+  /// The tokens at neighbouring positions, box by box: at most so many. They begin inside one tile
+  /// or coordinate of an axis, go on with whole ones, and end inside one.
+  struct Boxes {
+    std::array<Box, 4 * kMostDims> part;
+    std::size_t count = 0;
+
+    void add(const Box& box) { part[count++] = box; }
+    const Box* begin() const { return part.data(); }
+    const Box* end() const { return part.data() + count; }
+  };
+  Boxes boxes(Range positions) const;
+  /// The smallest box that holds them. @pre there are some
   Box box(Range positions) const;
 
  private:
+  /// Adds the tokens `positions` of a box that is whole tiles down to `level`: axis by axis of
+  /// tiles, then of coordinates in one. `tokens` and positions are counted in the box.
+  void cut(std::size_t level, Box box, Index tokens, Range positions, Boxes& found) const;
+
   Point length_{1, 1, 1};
   Point tile_{1, 1, 1};
   Point behind_{};  ///< tokens of one coordinate along the axes behind

@@ -108,24 +108,27 @@ class Neighbor final : public Mask {
     }
     out.resize(end);
   }
-  /// By boxes that hold the tokens: they say None and All often enough.
-  Cover cover(Index head, Range queries, Range keys) const override {
+  /// Box by box, axis by axis.
+  Cover cover(Index, Range queries, Range keys) const override {
     const Range all{0, grid_.size()};
-    const Range inside = intersect(queries, all);
-    if (inside.empty() || intersect(keys, all).empty()) return Cover::None;
-    const Box q = grid_.box(inside);
-    const Box k = grid_.box(intersect(keys, all));
-    bool whole = inside == queries && all.contains(keys);
-    for (std::size_t d = 0; d < kMostDims; ++d) {
-      const Axis& axis = axes_[d];
-      // Windows hold their own query: nobody sees farther than this.
-      const Index reach = axis.dilation * (axis.window - 1);
-      if (intersect({q[d].begin - reach, q[d].end + reach}, k[d]).empty()) return Cover::None;
-      // Windows move on with their queries, if they are of one dilation group.
-      whole = whole && axis.dilation == 1 && seen(d, q[d].end - 1).begin <= k[d].begin &&
-              k[d].end <= seen(d, q[d].begin).end;
+    const Boxes q = grid_.boxes(intersect(queries, all));
+    const Boxes k = grid_.boxes(intersect(keys, all));
+    bool some = false;
+    bool gap = !all.contains(queries) || !all.contains(keys);
+    for (const Box& of_q : q) {
+      for (const Box& of_k : k) {
+        bool any = true;
+        bool whole = true;
+        for (std::size_t d = 0; d < kMostDims && any; ++d) {
+          any = sees_some(d, of_q[d], of_k[d]);
+          whole = whole && sees_all(d, of_q[d], of_k[d]);
+        }
+        some = some || any;
+        gap = gap || !any || !whole;
+        if (some && gap) return Cover::Some;
+      }
     }
-    return whole ? Cover::All : Mask::cover(head, queries, keys);
+    return some ? Cover::All : Cover::None;
   }
   /// Within a tile, row by row as far as whole rows see the same.
   Index alike(Index, Index query, Range) const override {
@@ -173,8 +176,32 @@ class Neighbor final : public Mask {
  private:
   using Point = TiledGrid::Point;
   using Box = TiledGrid::Box;
+  using Boxes = TiledGrid::Boxes;
 
   Range seen(std::size_t d, Index x) const { return seen_[d][static_cast<std::size_t>(x)]; }
+
+  /// Whether one of these coordinates sees one of those. Windows move on with their queries and
+  /// leave nothing out between them, if they are of one dilation group.
+  bool sees_some(std::size_t d, Range queries, Range keys) const {
+    const Index step = axes_[d].dilation;
+    if (step == 1) {
+      const Range near{seen(d, queries.begin).begin, seen(d, queries.end - 1).end};
+      return !intersect(near, keys).empty();
+    }
+    for (Index x = queries.begin; x < queries.end; ++x) {
+      const Range own = seen(d, x);
+      const Index before = std::max<Index>(0, keys.begin - own.begin);
+      if (own.begin + (before + step - 1) / step * step < std::min(own.end, keys.end)) return true;
+    }
+    return false;
+  }
+  /// Whether all of them see all of those.
+  bool sees_all(std::size_t d, Range queries, Range keys) const {
+    if (axes_[d].dilation > 1) {
+      return queries.size() == 1 && keys.size() == 1 && axes_[d].sees(queries.begin, keys.begin);
+    }
+    return seen(d, queries.end - 1).begin <= keys.begin && keys.end <= seen(d, queries.begin).end;
+  }
 
   /// The coordinates `seen` of the last axis, as ranges of positions inside `keys`.
   void row(Point at, Range seen, Range keys, std::vector<Range>& found) const {

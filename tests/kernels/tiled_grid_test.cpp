@@ -3,12 +3,17 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 namespace dattn {
 namespace {
 
 struct Case {
   std::vector<Index> lengths, tile;
 };
+
+const Case kCases[] = {{{11}, {3}},      {{7, 5}, {2, 3}},       {{4, 6}, {4, 6}},
+                       {{3, 4}, {9, 1}}, {{5, 4, 7}, {2, 3, 4}}, {{1, 1, 1}, {1, 2, 3}}};
 
 /// Tile by tile, row by row in each: the points in the order of their numbers.
 std::vector<TiledGrid::Point> walked(const Case& c) {
@@ -37,9 +42,7 @@ std::vector<TiledGrid::Point> walked(const Case& c) {
 }
 
 TEST(TiledGrid, NumbersAsItIsWalked) {
-  const Case cases[] = {{{11}, {3}},      {{7, 5}, {2, 3}},       {{4, 6}, {4, 6}},
-                        {{3, 4}, {9, 1}}, {{5, 4, 7}, {2, 3, 4}}, {{1, 1, 1}, {1, 2, 3}}};
-  for (const Case& c : cases) {
+  for (const Case& c : kCases) {
     const TiledGrid grid(c.lengths, c.tile);
     const auto points = walked(c);
     ASSERT_EQ(grid.size(), std::ssize(points));
@@ -55,18 +58,34 @@ TEST(TiledGrid, NumbersAsItIsWalked) {
   }
 }
 
-TEST(TiledGrid, BoxHoldsAllOfARange) {
-  const std::vector<Index> lengths{5, 4, 7};
-  const std::vector<Index> tile{2, 3, 4};
-  const TiledGrid grid(lengths, tile);
-  for (Index begin = 0; begin < grid.size(); begin += 3) {
-    for (Index end = begin + 1; end <= grid.size(); end += 5) {
-      const auto box = grid.box({begin, end});
-      for (Index n = begin; n < end; ++n) {
-        for (std::size_t d = 0; d < 3; ++d) EXPECT_TRUE(box[d].contains(grid.point(n)[d]));
+TEST(TiledGrid, BoxesHoldARangeAndNothingElse) {
+  for (const Case& c : kCases) {
+    const TiledGrid grid(c.lengths, c.tile);
+    const std::vector<TiledGrid::Point> points = walked(c);
+    for (Index begin = 0; begin < grid.size(); ++begin) {
+      for (Index end = begin + 1; end <= grid.size(); ++end) {
+        const auto boxes = grid.boxes({begin, end});
+        ASSERT_LE(boxes.count, boxes.part.size());
+        Index tokens = 0;
+        for (const auto& box : boxes) tokens += box[0].size() * box[1].size() * box[2].size();
+        ASSERT_EQ(tokens, end - begin) << begin;
+        auto hull = *boxes.begin();
+        for (Index n = begin; n < end; ++n) {
+          const auto& p = points[static_cast<std::size_t>(n)];
+          const auto holds = [&](const TiledGrid::Box& box) {
+            return box[0].contains(p[0]) && box[1].contains(p[1]) && box[2].contains(p[2]);
+          };
+          ASSERT_EQ(std::count_if(boxes.begin(), boxes.end(), holds), 1) << begin << ' ' << end;
+          for (std::size_t d = 0; d < 3; ++d) {
+            hull[d] = {std::min(hull[d].begin, p[d]), std::max(hull[d].end, p[d] + 1)};
+          }
+        }
+        ASSERT_EQ(grid.box({begin, end}), hull);
       }
     }
   }
+  const std::vector<Index> length{4};
+  EXPECT_EQ(TiledGrid(length, length).boxes({2, 2}).count, 0u);
 }
 
 }  // namespace
