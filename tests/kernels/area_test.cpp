@@ -120,7 +120,10 @@ INSTANTIATE_TEST_SUITE_P(
                     "documents:1,0,20,9,18", "prefix:5", "sink:3", "causal+window:5,5/sink:2",
                     "causal+documents:24,24", "s2:block=4,local=2,stride=3",
                     "s2:relative=1,block=3,local=2x1,stride=4", "dilated:3,1,4",
-                    "stream:sink=3,recent=6", "sink:0", "causal@0;window:3,0/sink:1@1",
+                    "neighbor:dims=8x6,window=5x3",
+                    "neighbor:dims=8x6,window=5x3,stride=2x1,tile=3",
+                    "causal+neighbor:dims=16x3,window=9x2", "stream:sink=3,recent=6", "sink:0",
+                    "causal@0;window:3,0/sink:1@1",
                     "blocks:size=9x4,rows=\"rows 2x6x12\",columns=\"columns 2x6x12\"",
                     "causal+blocks:size=20x16,rows=\"rows 0x3x3\",columns=\"columns 0x3x3\""));
 
