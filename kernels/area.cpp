@@ -1,6 +1,8 @@
 #include "kernels/area.hpp"
 
 #include <algorithm>
+#include <map>
+#include <numeric>
 
 #include "kernels/bands.hpp"
 
@@ -38,7 +40,7 @@ bool many_own_spans(const Mask& mask, Index head, Index a, Index b, Range keys,
 }
 
 /// Visits the rectangle `q` x `k` in pieces: all(q, k) for pieces that are allowed whole, alike(q,
-/// ascending spans, k) for rows that see the same. A visitor that returns true ends the visit.
+/// members of k, k) for rows that see the same. A visitor that returns true ends the visit.
 template <class All, class Alike>
 bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Alike& alike,
            std::vector<Range>& scratch) {
@@ -55,7 +57,7 @@ bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Ali
   const Index same = mask.alike(head, q.first, k.bounds());
   const auto rows = [&](Run part) {
     scratch.clear();
-    mask.spans(head, part.first, k.bounds(), scratch);
+    mask.members(head, part.first, k, scratch);
     return alike(part, scratch, k);
   };
   if (same >= q.bounds().size()) return rows(q);
@@ -79,7 +81,8 @@ bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Ali
   const auto many_own = [&](Index other) {  // neighbours in a corner of a grid see the same
     return many_own_spans(mask, head, q.at(half), q.at(other), k.bounds(), scratch);
   };
-  if (q.bounds().size() >= k.bounds().size() || many_own(half - 1) || many_own(0)) {
+  // Nothing is seen whole within the bounds of strided keys: there is no edge to leave.
+  if (q.bounds().size() >= k.bounds().size() || k.step > 1 || many_own(half - 1) || many_own(0)) {
     return visit(mask, head, q.part({0, half}), k, all, alike, scratch) ||
            visit(mask, head, q.part({half, q.count}), k, all, alike, scratch);
   }
@@ -168,24 +171,54 @@ RowSpans spans_for(const Mask& mask, Index head, const Runs& queries,
   return RowSpans(mask, head, queries, bounds, keys.back().step);
 }
 
+/// The members of each residue modulo a step: those of a mask that has one see each other only
+/// (Mask::step), in spans that are whole.
+std::map<Index, Runs> by_residue(const Runs& runs, Index step) {
+  std::map<Index, Runs> found;
+  for (const Run& run : runs) {
+    const Index period = step / std::gcd(run.step, step);
+    for (Index i = 0; i < std::min(period, run.count); ++i) {
+      const Index residue = (run.at(i) % step + step) % step;
+      found[residue].push_back(
+          {run.at(i), (run.count - i + period - 1) / period, run.step * period});
+    }
+  }
+  return found;
+}
+
 }  // namespace
 
 Index area(const Mask& mask, Index head, const Runs& queries, const Runs& keys) {
   const std::vector<Band> q_bands = bands_of(queries);
   const std::vector<Band> k_bands = bands_of(keys);
-  if (!dense(k_bands)) return spans_for(mask, head, queries, k_bands).area(keys);
+  if (dense(q_bands) && dense(k_bands) && mask.pairs(head, {0, 0}, {0, 0})) {
+    Index sum = 0;
+    for (const Band& q : q_bands) {
+      for (const Band& k : k_bands) sum += *mask.pairs(head, q.bounds(), k.bounds());
+    }
+    return sum;
+  }
+  const Index step = mask.step(head);
+  if (!dense(k_bands) && step == 1) return spans_for(mask, head, queries, k_bands).area(keys);
   Index sum = 0;
   std::vector<Range> scratch;
   const auto all = [&](Run q, Run k) {
     sum += q.count * k.count;
     return false;
   };
-  const auto alike = [&](Run q, const std::vector<Range>& spans, Run k) {
-    for (const Range span : spans) sum += q.count * k.inside(span).size();
+  const auto alike = [&](Run q, const std::vector<Range>& members, const Run&) {
+    for (const Range some : members) sum += q.count * some.size();
     return false;
   };
-  for (const Run& q : dense(q_bands) ? runs_of(q_bands) : queries) {
-    for (const Run& k : runs_of(k_bands)) visit(mask, head, q, k, all, alike, scratch);
+  const Runs& q_runs = dense(q_bands) ? runs_of(q_bands) : queries;
+  const Runs& k_runs = dense(k_bands) ? runs_of(k_bands) : keys;
+  const std::map<Index, Runs> k_by_residue = by_residue(k_runs, step);
+  for (const auto& [residue, of_q] : by_residue(q_runs, step)) {
+    const auto of_k = k_by_residue.find(residue);
+    if (of_k == k_by_residue.end()) continue;
+    for (const Run& q : of_q) {
+      for (const Run& k : of_k->second) visit(mask, head, q, k, all, alike, scratch);
+    }
   }
   return sum;
 }
@@ -198,14 +231,10 @@ std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queri
     found = Pair{q.first, k.first};
     return true;
   };
-  const auto alike = [&](Run q, const std::vector<Range>& spans, Run k) {
-    for (const Range span : spans) {
-      if (const Range members = k.inside(span); !members.empty()) {
-        found = Pair{q.first, k.at(members.begin)};
-        return true;
-      }
-    }
-    return false;
+  const auto alike = [&](Run q, const std::vector<Range>& members, Run k) {
+    if (members.empty()) return false;
+    found = Pair{q.first, k.at(members.front().begin)};
+    return true;
   };
   for (const Run& q : queries) {
     for (const Run& k : keys) {

@@ -69,6 +69,8 @@ Cover Mask::cover(Index head, Range queries, Range keys) const {
   return any ? Cover::All : Cover::None;
 }
 
+std::optional<Index> Mask::pairs(Index, Range, Range) const { return {}; }
+
 Index Mask::alike(Index, Index, Range) const { return 1; }
 
 Index Mask::step(Index) const { return 1; }

@@ -41,6 +41,9 @@ class Mask {
   /// Exact, for any tile. Derived from `spans`, row by row until the answer is known.
   virtual Cover cover(Index head, Range queries, Range keys) const;
 
+  /// Allowed pairs of a tile, of masks that can say it at once; nothing: they are counted.
+  virtual std::optional<Index> pairs(Index head, Range queries, Range keys) const;
+
   /// Of the queries from this one on, how many see the same of `keys`: 1 at least, and it may say
   /// less than there are. What counts rows asks so once for many.
   virtual Index alike(Index head, Index query, Range keys) const;

@@ -154,6 +154,9 @@ class PerHead final : public Mask {
   Cover cover(Index head, Range queries, Range keys) const override {
     return of(head).cover(head, queries, keys);
   }
+  std::optional<Index> pairs(Index head, Range queries, Range keys) const override {
+    return of(head).pairs(head, queries, keys);
+  }
   Index alike(Index head, Index query, Range keys) const override {
     return of(head).alike(head, query, keys);
   }

@@ -45,8 +45,9 @@ Index PairCounter::count(const Ranges& heads, const Ranges& query_rows, const Ra
 
 Index PairCounter::count(Index head, const Ranges& query_rows, const Ranges& key_rows) {
   const Runs keys = problem_.keys().positions(key_rows);
-  return dense(keys) ? area(problem_.mask(), head, problem_.queries().positions(query_rows), keys)
-                     : spans(head, query_rows, keys).area(keys);
+  return dense(keys) || problem_.mask().step(head) > 1
+             ? area(problem_.mask(), head, problem_.queries().positions(query_rows), keys)
+             : spans(head, query_rows, keys).area(keys);
 }
 
 Index PairCounter::seeing(Index head, const Ranges& query_rows, const Ranges& key_rows) {

@@ -130,6 +130,24 @@ class Neighbor final : public Mask {
     }
     return some ? Cover::All : Cover::None;
   }
+  /// Of boxes it is the product over the axes.
+  std::optional<Index> pairs(Index, Range queries, Range keys) const override {
+    const Range all{0, grid_.size()};
+    const Boxes k = grid_.boxes(intersect(keys, all));
+    Index sum = 0;
+    for (const Box& of_q : grid_.boxes(intersect(queries, all))) {
+      for (const Box& of_k : k) {
+        Index product = 1;
+        for (std::size_t d = 0; d < kMostDims && product > 0; ++d) {
+          Index along = 0;
+          for (Index x = of_q[d].begin; x < of_q[d].end; ++x) along += seen_of(d, x, of_k[d]);
+          product *= along;
+        }
+        sum += product;
+      }
+    }
+    return sum;
+  }
   /// Within a tile, row by row as far as whole rows see the same.
   Index alike(Index, Index query, Range) const override {
     if (query < 0) return -query;
@@ -180,18 +198,23 @@ class Neighbor final : public Mask {
 
   Range seen(std::size_t d, Index x) const { return seen_[d][static_cast<std::size_t>(x)]; }
 
+  /// How many of these coordinates x sees.
+  Index seen_of(std::size_t d, Index x, Range keys) const {
+    const Index step = axes_[d].dilation;
+    const Range own = seen(d, x);
+    const Index before = (std::max<Index>(0, keys.begin - own.begin) + step - 1) / step;
+    const Index behind = (std::min(own.end, keys.end) - own.begin + step - 1) / step;
+    return std::max<Index>(0, behind - before);
+  }
   /// Whether one of these coordinates sees one of those. Windows move on with their queries and
   /// leave nothing out between them, if they are of one dilation group.
   bool sees_some(std::size_t d, Range queries, Range keys) const {
-    const Index step = axes_[d].dilation;
-    if (step == 1) {
+    if (axes_[d].dilation == 1) {
       const Range near{seen(d, queries.begin).begin, seen(d, queries.end - 1).end};
       return !intersect(near, keys).empty();
     }
     for (Index x = queries.begin; x < queries.end; ++x) {
-      const Range own = seen(d, x);
-      const Index before = std::max<Index>(0, keys.begin - own.begin);
-      if (own.begin + (before + step - 1) / step * step < std::min(own.end, keys.end)) return true;
+      if (seen_of(d, x, keys) > 0) return true;
     }
     return false;
   }

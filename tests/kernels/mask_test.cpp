@@ -69,7 +69,7 @@ TEST_P(EveryMask, SpansAreTheAllowedKeysOfARow) {
   });
 }
 
-TEST_P(EveryMask, CoverIsExactForEveryTile) {
+TEST_P(EveryMask, CoverAndPairsAreExactForEveryTile) {
   for_each_shape([&](const Shape& shape, const Mask& mask) {
     for (Index h = 0; h < kHeads; ++h) {
       for (Index q0 = shape.first_query() - 2; q0 <= shape.keys + 2; ++q0) {
@@ -83,6 +83,8 @@ TEST_P(EveryMask, CoverIsExactForEveryTile) {
                                      : pairs == (q1 - q0) * (k1 - k0) ? Cover::All
                                                                       : Cover::Some;
               ASSERT_EQ(mask.cover(h, {q0, q1}, {k0, k1}), expected)
+                  << h << " queries " << q0 << ' ' << q1 << " keys " << k0 << ' ' << k1;
+              ASSERT_EQ(mask.pairs(h, {q0, q1}, {k0, k1}).value_or(pairs), pairs)
                   << h << " queries " << q0 << ' ' << q1 << " keys " << k0 << ' ' << k1;
             }
             Index row = 0;
