@@ -171,8 +171,7 @@ RowSpans spans_for(const Mask& mask, Index head, const Runs& queries,
   return RowSpans(mask, head, queries, bounds, keys.back().step);
 }
 
-/// The members of each residue modulo a step: those of a mask that has one see each other only
-/// (Mask::step), in spans that are whole.
+/// The members of each residue modulo a step.
 std::map<Index, Runs> by_residue(const Runs& runs, Index step) {
   std::map<Index, Runs> found;
   for (const Run& run : runs) {
@@ -184,6 +183,17 @@ std::map<Index, Runs> by_residue(const Runs& runs, Index step) {
     }
   }
   return found;
+}
+
+/// f(queries, keys) of each residue of both: under a mask that has a step (Mask::step) those see
+/// each other only, in spans that are whole.
+template <class F>
+void each_residue(const Runs& queries, const Runs& keys, Index step, const F& f) {
+  const std::map<Index, Runs> of_keys = by_residue(keys, step);
+  for (const auto& [residue, of_q] : by_residue(queries, step)) {
+    const auto of_k = of_keys.find(residue);
+    if (of_k != of_keys.end()) f(of_q, of_k->second);
+  }
 }
 
 }  // namespace
@@ -210,16 +220,13 @@ Index area(const Mask& mask, Index head, const Runs& queries, const Runs& keys) 
     for (const Range some : members) sum += q.count * some.size();
     return false;
   };
-  const Runs& q_runs = dense(q_bands) ? runs_of(q_bands) : queries;
-  const Runs& k_runs = dense(k_bands) ? runs_of(k_bands) : keys;
-  const std::map<Index, Runs> k_by_residue = by_residue(k_runs, step);
-  for (const auto& [residue, of_q] : by_residue(q_runs, step)) {
-    const auto of_k = k_by_residue.find(residue);
-    if (of_k == k_by_residue.end()) continue;
-    for (const Run& q : of_q) {
-      for (const Run& k : of_k->second) visit(mask, head, q, k, all, alike, scratch);
-    }
-  }
+  each_residue(dense(q_bands) ? runs_of(q_bands) : queries,
+               dense(k_bands) ? runs_of(k_bands) : keys, step,
+               [&](const Runs& of_q, const Runs& of_k) {
+                 for (const Run& q : of_q) {
+                   for (const Run& k : of_k) visit(mask, head, q, k, all, alike, scratch);
+                 }
+               });
   return sum;
 }
 
@@ -328,9 +335,10 @@ void add_seeing(const Mask& mask, Index head, const Run& queries, Range part, co
   const auto sees_all = [&](Index key) {
     return mask.cover(head, bounds, {key, key + 1}) == Cover::All;
   };
-  const auto sees = [&](const std::vector<Range>& spans) {
-    return std::any_of(spans.begin(), spans.end(),
-                       [&](Range span) { return !keys.inside(span).empty(); });
+  const auto sees = [&](Index row) {
+    scratch.clear();
+    mask.members(head, row, keys, scratch);
+    return !scratch.empty();
   };
   const Cover all = mask.cover(head, bounds, keys.bounds());
   if (all == Cover::None) return;
@@ -340,9 +348,7 @@ void add_seeing(const Mask& mask, Index head, const Run& queries, Range part, co
   }
   const Run run = queries.part(part);
   if (mask.alike(head, run.first, keys.bounds()) >= bounds.size()) {
-    scratch.clear();
-    mask.spans(head, run.first, keys.bounds(), scratch);
-    if (sees(scratch)) append(out, 0, part);
+    if (sees(run.first)) append(out, 0, part);
     return;
   }
   if (part.size() > kFewRows) {
@@ -352,9 +358,11 @@ void add_seeing(const Mask& mask, Index head, const Run& queries, Range part, co
     return;
   }
   for (Index i = part.begin; i < part.end; ++i) {
-    scratch.clear();
-    mask.spans(head, queries.at(i), keys.bounds(), scratch);
-    if (sees(scratch)) append(out, 0, {i, i + 1});
+    const Index row = queries.at(i);
+    if (keys.step > 1 ? sees(row)
+                      : mask.cover(head, {row, row + 1}, keys.bounds()) != Cover::None) {
+      append(out, 0, {i, i + 1});
+    }
   }
 }
 
@@ -378,9 +386,17 @@ Ranges queries_seeing(const Mask& mask, Index head, Range queries, const Runs& k
 
 Index rows_seeing(const Mask& mask, Index head, const Runs& queries, const Runs& keys) {
   const std::vector<Band> bands = bands_of(keys);
-  if (!dense(bands)) return spans_for(mask, head, queries, bands).seeing(keys);
+  const Index step = mask.step(head);
+  if (!dense(bands) && step == 1) return spans_for(mask, head, queries, bands).seeing(keys);
   Index rows = 0;
-  for (const Run& run : queries) rows += size(members_seeing(mask, head, run, keys));
+  const auto count = [&](const Runs& of_q, const Runs& of_k) {
+    for (const Run& run : of_q) rows += size(members_seeing(mask, head, run, of_k));
+  };
+  if (dense(bands)) {
+    count(queries, keys);
+  } else {
+    each_residue(queries, keys, step, count);
+  }
   return rows;
 }
 

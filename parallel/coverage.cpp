@@ -94,7 +94,7 @@ struct Reach {
 /// Checks the rows `rows` of a result, over all of which the same contributions lie, for the query
 /// heads `heads`.
 class RowCheck {
-  /// From here on partners are not looked at run by run.
+  /// From here on partners are not looked at run by run, but those are taken that there are.
   static constexpr std::size_t kManyRuns = 4;
 
  public:
@@ -106,6 +106,7 @@ class RowCheck {
         kind_(kind),
         heads_(variants(problem.mask(), heads)),
         partners_(of_queries(kind) ? problem.keys() : problem.queries()),
+        row_numbers_(rows),
         rows_((of_queries(kind) ? problem.queries() : problem.keys()).positions({rows})) {}
 
   std::optional<Fault> run(std::vector<Reach> reach) const {
@@ -138,7 +139,10 @@ class RowCheck {
     const Runs all = partners_.positions(partner_rows);
     for (const auto& [head, count] : heads_) {
       const Runs partners =
-          all.size() > kManyRuns ? partners_.positions(intersect(partner_rows, of_use(head))) : all;
+          all.size() > kManyRuns
+              ? partners_.positions(intersect(
+                    partner_rows, *problem_.partners(of_queries(kind_), head, row_numbers_)))
+              : all;
       const auto pair = of_queries(kind_) ? allowed_pair(problem_.mask(), head, rows_, partners)
                                           : allowed_pair(problem_.mask(), head, partners, rows_);
       if (pair) {
@@ -148,21 +152,6 @@ class RowCheck {
       }
     }
     return std::nullopt;
-  }
-
-  /// The partners with a pair on these rows: few, and found at once, where those that nothing
-  /// brings here are in thousands of pieces.
-  Ranges of_use(Index head) const {
-    const Shape& s = problem_.shape();
-    const Ranges positions =
-        of_queries(kind_) ? keys_seen(problem_.mask(), head, rows_, s.keys)
-                          : queries_seeing(problem_.mask(), head,
-                                           {s.first_query(), s.first_query() + s.queries}, rows_);
-    Ranges rows;
-    for (int r = 0; r < problem_.ranks(); ++r) {
-      for (const Range some : partners_.rows_at(r, positions)) append(rows, some);
-    }
-    return rows;
   }
 
   /// What the rank delivers, in words.
@@ -196,7 +185,8 @@ class RowCheck {
   Kind kind_;
   std::vector<std::pair<Index, Index>> heads_;
   const Partition& partners_;
-  Runs rows_;
+  Range row_numbers_;
+  Runs rows_;  ///< where they lie
 };
 
 /// Checks one result of one rank.

@@ -44,15 +44,17 @@ Index PairCounter::count(const Ranges& heads, const Ranges& query_rows, const Ra
 }
 
 Index PairCounter::count(Index head, const Ranges& query_rows, const Ranges& key_rows) {
-  const Runs keys = problem_.keys().positions(key_rows);
-  return dense(keys) || problem_.mask().step(head) > 1
-             ? area(problem_.mask(), head, problem_.queries().positions(query_rows), keys)
-             : spans(head, query_rows, keys).area(keys);
+  return problem_.pairs(head, query_rows, key_rows, [&] {
+    const Runs keys = problem_.keys().positions(key_rows);
+    return dense(keys) || problem_.mask().step(head) > 1
+               ? area(problem_.mask(), head, problem_.queries().positions(query_rows), keys)
+               : spans(head, query_rows, keys).area(keys);
+  });
 }
 
 Index PairCounter::seeing(Index head, const Ranges& query_rows, const Ranges& key_rows) {
   const Runs keys = problem_.keys().positions(key_rows);
-  return dense(keys)
+  return dense(keys) || problem_.mask().step(head) > 1
              ? rows_seeing(problem_.mask(), head, problem_.queries().positions(query_rows), keys)
              : spans(head, query_rows, keys).seeing(keys);
 }

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <map>
+#include <mutex>
 #include <numeric>
 #include <optional>
+#include <tuple>
 
 #include "kernels/area.hpp"
 #include "kernels/check.hpp"
@@ -78,6 +80,12 @@ struct Problem::Found {
   Readers query_readers;
   std::mutex rings_mutex;
   std::map<RingMembers, const RingRows> rings;
+  std::mutex partners_mutex;
+  std::map<std::tuple<bool, Index, Range>, std::shared_ptr<const Ranges>> partners;  ///< by variant
+  std::size_t partner_ranges = 0;
+  std::mutex pairs_mutex;
+  std::map<std::tuple<Index, Ranges, Ranges>, Index> pairs;  ///< by variant
+  std::size_t pair_ranges = 0;
   std::once_flag dropped_once;
   std::vector<Dropped> dropped;
   std::vector<std::vector<Index>> dropped_of;  ///< [rank][entry of dropped]
@@ -270,6 +278,53 @@ const RingRows& Problem::ring_rows(const RingMembers& ring) const {
   const auto found = found_->rings.find(ring);
   if (found != found_->rings.end()) return found->second;
   return found_->rings.emplace(ring, RingRows(*this, ring)).first->second;
+}
+
+std::shared_ptr<const Ranges> Problem::partners(bool of_queries, Index head, Range rows) const {
+  constexpr std::size_t kMostRanges = std::size_t{4} << 20;  // 64 MiB
+  const std::tuple key(of_queries, mask_->variant(head), rows);
+  {
+    const std::lock_guard lock(found_->partners_mutex);
+    const auto known = found_->partners.find(key);
+    if (known != found_->partners.end()) return known->second;
+  }
+  const Range queries{shape_.first_query(), shape_.first_query() + shape_.queries};
+  const Runs at = (of_queries ? queries_ : keys_).positions({rows});
+  const Ranges positions = of_queries ? keys_seen(*mask_, head, at, shape_.keys)
+                                      : queries_seeing(*mask_, head, queries, at);
+  auto found = std::make_shared<Ranges>();
+  for (int r = 0; r < ranks(); ++r) {
+    for (const Range some : (of_queries ? keys_ : queries_).rows_at(r, positions)) {
+      append(*found, some);
+    }
+  }
+  const std::lock_guard lock(found_->partners_mutex);
+  if (found_->partner_ranges + found->size() <= kMostRanges &&
+      found_->partners.try_emplace(key, found).second) {
+    found_->partner_ranges += found->size();
+  }
+  return found;
+}
+
+Index Problem::pairs(Index head, const Ranges& query_rows, const Ranges& key_rows,
+                     const std::function<Index()>& count) const {
+  constexpr int kFewRanks = 64;  // the blocks of many are too many to keep
+  constexpr std::size_t kMostRanges = std::size_t{1} << 20;  // 16 MiB
+  if (ranks() > kFewRanks) return count();
+  std::tuple key(mask_->variant(head), query_rows, key_rows);
+  {
+    const std::lock_guard lock(found_->pairs_mutex);
+    const auto known = found_->pairs.find(key);
+    if (known != found_->pairs.end()) return known->second;
+  }
+  const Index found = count();
+  const std::lock_guard lock(found_->pairs_mutex);
+  const std::size_t ranges = query_rows.size() + key_rows.size();
+  if (found_->pair_ranges + ranges <= kMostRanges &&
+      found_->pairs.try_emplace(std::move(key), found).second) {
+    found_->pair_ranges += ranges;
+  }
+  return found;
 }
 
 void Problem::find_dropped() const {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -124,6 +125,16 @@ class Problem {
   const std::vector<Dropped>& dropped() const;
   /// How many of those of each entry `rank` owns.
   const std::vector<Index>& dropped_of(int rank) const;
+
+  /// The key rows that some of the query rows `rows` see with this head; or, of key rows, the query
+  /// rows that see some of them. Kept for the rehearsals to come, which ask the same of other
+  /// programs, as far as there is room.
+  std::shared_ptr<const Ranges> partners(bool of_queries, Index head, Range rows) const;
+
+  /// Allowed pairs of one head between rows of queries and of keys, which count() counts where they
+  /// are not known. Kept likewise, of few ranks.
+  Index pairs(Index head, const Ranges& query_rows, const Ranges& key_rows,
+              const std::function<Index()>& count) const;
 
   /// Bytes that all ranks together send in a backward pass where each fetches just what it needs of
   /// the others: keys_needed() and values, their gradients going back; or queries_needed(), dO and
