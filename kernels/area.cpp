@@ -11,8 +11,10 @@ namespace {
 
 /// Up to this many queries, counting row by row beats cutting further.
 constexpr Index kFewRows = 8;
-/// Where rows see as many spans, and not the same, they are counted whole.
+/// Where rows see as many spans, and not the same, they are counted whole. Two of so many rows are
+/// asked about that.
 constexpr std::size_t kManySpans = 4;
+constexpr Index kRowsToAsk = 32;
 /// Up to this many bands of a chain are looked at one by one.
 constexpr std::size_t kFewBands = 8;
 
@@ -41,9 +43,10 @@ bool many_own_spans(const Mask& mask, Index head, Index a, Index b, Range keys,
 
 /// Visits the rectangle `q` x `k` in pieces: all(q, k) for pieces that are allowed whole, alike(q,
 /// members of k, k) for rows that see the same. A visitor that returns true ends the visit.
+/// `whole_rows`: keys are not cut.
 template <class All, class Alike>
 bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Alike& alike,
-           std::vector<Range>& scratch) {
+           std::vector<Range>& scratch, bool whole_rows = false) {
   if (q.count == 0 || k.count == 0) return false;
   // The bounds of a strided run hold more positions than the run: None and All stay true of it.
   switch (mask.cover(head, q.bounds(), k.bounds())) {
@@ -72,8 +75,8 @@ bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Ali
   }
   if (const Index rows_alike = (same - 1) / q.step + 1; rows_alike > kFewRows) {
     const Index cut = std::max(rows_alike, q.count / 2 / rows_alike * rows_alike);
-    return visit(mask, head, q.part({0, cut}), k, all, alike, scratch) ||
-           visit(mask, head, q.part({cut, q.count}), k, all, alike, scratch);
+    return visit(mask, head, q.part({0, cut}), k, all, alike, scratch, whole_rows) ||
+           visit(mask, head, q.part({cut, q.count}), k, all, alike, scratch, whole_rows);
   }
   // Cut the longer side, so that pieces stay square and leave the mask's edge soon. Measured by
   // bounds: a single row is 1 long whatever its step, so what is cut has two rows or more.
@@ -82,13 +85,18 @@ bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Ali
     return many_own_spans(mask, head, q.at(half), q.at(other), k.bounds(), scratch);
   };
   // Nothing is seen whole within the bounds of strided keys: there is no edge to leave.
-  if (q.bounds().size() >= k.bounds().size() || k.step > 1 || many_own(half - 1) || many_own(0)) {
-    return visit(mask, head, q.part({0, half}), k, all, alike, scratch) ||
-           visit(mask, head, q.part({half, q.count}), k, all, alike, scratch);
+  whole_rows = whole_rows || k.step > 1;
+  const bool longer = q.bounds().size() >= k.bounds().size();
+  if (!longer && !whole_rows && q.count >= kRowsToAsk) {
+    whole_rows = many_own(half - 1) || many_own(0);
+  }
+  if (longer || whole_rows) {
+    return visit(mask, head, q.part({0, half}), k, all, alike, scratch, whole_rows) ||
+           visit(mask, head, q.part({half, q.count}), k, all, alike, scratch, whole_rows);
   }
   const Index middle = k.count / 2;
-  return visit(mask, head, q, k.part({0, middle}), all, alike, scratch) ||
-         visit(mask, head, q, k.part({middle, k.count}), all, alike, scratch);
+  return visit(mask, head, q, k.part({0, middle}), all, alike, scratch, whole_rows) ||
+         visit(mask, head, q, k.part({middle, k.count}), all, alike, scratch, whole_rows);
 }
 
 }  // namespace

@@ -52,6 +52,7 @@ const std::vector<Runs>& holdings() {
   static const std::vector<Runs> table{
       {{0, kKeys, 1}},                                             // all
       {{13, 11, 1}},                                               // contiguous
+      {{9, 33, 1}},                                                // enough rows to be asked
       {{3, 9, 1}, {36, 9, 1}},                                     // zigzag
       {{2, 12, 4}},                                                // strided
       {{5, 3, 16}},                                                // strided far
