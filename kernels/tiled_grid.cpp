@@ -19,7 +19,7 @@ TiledGrid::TiledGrid(std::span<const Index> lengths, std::span<const Index> tile
 }
 
 TiledGrid::Point TiledGrid::point(Index position) const {
-  if (tile_ == length_) return of_row_major(position);
+  if (row_by_row()) return of_row_major(position);
   Point begin{};
   Point extent{};
   Index before = 1;  // tokens of the tile along the axes done

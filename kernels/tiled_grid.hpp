@@ -23,6 +23,8 @@ class TiledGrid {
   Index size() const { return size_; }
   Index length(std::size_t axis) const { return length_[axis]; }
   Index tile(std::size_t axis) const { return tile_[axis]; }
+  /// Whether it is one tile: numbers are those of row_major().
+  bool row_by_row() const { return tile_ == length_; }
   /// The coordinates of x's tile.
   Range tile_of(std::size_t axis, Index x) const { return of_[axis][static_cast<std::size_t>(x)]; }
 

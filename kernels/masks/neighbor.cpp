@@ -108,6 +108,24 @@ class Neighbor final : public Mask {
     }
     out.resize(end);
   }
+  /// Of one residue of the last axis's dilation a row of the grid is one span.
+  void members(Index head, Index query, const Run& keys, std::vector<Range>& out) const override {
+    const Index step = axes_.back().dilation;
+    if (step == 1 || keys.step % step != 0 || !grid_.row_by_row()) {
+      return Mask::members(head, query, keys, out);
+    }
+    if (query < 0 || query >= grid_.size()) return;
+    const Point q = grid_.point(query);
+    const std::size_t first = out.size();
+    const Range across = seen(2, q[2]);
+    for (Index x = seen(0, q[0]).begin; x < seen(0, q[0]).end; x += axes_[0].dilation) {
+      for (Index y = seen(1, q[1]).begin; y < seen(1, q[1]).end; y += axes_[1].dilation) {
+        const Index begin = grid_.position({x, y, across.begin});
+        if ((begin - keys.first) % step != 0) continue;
+        append(out, first, keys.inside({begin, begin + across.size()}));
+      }
+    }
+  }
   /// Box by box, axis by axis.
   Cover cover(Index, Range queries, Range keys) const override {
     const Range all{0, grid_.size()};
@@ -167,10 +185,10 @@ class Neighbor final : public Mask {
   }
   /// Where tokens are numbered row by row.
   Index step(Index) const override {
+    if (!grid_.row_by_row()) return 1;
     Index step = 0;
     Index behind = 1;  // tokens of one coordinate
     for (std::size_t d = kMostDims; d-- > 0;) {
-      if (grid_.tile(d) < grid_.length(d)) return 1;
       if (axes_[d].window > 1) step = std::gcd(step, axes_[d].dilation * behind);
       behind *= axes_[d].length;
     }
