@@ -372,21 +372,18 @@ class Evening {
 Ranges keys_of(const Problem& problem, const Piece& piece) {
   const auto& groups = problem.head_groups();
   const bool whole = piece.rows == problem.queries().rows(piece.queries);
-  const Runs queries = whole ? Runs{} : problem.queries().positions({piece.rows});
   std::vector<Range> rows;
-  const auto add = [&](const Ranges& positions) {
-    const Ranges part = problem.keys().rows_at(piece.keys, positions);
-    rows.insert(rows.end(), part.begin(), part.end());
-  };
+  const auto add = [&](const Ranges& some) { rows.insert(rows.end(), some.begin(), some.end()); };
   for (std::size_t g = 0; g < groups.size(); ++g) {
     const Range heads = intersect(groups[g], piece.heads);
     if (heads.empty()) continue;
     if (whole) {
-      add(problem.keys_needed(piece.queries, g));
+      add(problem.keys().rows_at(piece.keys, problem.keys_needed(piece.queries, g)));
       continue;
     }
     for (const auto& [head, times] : variants(problem.mask(), heads)) {
-      add(keys_seen(problem.mask(), head, queries, problem.shape().keys));
+      add(intersect(*problem.partners(true, head, piece.rows),
+                    Ranges{problem.keys().rows(piece.keys)}));
     }
   }
   return union_of(std::move(rows));
