@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <map>
-#include <numeric>
 
 #include "kernels/bands.hpp"
+#include "kernels/step.hpp"
 
 namespace dattn {
 namespace {
@@ -177,20 +177,6 @@ RowSpans spans_for(const Mask& mask, Index head, const Runs& queries,
     bounds.end = std::max(bounds.end, b.bounds().end);
   }
   return RowSpans(mask, head, queries, bounds, keys.back().step);
-}
-
-/// The members of each residue modulo a step.
-std::map<Index, Runs> by_residue(const Runs& runs, Index step) {
-  std::map<Index, Runs> found;
-  for (const Run& run : runs) {
-    const Index period = step / std::gcd(run.step, step);
-    for (Index i = 0; i < std::min(period, run.count); ++i) {
-      const Index residue = (run.at(i) % step + step) % step;
-      found[residue].push_back(
-          {run.at(i), (run.count - i + period - 1) / period, run.step * period});
-    }
-  }
-  return found;
 }
 
 /// f(queries, keys) of each residue of both: under a mask that has a step (Mask::step) those see

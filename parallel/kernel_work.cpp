@@ -1,6 +1,8 @@
 #include "parallel/kernel_work.hpp"
 
 #include <algorithm>
+#include <iterator>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -8,32 +10,6 @@
 
 namespace dattn {
 namespace {
-
-/// Residues that some position has.
-std::vector<Index> residues_in(const Runs& runs, Index step) {
-  std::vector<Index> found;
-  for (const Run& run : runs) {
-    for (Index i = 0; i < std::min(period(run, step), run.count); ++i) {
-      found.push_back(run.at(i) % step);
-    }
-  }
-  std::sort(found.begin(), found.end());
-  found.erase(std::unique(found.begin(), found.end()), found.end());
-  return found;
-}
-
-/// The members of `runs` whose positions are `residue` modulo `step`.
-Runs of_residue(const Runs& runs, Index step, Index residue) {
-  Runs out;
-  for (const Run& run : runs) {
-    const Index every = period(run, step);
-    for (Index i = 0; i < std::min(every, run.count); ++i) {
-      if (run.at(i) % step != residue) continue;
-      out.push_back({run.at(i), (run.count - i + every - 1) / every, run.step * every});
-    }
-  }
-  return out;
-}
 
 /// Where rows begin (+1) and cease (-1) to see keys, by key row.
 using Edges = std::vector<std::pair<Index, Index>>;
@@ -102,8 +78,12 @@ Extra extra_pairs(const Mask& mask, Index head, const Runs& queries, const Runs&
   const Index groups = (size(queries) + together - 1) / together;
   if (grain.lanes == 0 || groups == 0) return {};
   const Index count = std::min(groups, samples);
-  const std::vector<Index> residues =
-      by_residues(queries, keys, step) ? residues_in(queries, step) : std::vector<Index>{};
+  std::map<Index, Runs> q_residues;
+  std::map<Index, Runs> k_residues;
+  if (by_residues(queries, keys, step)) {
+    q_residues = by_residue(queries, step);
+    k_residues = by_residue(keys, step);
+  }
   Edges edges;
   std::vector<Range> scratch;
   Extra sum;
@@ -112,10 +92,10 @@ Extra extra_pairs(const Mask& mask, Index head, const Runs& queries, const Runs&
     Runs rows = queries;
     Runs seen = keys;
     Index group = i * groups / count;
-    if (const auto some = std::ssize(residues); some > 0) {
-      const Index residue = residues[static_cast<std::size_t>(group % some)];
-      rows = of_residue(queries, step, residue);
-      seen = of_residue(keys, step, residue);
+    if (const auto some = std::ssize(q_residues); some > 0) {
+      const auto& [residue, of_q] = *std::next(q_residues.begin(), group % some);
+      rows = of_q;
+      seen = k_residues[residue];
       group = group / some % ((size(rows) + together - 1) / together);
     }
     const Range part_rows{group * together, std::min((group + 1) * together, size(rows))};
