@@ -183,10 +183,8 @@ RowSpans spans_for(const Mask& mask, Index head, const Runs& queries,
 /// each other only, in spans that are whole.
 template <class F>
 void each_residue(const Runs& queries, const Runs& keys, Index step, const F& f) {
-  const std::map<Index, Runs> of_keys = by_residue(keys, step);
   for (const auto& [residue, of_q] : by_residue(queries, step)) {
-    const auto of_k = of_keys.find(residue);
-    if (of_k != of_keys.end()) f(of_q, of_k->second);
+    f(of_q, step == 1 ? keys : of_residue(keys, step, residue));
   }
 }
 
@@ -247,15 +245,17 @@ std::optional<Pair> allowed_pair(const Mask& mask, Index head, const Runs& queri
 
 namespace {
 
-/// Takes the keys that `query` sees out of `keys`, ascending ones.
-void take_out_seen(const Mask& mask, Index head, Index query, std::vector<Range>& keys,
-                   std::vector<Range>& scratch) {
+/// Takes the keys that `query` sees out of `keys`, ascending members of `all`.
+void take_out_seen(const Mask& mask, Index head, Index query, const Run& all,
+                   std::vector<Range>& keys, std::vector<Range>& scratch) {
   std::vector<Range> left;
   left.reserve(keys.size());
   for (Range some : keys) {
+    const Index keys_from = some.begin;  // what members are counted from
     scratch.clear();
-    mask.spans(head, query, some, scratch);
-    for (const Range seen : scratch) {
+    mask.members(head, query, all.part(some), scratch);
+    for (Range seen : scratch) {
+      seen = {keys_from + seen.begin, keys_from + seen.end};
       if (some.begin < seen.begin) left.push_back({some.begin, seen.begin});
       some.begin = seen.end;
     }
@@ -264,16 +264,16 @@ void take_out_seen(const Mask& mask, Index head, Index query, std::vector<Range>
   keys = std::move(left);
 }
 
-/// Takes what any of `queries` sees out of `keys`, ascending ones that none of other rows sees. So
-/// rows are asked only for what those before them, the last one of all first, have left open, and
-/// not one by one where all of them see nothing of it.
-void take_out_seen(const Mask& mask, Index head, Run queries, std::vector<Range>& keys,
-                   std::vector<Range>& scratch) {
+/// Takes what any of `queries` sees out of `keys`, members of `all` that none of other rows sees.
+/// So rows are asked only for what those before them, the last one of all first, have left open,
+/// and not one by one where all of them see nothing of it.
+void take_out_seen(const Mask& mask, Index head, Run queries, const Run& all,
+                   std::vector<Range>& keys, std::vector<Range>& scratch) {
   const Range bounds = queries.bounds();
   std::vector<Range> open;
   std::vector<Range> unseen;
   for (const Range some : keys) {
-    switch (mask.cover(head, bounds, some)) {
+    switch (mask.cover(head, bounds, all.part(some).bounds())) {
       case Cover::None:
         unseen.push_back(some);
         break;
@@ -285,13 +285,13 @@ void take_out_seen(const Mask& mask, Index head, Run queries, std::vector<Range>
     }
   }
   while (queries.count > 0 && !open.empty()) {
-    take_out_seen(mask, head, queries.at(queries.count - 1), open, scratch);
+    take_out_seen(mask, head, queries.at(queries.count - 1), all, open, scratch);
     --queries.count;
     if (queries.count <= kFewRows) continue;
     const Index half = queries.count / 2;
-    take_out_seen(mask, head, queries.part({0, half}), open, scratch);
+    take_out_seen(mask, head, queries.part({0, half}), all, open, scratch);
     queries = queries.part({half, queries.count});
-    take_out_seen(mask, head, queries, open, scratch);
+    take_out_seen(mask, head, queries, all, open, scratch);
     break;
   }
   const auto middle = static_cast<std::ptrdiff_t>(unseen.size());
@@ -303,20 +303,29 @@ void take_out_seen(const Mask& mask, Index head, Run queries, std::vector<Range>
 }  // namespace
 
 Ranges keys_seen(const Mask& mask, Index head, const Runs& queries, Index keys) {
+  if (keys == 0) return {};
+  const Index step = mask.step(head);
+  std::vector<Range> seen;
   std::vector<Range> unseen;
-  if (keys > 0) unseen.push_back({0, keys});
   std::vector<Range> scratch;
-  for (const Run& run : queries) {
-    if (run.count > 0) take_out_seen(mask, head, run, unseen, scratch);
-  }
-  Ranges out;
-  Index from = 0;
-  for (const Range r : unseen) {
-    append(out, {from, r.begin});
-    from = r.end;
-  }
-  append(out, {from, keys});
-  return out;
+  each_residue(queries, {{0, keys, 1}}, step, [&](const Runs& of_q, const Runs& of_k) {
+    for (const Run& all : of_k) {
+      unseen.assign(1, {0, all.count});
+      for (const Run& run : of_q) {
+        if (run.count > 0) take_out_seen(mask, head, run, all, unseen, scratch);
+      }
+      unseen.push_back({all.count, all.count});
+      Index from = 0;
+      for (const Range r : unseen) {
+        if (all.step == 1) append(seen, 0, {from, r.begin});
+        for (Index i = from; i < r.begin && all.step > 1; ++i) {
+          seen.push_back({all.at(i), all.at(i) + 1});
+        }
+        from = r.end;
+      }
+    }
+  });
+  return union_of(std::move(seen));
 }
 
 namespace {

@@ -7,14 +7,35 @@ namespace dattn {
 
 Index period(const Run& run, Index step) { return step / std::gcd(step, run.step); }
 
+namespace {
+
+Index residue_of(Index position, Index step) { return (position % step + step) % step; }
+
+/// Every so many members of a run from the i-th on.
+Run every(const Run& run, Index period, Index i) {
+  return {run.at(i), (run.count - i + period - 1) / period, run.step * period};
+}
+
+}  // namespace
+
 std::map<Index, Runs> by_residue(const Runs& runs, Index step) {
   std::map<Index, Runs> found;
   for (const Run& run : runs) {
-    const Index every = period(run, step);
-    for (Index i = 0; i < std::min(every, run.count); ++i) {
-      const Index residue = (run.at(i) % step + step) % step;
-      found[residue].push_back({run.at(i), (run.count - i + every - 1) / every, run.step * every});
+    const Index p = period(run, step);
+    for (Index i = 0; i < std::min(p, run.count); ++i) {
+      found[residue_of(run.at(i), step)].push_back(every(run, p, i));
     }
+  }
+  return found;
+}
+
+Runs of_residue(const Runs& runs, Index step, Index residue) {
+  Runs found;
+  for (const Run& run : runs) {
+    const Index p = period(run, step);
+    Index i = run.step == 1 ? residue_of(residue - run.first, step) : 0;
+    while (i < std::min(p, run.count) && residue_of(run.at(i), step) != residue) ++i;
+    if (i < std::min(p, run.count)) found.push_back(every(run, p, i));
   }
   return found;
 }

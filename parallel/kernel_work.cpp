@@ -78,12 +78,8 @@ Extra extra_pairs(const Mask& mask, Index head, const Runs& queries, const Runs&
   const Index groups = (size(queries) + together - 1) / together;
   if (grain.lanes == 0 || groups == 0) return {};
   const Index count = std::min(groups, samples);
-  std::map<Index, Runs> q_residues;
-  std::map<Index, Runs> k_residues;
-  if (by_residues(queries, keys, step)) {
-    q_residues = by_residue(queries, step);
-    k_residues = by_residue(keys, step);
-  }
+  const auto residues =
+      by_residues(queries, keys, step) ? by_residue(queries, step) : std::map<Index, Runs>{};
   Edges edges;
   std::vector<Range> scratch;
   Extra sum;
@@ -92,10 +88,10 @@ Extra extra_pairs(const Mask& mask, Index head, const Runs& queries, const Runs&
     Runs rows = queries;
     Runs seen = keys;
     Index group = i * groups / count;
-    if (const auto some = std::ssize(q_residues); some > 0) {
-      const auto& [residue, of_q] = *std::next(q_residues.begin(), group % some);
+    if (const auto some = std::ssize(residues); some > 0) {
+      const auto& [residue, of_q] = *std::next(residues.begin(), group % some);
       rows = of_q;
-      seen = k_residues[residue];
+      seen = of_residue(keys, step, residue);
       group = group / some % ((size(rows) + together - 1) / together);
     }
     const Range part_rows{group * together, std::min((group + 1) * together, size(rows))};
