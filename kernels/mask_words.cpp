@@ -4,6 +4,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "kernels/area.hpp"
 #include "kernels/check.hpp"
 #include "kernels/mask.hpp"
 #include "kernels/settings.hpp"
@@ -33,7 +34,10 @@ Index at_head(const std::vector<Index>& variants, Index head) {
 class Either final : public Mask {
  public:
   Either(MaskPtr a, MaskPtr b)
-      : a_(std::move(a)), b_(std::move(b)), variants_(variants_of(*a_, *b_)) {}
+      : a_(std::move(a)),
+        b_(std::move(b)),
+        overlap_(both(a_, b_)),
+        variants_(variants_of(*a_, *b_)) {}
 
   bool allows(Index head, Index query, Index key) const override {
     return a_->allows(head, query, key) || b_->allows(head, query, key);
@@ -41,8 +45,9 @@ class Either final : public Mask {
   void spans(Index head, Index query, Range keys, std::vector<Range>& out) const override {
     std::vector<Range> all;
     a_->spans(head, query, keys, all);
+    const auto of_a = std::ssize(all);
     b_->spans(head, query, keys, all);
-    std::sort(all.begin(), all.end());
+    std::inplace_merge(all.begin(), all.begin() + of_a, all.end());
     const auto first = static_cast<std::ptrdiff_t>(out.size());
     for (const Range r : all) {
       if (static_cast<std::ptrdiff_t>(out.size()) > first && r.begin <= out.back().end) {
@@ -59,6 +64,15 @@ class Either final : public Mask {
     if (a == Cover::None || b == Cover::All) return b;
     return b == Cover::None ? a : Mask::cover(head, queries, keys);
   }
+  /// Where one part has a step that the other has not: counted apart, it is taken residue by
+  /// residue.
+  std::optional<Index> pairs(Index head, Range queries, Range keys) const override {
+    if (a_->step(head) == b_->step(head)) return {};
+    const auto count = [&](const Mask& mask) {
+      return area(mask, head, {{queries.begin, queries.size(), 1}}, {{keys.begin, keys.size(), 1}});
+    };
+    return count(*a_) + count(*b_) - count(*overlap_);
+  }
   Index alike(Index head, Index query, Range keys) const override {
     return std::min(a_->alike(head, query, keys), b_->alike(head, query, keys));
   }
@@ -70,6 +84,7 @@ class Either final : public Mask {
  private:
   MaskPtr a_;
   MaskPtr b_;
+  MaskPtr overlap_;
   std::vector<Index> variants_;
 };
 
