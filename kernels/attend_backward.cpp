@@ -193,6 +193,12 @@ void backward_by_residues(View<const T> q, View<const T> k, View<const T> v, Vie
     }
     return;
   }
+  if (const auto masks = apart(where, mask); !masks.empty()) {
+    for (const MaskPtr& one : masks) {
+      backward_by_residues(q, k, v, d_o, lse, delta, dq, dk, dv, where, *one, work);
+    }
+    return;
+  }
   const std::vector<Residue> residues = residues_of(where, mask);
   if (residues.empty()) {
     return backward_block(q, k, v, d_o, lse, delta, dq, dk, dv, where, mask, work);

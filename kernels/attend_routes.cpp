@@ -133,6 +133,10 @@ void attend_by_residues(View<const T> q, View<const T> k, View<const T> v, View<
     }
     return;
   }
+  if (const auto masks = apart(where, mask); !masks.empty()) {
+    for (const MaskPtr& one : masks) attend_by_residues(q, k, v, out, where, *one, work);
+    return;
+  }
   const std::vector<Residue> residues = residues_of(where, mask);
   if (residues.empty()) return attend_by_patches(q, k, v, out, where, mask, work);
   for (const Residue& r : residues) {

@@ -75,13 +75,15 @@ Index Mask::alike(Index, Index, Range) const { return 1; }
 
 Index Mask::step(Index) const { return 1; }
 
+std::vector<MaskPtr> Mask::apart(Index) const { return {}; }
+
 Index Mask::variant(Index) const { return 0; }
 
 Index Mask::heads() const { return 1; }
 
 std::span<const MaskKind> mask_kinds() {
-  static const std::array kinds{full_kind(),   causal_kind(),  window_kind(),  documents_kind(),
-                                prefix_kind(), sink_kind(),    stream_kind(),  span_kind(),
+  static const std::array kinds{full_kind(),   causal_kind(),  window_kind(),   documents_kind(),
+                                prefix_kind(), sink_kind(),    stream_kind(),   span_kind(),
                                 s2_kind(),     dilated_kind(), neighbor_kind(), blocks_kind(),
                                 batch_kind()};
   return kinds;

@@ -21,6 +21,9 @@ inline constexpr Index kAllAlike = std::numeric_limits<Index>::max();
 /// How much of a tile (a rectangle of queries x keys) a mask allows. Of an empty tile: None.
 enum class Cover { None, Some, All };
 
+class Mask;
+using MaskPtr = std::shared_ptr<const Mask>;
+
 /// Which (head, query, key) triples are allowed. Queries and keys are positions; a query's may be
 /// negative (more queries than keys), a key's never.
 class Mask {
@@ -52,6 +55,10 @@ class Mask {
   /// has the same residue, and kernels take residues one by one. 1 where there is none.
   virtual Index step(Index head) const;
 
+  /// Masks that together allow what this one allows of the head, no pair twice, where kernels had
+  /// better take one after the other: the last one's step is lost in the whole. Empty: it is one.
+  virtual std::vector<MaskPtr> apart(Index head) const;
+
   /// Heads with equal variants see the same pairs.
   virtual Index variant(Index head) const;
   /// How many heads may differ; 1: all heads see the same.
@@ -60,8 +67,6 @@ class Mask {
   /// The words from which parse_mask makes this mask again.
   virtual std::string spec() const = 0;
 };
-
-using MaskPtr = std::shared_ptr<const Mask>;
 
 /// An array of whole numbers in a file that a mask names.
 struct NumberFile {

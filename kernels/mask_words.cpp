@@ -31,12 +31,66 @@ Index at_head(const std::vector<Index>& variants, Index head) {
 }
 
 /// Either and Both ask their two parts first: only where that leaves it open do the rows decide.
+/// What `of` allows and `but` does not. Only kernels see it (Mask::apart): it has no words.
+class Without final : public Mask {
+ public:
+  Without(MaskPtr of, MaskPtr but)
+      : of_(std::move(of)), but_(std::move(but)), variants_(variants_of(*of_, *but_)) {}
+
+  bool allows(Index head, Index query, Index key) const override {
+    return of_->allows(head, query, key) && !but_->allows(head, query, key);
+  }
+  void spans(Index head, Index query, Range keys, std::vector<Range>& out) const override {
+    const std::size_t first = out.size();
+    members(head, query, {keys.begin, keys.size(), 1}, out);
+    for (std::size_t i = first; i < out.size(); ++i) {
+      out[i] = {keys.begin + out[i].begin, keys.begin + out[i].end};
+    }
+  }
+  void members(Index head, Index query, const Run& keys, std::vector<Range>& out) const override {
+    std::vector<Range> all;
+    std::vector<Range> taken;
+    of_->members(head, query, keys, all);
+    for (const Range part : all) {
+      taken.clear();
+      but_->members(head, query, keys.part(part), taken);
+      Index from = part.begin;
+      for (const Range t : taken) {
+        if (t.begin > from - part.begin) out.push_back({from, part.begin + t.begin});
+        from = part.begin + t.end;
+      }
+      if (from < part.end) out.push_back({from, part.end});
+    }
+  }
+  Cover cover(Index head, Range queries, Range keys) const override {
+    const Cover of = of_->cover(head, queries, keys);
+    if (of == Cover::None) return of;
+    const Cover but = but_->cover(head, queries, keys);
+    if (but == Cover::All) return Cover::None;
+    return but == Cover::None ? of : Mask::cover(head, queries, keys);
+  }
+  Index alike(Index head, Index query, Range keys) const override {
+    return std::min(of_->alike(head, query, keys), but_->alike(head, query, keys));
+  }
+  Index step(Index head) const override { return of_->step(head); }
+  Index variant(Index head) const override { return at_head(variants_, head); }
+  Index heads() const override { return std::ssize(variants_); }
+  std::string spec() const override { return of_->spec() + " without " + but_->spec(); }
+
+ private:
+  MaskPtr of_;
+  MaskPtr but_;
+  std::vector<Index> variants_;
+};
+
 class Either final : public Mask {
  public:
   Either(MaskPtr a, MaskPtr b)
       : a_(std::move(a)),
         b_(std::move(b)),
         overlap_(both(a_, b_)),
+        a_alone_(std::make_shared<Without>(a_, b_)),
+        b_alone_(std::make_shared<Without>(b_, a_)),
         variants_(variants_of(*a_, *b_)) {}
 
   bool allows(Index head, Index query, Index key) const override {
@@ -77,6 +131,12 @@ class Either final : public Mask {
     return std::min(a_->alike(head, query, keys), b_->alike(head, query, keys));
   }
   Index step(Index head) const override { return std::gcd(a_->step(head), b_->step(head)); }
+  std::vector<MaskPtr> apart(Index head) const override {
+    const Index a = a_->step(head);
+    const Index b = b_->step(head);
+    if (a == b) return {};
+    return a > b ? std::vector{b_, a_alone_} : std::vector{a_, b_alone_};
+  }
   Index variant(Index head) const override { return at_head(variants_, head); }
   Index heads() const override { return std::ssize(variants_); }
   std::string spec() const override { return a_->spec() + "/" + b_->spec(); }
@@ -84,7 +144,7 @@ class Either final : public Mask {
  private:
   MaskPtr a_;
   MaskPtr b_;
-  MaskPtr overlap_;
+  MaskPtr overlap_, a_alone_, b_alone_;
   std::vector<Index> variants_;
 };
 
@@ -176,6 +236,7 @@ class PerHead final : public Mask {
     return of(head).alike(head, query, keys);
   }
   Index step(Index head) const override { return of(head).step(head); }
+  std::vector<MaskPtr> apart(Index head) const override { return of(head).apart(head); }
   Index variant(Index head) const override {
     CHECK(head >= 0 && head < heads(), "no mask for head", head);
     return variants_[static_cast<std::size_t>(head)];

@@ -61,11 +61,24 @@ std::vector<Residue> residues_of(const Where& where, const Mask& mask) {
 }
 
 bool steps_differ(const Where& where, const Mask& mask) {
-  const Range heads = where.query_heads;
-  for (Index h = heads.begin + 1; h < heads.end; ++h) {
-    if (mask.step(h) != mask.step(heads.begin)) return true;
+  const Index first = where.query_heads.begin;
+  bool alike = true;
+  bool some_apart = false;
+  for (Index h = first; h < where.query_heads.end; ++h) {
+    if (mask.step(h) != mask.step(first)) return true;
+    alike = alike && mask.variant(h) == mask.variant(first);
+    some_apart = some_apart || !mask.apart(h).empty();
   }
-  return false;
+  return some_apart && !alike;
+}
+
+std::vector<MaskPtr> apart(const Where& where, const Mask& mask) {
+  const Index head = where.query_heads.begin;
+  std::vector<MaskPtr> masks = mask.apart(head);
+  if (!masks.empty() && !by_residues(where.queries, where.keys, masks.back()->step(head))) {
+    masks.clear();
+  }
+  return masks;
 }
 
 }  // namespace dattn

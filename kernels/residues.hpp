@@ -31,8 +31,12 @@ struct Residue {
 /// too small to be worth a call each.
 std::vector<Residue> residues_of(const Where& where, const Mask& mask);
 
-/// Whether heads of the block have different steps. Together they have fewer residues than some of
-/// them by themselves, or none.
+/// Whether heads of the block have different steps, or masks apart() of their own. Together they
+/// have fewer residues than some of them by themselves, or none.
 bool steps_differ(const Where& where, const Mask& mask);
+
+/// The masks under which the block is taken one after the other (Mask::apart), where that lets the
+/// last one be taken residue by residue; else none. @pre steps do not differ
+std::vector<MaskPtr> apart(const Where& where, const Mask& mask);
 
 }  // namespace dattn

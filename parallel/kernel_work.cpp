@@ -77,6 +77,15 @@ Extra extra_pairs(const Mask& mask, Index head, const Runs& queries, const Runs&
   const Index together = std::max<Index>(1, grain.lanes / std::max<Index>(1, heads));
   const Index groups = (size(queries) + together - 1) / together;
   if (grain.lanes == 0 || groups == 0) return {};
+  if (const auto masks = mask.apart(head);
+      !masks.empty() && by_residues(queries, keys, masks.back()->step(head))) {
+    Extra sum;
+    for (const MaskPtr& one : masks) {
+      const Extra part = extra_pairs(*one, head, queries, keys, grain, heads, samples);
+      sum = {sum.beside + part.beside, sum.masked + part.masked};
+    }
+    return sum;
+  }
   const Index count = std::min(groups, samples);
   const auto residues =
       by_residues(queries, keys, step) ? by_residue(queries, step) : std::map<Index, Runs>{};

@@ -141,7 +141,8 @@ TEST_P(Backward, AddsUpOverBlocksOfKeysInAnyPartition) {
   const Shape shape{150, 170, 4, 2, 2, 32, 24};
   for (const std::string mask :
        {"causal", "window:60,5/sink:4", "dilated:20,4,3", "s2:block=4,local=1,stride=5,step=1",
-        "causal@0;dilated:20,4,3@1-2;dilated:20,4,2@3"}) {
+        "causal@0;dilated:20,4,3@1-2;dilated:20,4,2@3", "window:9,2/dilated:20,4,3",
+        "causal@0;dilated:20,4,3/sink:5@1-2;causal@3"}) {
     const auto problem = random_problem<float>(shape, mask);
     const auto d_o = random_cotangent<float>(shape);
     const Saved<float> saved(problem, d_o, work());

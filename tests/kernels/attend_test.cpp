@@ -44,6 +44,10 @@ const std::vector<ShapeMask>& cases() {
       // Residues are taken one by one.
       {{170, 200, 4, 2, 1, 24, 40}, "causal+dilated:30,9,3"},
       {{1, 300, 4, 2, 2, 16, 16}, "dilated:40,0,7"},
+      // And beside keys that have none.
+      {{170, 200, 4, 2, 1, 24, 40}, "dilated:30,9,3/sink:20/window:9,4"},
+      {{170, 200, 4, 2, 1, 24, 40},
+       "causal@0;dilated:30,9,3/window:9,4@1-2;sink:7/dilated:20,3,2@3"},
       {{170, 200, 4, 2, 1, 24, 40}, "causal@0;dilated:30,9,3@1-2;dilated:20,3,2@3"},
       {{260, 260, 2, 1, 1, 17, 33}, "neighbor:dims=13x20,window=5x4,dilation=2x2"},
       kBatch,

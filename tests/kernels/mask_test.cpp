@@ -157,6 +157,44 @@ TEST_P(EveryMask, MembersAreTheAllowedKeysOfARun) {
   });
 }
 
+TEST_P(EveryMask, ApartItAllowsEachPairOnce) {
+  for_each_shape([&](const Shape& shape, const Mask& mask) {
+    for (Index h = 0; h < kHeads; ++h) {
+      const std::vector<MaskPtr> parts = mask.apart(h);
+      if (parts.empty()) continue;
+      EXPECT_GT(parts.back()->step(h), mask.step(h));
+      for (Index q = shape.first_query(); q < shape.keys; ++q) {
+        for (Index k = 0; k < shape.keys; ++k) {
+          Index times = 0;
+          for (const MaskPtr& part : parts) times += part->allows(h, q, k) ? 1 : 0;
+          ASSERT_EQ(times, mask.allows(h, q, k) ? 1 : 0) << h << ' ' << q << ' ' << k;
+        }
+        for (const MaskPtr& part : parts) {
+          for (Index begin = 0; begin < shape.keys; ++begin) {
+            std::vector<Range> found{{5, 6}};  // somebody else's
+            part->spans(h, q, {begin, shape.keys}, found);
+            std::vector<Range> right{{5, 6}};
+            for (Index k = begin; k < shape.keys; ++k) {
+              if (part->allows(h, q, k)) append(right, 1, {k, k + 1});
+            }
+            ASSERT_EQ(found, right) << h << ' ' << q << ' ' << begin;
+            for (Index end = q + 1; end <= shape.keys; ++end) {
+              Index pairs = 0;
+              for (Index row = q; row < end; ++row) {
+                for (Index k = begin; k < shape.keys; ++k) pairs += part->allows(h, row, k) ? 1 : 0;
+              }
+              const bool all = pairs == (end - q) * (shape.keys - begin);
+              ASSERT_EQ(part->cover(h, {q, end}, {begin, shape.keys}), pairs == 0 ? Cover::None
+                                                                       : all      ? Cover::All
+                                                                                  : Cover::Some);
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST(Step, IsWhatTheMaskIsDilatedBy) {
   const auto step = [](const std::string& words, Index keys = 120) {
     return parse_mask(words, {.queries = keys, .keys = keys})->step(0);
