@@ -11,9 +11,12 @@ namespace {
 
 Index residue_of(Index position, Index step) { return (position % step + step) % step; }
 
-/// Every so many members of a run from the i-th on.
-Run every(const Run& run, Index period, Index i) {
-  return {run.at(i), (run.count - i + period - 1) / period, run.step * period};
+/// The members of the residue of the i-th one, which is the first. One alone may be any step from
+/// the next, and its own times the period may be more than an Index.
+Run every(const Run& run, Index step, Index i) {
+  const Index p = period(run, step);
+  const Index count = (run.count - i + p - 1) / p;
+  return {run.at(i), count, count > 1 ? run.step * p : step};
 }
 
 }  // namespace
@@ -21,9 +24,8 @@ Run every(const Run& run, Index period, Index i) {
 std::map<Index, Runs> by_residue(const Runs& runs, Index step) {
   std::map<Index, Runs> found;
   for (const Run& run : runs) {
-    const Index p = period(run, step);
-    for (Index i = 0; i < std::min(p, run.count); ++i) {
-      found[residue_of(run.at(i), step)].push_back(every(run, p, i));
+    for (Index i = 0; i < std::min(period(run, step), run.count); ++i) {
+      found[residue_of(run.at(i), step)].push_back(every(run, step, i));
     }
   }
   return found;
@@ -32,10 +34,10 @@ std::map<Index, Runs> by_residue(const Runs& runs, Index step) {
 Runs of_residue(const Runs& runs, Index step, Index residue) {
   Runs found;
   for (const Run& run : runs) {
-    const Index p = period(run, step);
+    const Index end = std::min(period(run, step), run.count);
     Index i = run.step == 1 ? residue_of(residue - run.first, step) : 0;
-    while (i < std::min(p, run.count) && residue_of(run.at(i), step) != residue) ++i;
-    if (i < std::min(p, run.count)) found.push_back(every(run, p, i));
+    while (i < end && residue_of(run.at(i), step) != residue) ++i;
+    if (i < end) found.push_back(every(run, step, i));
   }
   return found;
 }
