@@ -43,8 +43,12 @@ Runs of_residue(const Runs& runs, Index step, Index residue) {
 }
 
 bool by_residues(const Runs& queries, const Runs& keys, Index step) {
-  constexpr Index kRowsOfCall = 16;  // query rows of a part, in the mean
+  constexpr Index kRowsOfCall = 16;   // query rows of a part, in the mean;
+  constexpr Index kKeysOfCall = 256;  // of fewer rows, keys
   if (step <= 1) return false;
+  if (size(queries) <= kRowsOfCall && keys.size() == 1 && size(keys) / step >= kKeysOfCall) {
+    return true;
+  }
   Index calls = 0;
   for (const Run& run : queries) calls += std::min(period(run, step), run.count);
   return calls * std::ssize(keys) <= 1 + size(queries) / kRowsOfCall;

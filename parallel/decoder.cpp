@@ -258,14 +258,14 @@ Decoder<T>::Decoder(const Decoding& decoding, const Strategy& form, std::optiona
 template <comm::Transport T>
 auto Decoder<T>::attends_ragged() const -> decltype(EngineOptions::attend) {
   return [this](const Attend& step, const std::byte* q, const std::byte*, std::byte* out,
-                const Mask& mask, const Work& work) {
+                const Mask&, const Work& work) {
     const Block& block = program().slots[static_cast<std::size_t>(step.q)].block;
     const auto as = [&]<class E>(E) {
       const View<const E> queries{reinterpret_cast<const E*>(q), block.row_count(),
                                   block.head_count(), decoding_.d_qk};
       const View<float> records{reinterpret_cast<float*>(out), block.row_count(),
                                 block.head_count(), decoding_.d_v + 2};
-      ragged_->attend(queries, records, block.heads, mask, work);
+      ragged_->attend(queries, records, block.heads, lengths_, work);
     };
     decoding_.type == Type::bf16 ? as(BFloat16{}) : as(float{});
   };
@@ -294,6 +294,7 @@ RunTimes Decoder<T>::step(std::span<const Index> lengths) {
     CHECK(decoding_.queries <= lengths[s] && lengths[s] <= decoding_.capacity[s], s, lengths[s],
           decoding_.capacity[s]);
   }
+  lengths_.assign(lengths.begin(), lengths.end());
   filled_ = filled(decoding_, lengths);
   engine_->narrow(*filled_);
   return engine_->run();

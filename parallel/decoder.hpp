@@ -149,6 +149,7 @@ class Decoder {
   std::optional<KvCache> cache_;
   std::optional<RaggedCache> ragged_;
   MaskPtr filled_;
+  std::vector<Index> lengths_;  ///< of the step at hand
   std::unique_ptr<Engine<T>> engine_;
 };
 

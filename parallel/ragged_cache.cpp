@@ -79,6 +79,37 @@ class SeenOfBatch final : public Mask {
   Index heads_ = 1;
 };
 
+/// The mask of one sequence, tokens up to the query's own. Unlike in the batch, where sequences lie
+/// behind each other, query t is token t here: a step of the mask (Mask::step) stays one.
+class UpToItself final : public Mask {
+ public:
+  explicit UpToItself(MaskPtr mask) : mask_(std::move(mask)) {}
+
+  bool allows(Index head, Index query, Index key) const override {
+    return key <= query && mask_->allows(head, query, key);
+  }
+  void spans(Index head, Index query, Range keys, std::vector<Range>& out) const override {
+    const Range part = intersect(keys, {0, query + 1});
+    if (!part.empty()) mask_->spans(head, query, part, out);
+  }
+  void members(Index head, Index query, const Run& keys, std::vector<Range>& out) const override {
+    const Range part = keys.inside({0, query + 1});
+    if (!part.empty()) mask_->members(head, query, keys.part(part), out);  // from the first on
+  }
+  Index step(Index head) const override { return mask_->step(head); }
+  std::vector<MaskPtr> apart(Index head) const override {
+    std::vector<MaskPtr> parts = mask_->apart(head);
+    for (MaskPtr& part : parts) part = std::make_shared<const UpToItself>(part);
+    return parts;
+  }
+  Index variant(Index head) const override { return mask_->variant(head); }
+  Index heads() const override { return mask_->heads(); }
+  std::string spec() const override { return "causal+(" + mask_->spec() + ")"; }
+
+ private:
+  MaskPtr mask_;
+};
+
 bool holds(const Ranges& ranges, Index i) {
   const auto behind = std::upper_bound(ranges.begin(), ranges.end(), i,
                                        [](Index at, const Range& r) { return at < r.end; });
@@ -240,21 +271,21 @@ Index RaggedCache::held_bytes() const {
 }
 
 template <class E>
-void RaggedCache::attend(View<const E> q, View<float> out, const Ranges& heads, const Mask& seen,
-                         const Work& work) const {
+void RaggedCache::attend(View<const E> q, View<float> out, const Ranges& heads,
+                         std::span<const Index> lengths, const Work& work) const {
+  CHECK(lengths.size() == decoding_.masks.size(), lengths.size(), decoding_.masks.size());
   const Shape& shape = problem_.shape();
   for (const Part& part : parts_) {
     const auto count = std::ssize(part.tokens);
     if (count == 0) continue;
     Runs keys;
     for (const Index token : part.tokens) {
-      const Index position = firsts_[part.sequence] + token;
       Run* last = keys.empty() ? nullptr : &keys.back();
-      if (last != nullptr && last->count == 1) last->step = position - last->first;
-      if (last != nullptr && last->at(last->count) == position) {
+      if (last != nullptr && last->count == 1) last->step = token - last->first;
+      if (last != nullptr && last->at(last->count) == token) {
         ++last->count;
       } else {
-        keys.push_back({position, 1, 1});
+        keys.push_back({token, 1, 1});
       }
     }
     const Index first = static_cast<Index>(part.sequence) * decoding_.queries;
@@ -263,8 +294,9 @@ void RaggedCache::attend(View<const E> q, View<float> out, const Ranges& heads, 
                       part.heads,
                       part.key_heads,
                       part.value_heads,
-                      {{shape.first_query() + first, decoding_.queries, 1}},
+                      {{lengths[part.sequence] - decoding_.queries, decoding_.queries, 1}},
                       keys};
+    const UpToItself seen(decoding_.masks[part.sequence]);
     const Range place = place_among(heads, part.heads);
     dattn::attend(q.part(rows).only(place),
                   View<const E>{reinterpret_cast<const E*>(part.k.get()), count,
@@ -275,10 +307,10 @@ void RaggedCache::attend(View<const E> q, View<float> out, const Ranges& heads, 
   }
 }
 
-template void RaggedCache::attend(View<const float>, View<float>, const Ranges&, const Mask&,
-                                  const Work&) const;
-template void RaggedCache::attend(View<const BFloat16>, View<float>, const Ranges&, const Mask&,
-                                  const Work&) const;
+template void RaggedCache::attend(View<const float>, View<float>, const Ranges&,
+                                  std::span<const Index>, const Work&) const;
+template void RaggedCache::attend(View<const BFloat16>, View<float>, const Ranges&,
+                                  std::span<const Index>, const Work&) const;
 
 Index ragged_bytes(const Decoding& decoding, const Problem& problem, const Program& program,
                    std::span<const Index> context) {

@@ -47,10 +47,11 @@ class RaggedCache {
   Index bytes() const;
   Index held_bytes() const;
 
-  /// out <- out merged with attention of the batch's queries to what is there. q [sequences *
-  /// queries, heads, d_qk] and out, their records, have the query heads `heads`.
+  /// out <- out merged with attention of the batch's queries, the last tokens of sequences of these
+  /// lengths, to what is there. q [sequences * queries, heads, d_qk] and out, their records, have
+  /// the query heads `heads`.
   template <class E>
-  void attend(View<const E> q, View<float> out, const Ranges& heads, const Mask& seen,
+  void attend(View<const E> q, View<float> out, const Ranges& heads, std::span<const Index> lengths,
               const Work& work) const;
 
  private:

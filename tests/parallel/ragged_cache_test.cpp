@@ -33,7 +33,10 @@ std::vector<Job> jobs() {
   return {{"stream:sink=3,recent=9", {40, 0, 17}, 1, 4, 2},
           {"s2:block=4,local=2,stride=3,step=1", {61}, 1, 6, 3},
           {"causal@0-1;window:7,0@2-5;stream:sink=2,recent=4@6-7", {33, 50}, 3, 8, 4},
-          {"dilated:5,0,3", {29, 29}, 2, 3, 1}};
+          {"dilated:5,0,3", {29, 29}, 2, 3, 1},
+          // Long enough to be taken residue by residue.
+          {"dilated:200,0,3", {900, 780}, 1, 4, 2},
+          {"dilated:100,50,2/sink:5@0-1;dilated:300,0,3@2-3", {1700}, 2, 4, 2}};
 }
 
 constexpr int kSteps = 6;
