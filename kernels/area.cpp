@@ -392,14 +392,9 @@ Index rows_seeing(const Mask& mask, Index head, const Runs& queries, const Runs&
   const Index step = mask.step(head);
   if (!dense(bands) && step == 1) return spans_for(mask, head, queries, bands).seeing(keys);
   Index rows = 0;
-  const auto count = [&](const Runs& of_q, const Runs& of_k) {
+  each_residue(queries, keys, step, [&](const Runs& of_q, const Runs& of_k) {
     for (const Run& run : of_q) rows += size(members_seeing(mask, head, run, of_k));
-  };
-  if (dense(bands)) {
-    count(queries, keys);
-  } else {
-    each_residue(queries, keys, step, count);
-  }
+  });
   return rows;
 }
 
