@@ -86,19 +86,7 @@ Options read_options(const po::variables_map& values, int ranks) {
   o.model = values["model"].as<std::string>();
   o.sizes = *find_latent_model(o.model);
   o.forms = values["forms"].as<std::vector<std::string>>();
-  o.ranks = {ranks};
-  if (values.count("ranks") > 0) {
-    o.ranks.clear();
-    for (const std::int64_t p : counts_of("ranks", values["ranks"].as<std::string>())) {
-      if (p > ranks) {
-        throw Failure(Exit::usage,
-                      fmt::format("--ranks: {} ranks, but the job has {}; start more with mpirun "
-                                  "-np",
-                                  p, ranks));
-      }
-      o.ranks.push_back(static_cast<int>(p));
-    }
-  }
+  o.ranks = ranks_listed(values, ranks);
   o.context.assign(static_cast<std::size_t>(number("batch", 1 << 20)),
                    values["context"].as<Positive>().value);
   o.queries = number("new", 1 << 20);
@@ -399,15 +387,11 @@ void bench(Communicator& world, const std::vector<std::string>& arguments,
                                      chosen_isa().name, sgemm->core(), o.repeats));
   }
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
-  for (const int p : o.ranks) {
-    Communicator some = world.split(world.rank() < p ? 0 : 1, world.rank());
-    if (world.rank() < p) {
-      const nlohmann::ordered_json measured = measure(o, some, sgemm, registers);
-      if (says) write_text_file("-", table(measured));
-      rows.insert(rows.end(), measured.begin(), measured.end());
-    }
-    rest_until_all(world);
-  }
+  on_first_ranks(world, o.ranks, [&](Communicator& some) {
+    const nlohmann::ordered_json measured = measure(o, some, sgemm, registers);
+    if (says) write_text_file("-", table(measured));
+    rows.insert(rows.end(), measured.begin(), measured.end());
+  });
   together(world, [&] {
     if (leads && !o.json.empty()) write_text_file(o.json, rows.dump(1) + "\n");
   });
