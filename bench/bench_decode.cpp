@@ -17,6 +17,7 @@
 #include "bench/measure.hpp"
 #include "bench/rest.hpp"
 #include "kernels/isa.hpp"
+#include "launcher/calibrate.hpp"
 #include "launcher/output_file.hpp"
 #include "launcher/values.hpp"
 #include "launcher/version.hpp"
@@ -36,6 +37,7 @@ struct Options {
   std::vector<int> ranks;
   Decoding decoding;           ///< of the longest a sequence gets: what every step sees
   std::vector<Index> lengths;  ///< the same
+  bool by_speed = false;
   int steps = 3, repeats = 7, threads = 1;
   std::size_t read = 0;
   std::string json;
@@ -58,9 +60,11 @@ po::options_description described_options() {
       ("batch", po::value<Positive>()->default_value({1}), "sequences")                   //
       ("new", po::value<Positive>()->default_value({1}), "new tokens of each in a step")  //
       ("dtype", word({"bf16", "f4"})->default_value("bf16"), "of queries and cache")      //
-      ("steps", po::value<Positive>()->default_value({3}), "of a form in a repeat")       //
-      ("repeat", po::value<Positive>()->default_value({7}), "timed repeats")              //
-      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")     //
+      ("by-speed",
+       "also with tokens dealt by measured speeds, as dattn decode --rank-speeds does")  //
+      ("steps", po::value<Positive>()->default_value({3}), "of a form in a repeat")      //
+      ("repeat", po::value<Positive>()->default_value({7}), "timed repeats")             //
+      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")    //
       ("read", po::value<Positive>(),
        "bytes that all ranks together read for the memory's rate [more than the caches hold]")  //
       ("json", po::value<std::string>(), "file for the rows, - for standard output")            //
@@ -86,6 +90,7 @@ Options read_options(const po::variables_map& values, int ranks) {
                    number("context", std::int64_t{1} << 40) + d.queries);
   d.capacity = o.lengths;
   if (const auto why = complaint(d)) throw Failure(Exit::usage, *why);
+  o.by_speed = values.count("by-speed") > 0;
   o.steps = static_cast<int>(number("steps", 1000000));
   o.repeats = static_cast<int>(number("repeat", 1000000));
   o.threads = static_cast<int>(number("threads", 1024));
@@ -126,12 +131,13 @@ void draw(Decoder<Communicator>& decoder) {
                std::ssize(queries) / static_cast<Index>(sizeof(T)), 1);
 }
 
-Subject made(const std::string& form, const Options& o, Communicator& ranks) {
+Subject made(const std::string& form, const Options& o, const Decoding& decoding,
+             Communicator& ranks) {
   Subject subject;
   subject.form = form;
   try {
     subject.decoder =
-        std::make_unique<Decoder<Communicator>>(o.decoding, *find_decode_form(form), std::nullopt,
+        std::make_unique<Decoder<Communicator>>(decoding, *find_decode_form(form), std::nullopt,
                                                 ranks, EngineOptions{.threads = o.threads});
   } catch (const std::invalid_argument& e) {  // on all ranks alike
     subject.refused = e.what();
@@ -169,8 +175,17 @@ std::vector<double> each_ranks(const std::vector<double>& own, Communicator& ran
 nlohmann::ordered_json measure(const Options& o, Communicator& ranks) {
   std::vector<Subject> subjects;
   std::optional<MemoryRead> read;
+  std::vector<Decoding> decodings{o.decoding};
+  if (o.by_speed) {
+    const Decoding& d = o.decoding;
+    const Shape like{1, d.keys(), d.query_heads, d.key_heads, d.value_heads, d.d_qk, d.d_v};
+    decodings.push_back(d);
+    decodings.back().speeds = measure_decode_speeds(ranks, like, d.type, o.threads);
+  }
   together(ranks, [&] {
-    for (const std::string& form : o.forms) subjects.push_back(made(form, o, ranks));
+    for (const std::string& form : o.forms) {
+      for (const Decoding& d : decodings) subjects.push_back(made(form, o, d, ranks));
+    }
     read.emplace(o.threads, o.read / static_cast<std::size_t>(ranks.size()));
   });
   for (Subject& s : subjects) {
@@ -224,6 +239,7 @@ nlohmann::ordered_json measure(const Options& o, Communicator& ranks) {
     std::array<std::int64_t, 3> sums{s.last.bytes_sent, s.last.messages, s.last.collectives};
     ranks.all_reduce_sum(std::span<std::int64_t>(sums));
     row["mesh"] = s.decoder->problem().mesh().text();
+    row["rank_speeds"] = s.decoder->decoding().speeds.text();
     row["repeats"] = o.repeats;
     row["seconds"] = median(s.seconds);
     row["kv_bytes"] = s.bytes;
@@ -254,10 +270,12 @@ std::string table(const nlohmann::ordered_json& rows) {
       continue;
     }
     const auto number = [&](const char* name) { return row[name].get<double>(); };
-    text += fmt::format("{:>5} {:<10} {:>9.3f} {:>8.1f} {:>8.1f} {:>8.2f}   {:.3f}, {:.3f}; {}\n",
+    const auto speeds = row["rank_speeds"].get<std::string>();
+    text += fmt::format("{:>5} {:<10} {:>9.3f} {:>8.1f} {:>8.1f} {:>8.2f}   {:.3f}, {:.3f}; {}{}\n",
                         row["ranks"].get<int>(), form, number("seconds") * 1e3, number("gbps"),
                         number("read_gbps"), number("of_read"), number("compute_seconds") * 1e3,
-                        number("wait_seconds") * 1e3, row["messages"].get<std::int64_t>());
+                        number("wait_seconds") * 1e3, row["messages"].get<std::int64_t>(),
+                        speeds == "1" ? "" : "; by speed " + speeds);
   }
   return text;
 }

@@ -64,13 +64,18 @@ Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int 
   return machine;
 }
 
-Speeds measure_speeds(comm::Communicator& world, const Shape& shape, Type type, int threads) {
+namespace {
+
+/// Medians of a few rounds of rates that all ranks measure at once, in steps of 1/32 of the
+/// fastest.
+template <class Rate>
+Speeds speeds_by(comm::Communicator& world, const Rate& rate) {
   constexpr int kRounds = 5;
   constexpr int kSteps = 32;
   std::vector<double> rates;
   for (int round = 0; round < kRounds; ++round) {
     world.barrier();
-    rates.push_back(kernel_rate(shape, world.size(), type, Pass::forward, threads));
+    rates.push_back(rate());
   }
   std::nth_element(rates.begin(), rates.begin() + kRounds / 2, rates.end());
   // Rank 0 decides, so that no rank's rounding counts.
@@ -78,12 +83,24 @@ Speeds measure_speeds(comm::Communicator& world, const Shape& shape, Type type, 
   const std::vector<std::string> all = world.gather(fmt::format("{:a}", rates[kRounds / 2]));
   if (world.rank() == 0) {
     std::vector<double> by_rank;
-    for (const std::string& rate : all) by_rank.push_back(std::strtod(rate.c_str(), nullptr));
+    for (const std::string& text : all) by_rank.push_back(std::strtod(text.c_str(), nullptr));
     const Speeds speeds = rounded_speeds(by_rank, kSteps);
     if (!speeds.equal()) words = speeds.text();
   }
   world.broadcast(words, 0);
   return words.empty() ? Speeds() : parse_speeds(words, world.size());
+}
+
+}  // namespace
+
+Speeds measure_speeds(comm::Communicator& world, const Shape& shape, Type type, int threads) {
+  return speeds_by(world,
+                   [&] { return kernel_rate(shape, world.size(), type, Pass::forward, threads); });
+}
+
+Speeds measure_decode_speeds(comm::Communicator& world, const Shape& shape, Type type,
+                             int threads) {
+  return speeds_by(world, [&] { return decode_rate(shape, world.size(), type, threads); });
 }
 
 KernelRates measure_kernels(comm::Communicator& world, const Shape& shape, Type type, int threads,

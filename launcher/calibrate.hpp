@@ -23,6 +23,10 @@ Machine calibrate(comm::Communicator& world, const Shape& shape, Type type, int 
 /// ranks, but not on the next call.
 Speeds measure_speeds(comm::Communicator& world, const Shape& shape, Type type, int threads);
 
+/// Collective: the same of how fast ranks read keys and values that a step of decoding of this
+/// shape has in memory.
+Speeds measure_decode_speeds(comm::Communicator& world, const Shape& shape, Type type, int threads);
+
 /// What one instruction set makes of one type: floating-point operations a second of a rank, and
 /// bytes of rows a second; 0: not measured, or free.
 struct KernelRates {

@@ -12,6 +12,7 @@
 #include "kernels/isa.hpp"
 #include "kernels/latent/basis.hpp"
 #include "kernels/latent/blas_core.hpp"
+#include "launcher/calibrate.hpp"
 #include "launcher/commands.hpp"
 #include "launcher/decode_check.hpp"
 #include "launcher/decode_memory.hpp"
@@ -21,6 +22,7 @@
 #include "launcher/links.hpp"
 #include "launcher/moved.hpp"
 #include "launcher/output_file.hpp"
+#include "launcher/rank_speeds.hpp"
 #include "launcher/report.hpp"
 #include "launcher/together.hpp"
 #include "launcher/values.hpp"
@@ -324,6 +326,9 @@ class DecodeJob {
           {"messages_step", sums[2]}};
       if (o_.verify_wire) j["verified_step"] = verified_json(sums[4]);
       if (!o_.latent) j["mask"] = escaped(o_.mask);
+      if (const Speeds& speeds = o_.decoding.speeds; !speeds.equal()) {
+        for (int r = 0; r < speeds.size(); ++r) j["rank_speeds"].push_back(speeds.of(r));
+      }
       add_scoring(j, o_.scoring);
       if (!kv_tokens_.empty()) {
         j["kv_tokens"] = kv_tokens_;
@@ -353,6 +358,9 @@ class DecodeJob {
           approximate() ? "; APPROXIMATE: each slice has a softmax of its own"
           : o_.slicing  ? ""
                         : "; proved");
+      if (o_.measures_speeds || !o_.decoding.speeds.equal()) {
+        text += speeds_line(o_.measures_speeds, o_.decoding.speeds);
+      }
       if (prefill_) text += prefill_->text();
       if (!kv_tokens_.empty()) {
         text += fmt::format(
@@ -471,6 +479,11 @@ Exit decode_command(const std::vector<std::string>& given) {
     } catch (const Disagreement& e) {
       if (world.rank() == 0) complain(world.rank(), command, e.what());
       return Exit::usage;
+    }
+    if (options->measures_speeds) {
+      world.phase("calibration");
+      const Shape like{1, d.keys(), d.query_heads, d.key_heads, d.value_heads, d.d_qk, d.d_v};
+      options->decoding.speeds = measure_decode_speeds(world, like, d.type, options->threads);
     }
     return DecodeJob(world, *options).run();
   });

@@ -9,6 +9,7 @@
 #include "launcher/decode_masks.hpp"
 #include "launcher/digests.hpp"
 #include "launcher/output_file.hpp"
+#include "launcher/rank_speeds.hpp"
 #include "launcher/values.hpp"
 #include "launcher/watch.hpp"
 #include "parallel/latent_values.hpp"
@@ -369,6 +370,9 @@ po::options_description decode_options() {
       ("check", "compare the last step with attention, or the whole layer, in double")  //
       ("memory", po::value<Positive>(),
        "bytes that a rank may use, e.g. 8G [what its host has, in equal shares]")  //
+      ("rank-speeds", po::value<std::string>()->default_value(""),
+       "how fast each rank reads its cache beside the others, e.g. 1,1,0.5 or 8x1,8x0.5: it keeps "
+       "tokens in proportion (GQA); or measured: rounded and printed [all are equal]")  //
       ("out", po::value<std::string>(),
        "write what the last step gave as a NumPy file: O [sequences * new, heads, value dim]; of "
        "latent attention y [sequences * new, hidden]")  //
@@ -476,6 +480,14 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   }
   if (const auto why = complaint(o.decoding))
     throw Failure(Exit::usage, "--heads, --kv-heads, --context, --new: " + *why);
+  if (const std::string& words = values["rank-speeds"].as<std::string>(); !words.empty()) {
+    if (o.latent) {
+      throw Failure(Exit::usage,
+                    "--rank-speeds: is of GQA; a latent cache is dealt to ranks evenly");
+    }
+    o.measures_speeds = words == kMeasuredSpeeds;
+    if (!o.measures_speeds) o.decoding.speeds = speeds_from(words, ranks);
+  }
   std::vector<std::string> inputs = read_decode_masks(values, o);
   if (o.weights) {
     for (const std::string& path : o.weights->paths()) inputs.push_back(path);

@@ -29,6 +29,7 @@ struct DecodeOptions {
   std::optional<Mesh> mesh;
   /// --hosts; empty: where the ranks are.
   std::string hosts;
+  bool measures_speeds = false;  ///< decoding.speeds are still to be measured
   int steps = 1;
   int warmup = 0;
   int threads = 1;

@@ -209,6 +209,18 @@ double quick_rate_of(const Shape& like, int ranks, Pass pass, int threads, const
   return rate_of_block<T>(like, ranks, pass, threads, few / threads * kSeconds, {isa}).flops;
 }
 
+/// FLOP/s of one query of all heads against keys beyond the caches of a core.
+template <class T>
+double decode_rate_of(const Shape& like, int ranks, int threads) {
+  constexpr Index kBytes = Index{64} << 20;  // of K and V, a thread
+  const Index row =
+      (like.key_heads * like.d_qk + like.value_heads * like.d_v) * static_cast<Index>(sizeof(T));
+  Shape shape = like;
+  shape.queries = 1;
+  shape.keys = std::clamp<Index>(kBytes * threads / row, 1, std::max<Index>(1, like.keys / ranks));
+  return rate_of<T>(shape, {0, shape.query_heads}, Pass::forward, threads, {}).flops;
+}
+
 template <class Of>
 auto by_type(Type type, const Of& of) {
   return type == Type::bf16 ? of(BFloat16{}) : type == Type::f4 ? of(float{}) : of(double{});
@@ -231,6 +243,10 @@ double kernel_rate(const Shape& like, int ranks, Type type, Pass pass, int threa
   return by_type(type, [&]<class T>(T) {
     return rate_of_pass<T>(like, ranks, pass, threads, {nullptr, now, score});
   });
+}
+
+double decode_rate(const Shape& like, int ranks, Type type, int threads) {
+  return by_type(type, [&]<class T>(T) { return decode_rate_of<T>(like, ranks, threads); });
 }
 
 double quick_rate(const Shape& like, int ranks, Type type, Pass pass, int threads, const Isa* isa) {

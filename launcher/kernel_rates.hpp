@@ -16,6 +16,9 @@ double processor_seconds();
 double kernel_rate(const Shape& like, int ranks, Type type, Pass pass, int threads,
                    Seconds now = wall_seconds, const Score& score = {});
 
+/// The same of a step of decoding: few queries, and more keys than caches hold, if there are.
+double decode_rate(const Shape& like, int ranks, Type type, int threads);
+
 /// The same from a block that takes some tens of milliseconds, whatever the instruction set. Null:
 /// the one in use.
 double quick_rate(const Shape& like, int ranks, Type type, Pass pass, int threads, const Isa* isa);

@@ -13,8 +13,6 @@ namespace {
 
 namespace po = boost::program_options;
 
-constexpr const char* kMeasured = "measured";
-
 }  // namespace
 
 po::options_description speeds_option() {
@@ -27,11 +25,11 @@ po::options_description speeds_option() {
   return options;
 }
 
-bool speeds_are_measured(const Task& task) { return task.rank_speeds == kMeasured; }
+bool speeds_are_measured(const Task& task) { return task.rank_speeds == kMeasuredSpeeds; }
 
 Speeds speeds_from(const std::string& words, int ranks) {
   if (words.empty()) return {};
-  if (words == kMeasured) {
+  if (words == kMeasuredSpeeds) {
     throw Failure(Exit::usage,
                   "--rank-speeds measured: nothing is measured here; give the list that dattn run "
                   "--rank-speeds measured prints");
@@ -50,13 +48,15 @@ Speeds speeds_of(comm::Communicator& world, const Task& task, int threads) {
   return speeds;
 }
 
-std::string speeds_line(const Task& task, const Speeds& speeds) {
-  if (task.rank_speeds.empty()) return {};
-  const bool measured = speeds_are_measured(task);
+std::string speeds_line(bool measured, const Speeds& speeds) {
   const std::string how = measured ? ", measured" : "";
   if (speeds.equal()) return fmt::format("speeds of ranks: equal{}\n", how);
   return fmt::format("speeds of ranks: {}{}{}\n", speeds.text(), how,
                      measured ? "; the same plan again: --rank-speeds " + speeds.text() : "");
+}
+
+std::string speeds_line(const Task& task, const Speeds& speeds) {
+  return task.rank_speeds.empty() ? "" : speeds_line(speeds_are_measured(task), speeds);
 }
 
 }  // namespace dattn

@@ -11,6 +11,9 @@ namespace dattn {
 /// The option that says how fast ranks are; for run, plan, bench and bench_strategies.
 boost::program_options::options_description speeds_option();
 
+/// In place of a list: ranks measure.
+inline constexpr const char* kMeasuredSpeeds = "measured";
+
 /// Whether ranks are to measure their speeds.
 bool speeds_are_measured(const Task& task);
 
@@ -23,7 +26,8 @@ Speeds speeds_from(const std::string& words, int ranks);
 Speeds speeds_of(comm::Communicator& world, const Task& task, int threads);
 
 /// "speeds of ranks: 1,0.5, measured; ...\n": what reports say of them, and how to have the same
-/// plan again; nothing where nobody asked.
+/// plan again; of a task nothing where nobody asked.
+std::string speeds_line(bool measured, const Speeds& speeds);
 std::string speeds_line(const Task& task, const Speeds& speeds);
 
 }  // namespace dattn

@@ -153,11 +153,22 @@ std::optional<std::string> complaint(const Decoding& d) {
 }
 
 Problem decoding_problem(const Decoding& decoding, const Mesh& mesh) {
-  return Problem(
-             shape_of(decoding),
-             decoding.masks.empty() ? filled(decoding, decoding.capacity) : may_be_seen(decoding),
-             mesh, "striped", decoding.type)
-      .caching(true);
+  const Problem even =
+      Problem(shape_of(decoding),
+              decoding.masks.empty() ? filled(decoding, decoding.capacity) : may_be_seen(decoding),
+              mesh, "striped", decoding.type)
+          .caching(true);
+  if (decoding.speeds.equal()) return even;
+  constexpr int kHeads = 1;
+  std::vector<double> speeds;
+  for (int r = 0; r < mesh.ranks(); ++r) {
+    double slowest = 1;
+    for (const int other : mesh.group(r, kHeads)) {
+      slowest = std::min(slowest, decoding.speeds.of(other));
+    }
+    speeds.push_back(slowest);
+  }
+  return even.with_keys_by(Speeds(speeds));
 }
 
 KvCache::KvCache(const Problem& problem, const Program& program, bool values_in_keys)

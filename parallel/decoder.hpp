@@ -50,6 +50,8 @@ struct Decoding {
   /// What the tokens of each sequence see, for as many queries and keys as its capacity; sequences
   /// of one capacity had best share one. None: all that is before them. Not with prefixes.
   std::vector<MaskPtr> masks = {};
+  /// How fast ranks read what they keep: the faster the more tokens.
+  Speeds speeds = {};
 
   /// Tokens of all prefixes, level by level: they come first.
   Index shared() const;
@@ -71,7 +73,9 @@ std::optional<std::string> complaint(const Decoding& decoding);
 
 /// The problem of a step in which every sequence has reached its capacity: any other step allows
 /// fewer pairs of it. Tokens are dealt to ranks in turn, so that every rank has as many of each
-/// sequence, however long it has grown. @pre complaint(decoding) is empty
+/// sequence, however long it has grown; of unequal speeds its share, where ranks that split heads
+/// count as fast as the slowest of them, since they read the same tokens. @pre complaint(decoding)
+/// is empty
 Problem decoding_problem(const Decoding& decoding, const Mesh& mesh);
 
 /// A rank's part of the cache: what its Program starts with. Address space for the capacity is

@@ -279,6 +279,29 @@ bool Partition::has_at(int rank, const Ranges& positions) const {
   return any;
 }
 
+std::vector<Runs> turns_by_speed(Index tokens, int ranks, const Speeds& speeds) {
+  constexpr Index kSteps = 16;
+  std::vector<Index> weight(static_cast<std::size_t>(ranks), 1);
+  for (int r = 0; r < ranks && !speeds.equal(); ++r) {
+    weight[static_cast<std::size_t>(r)] =
+        std::max<Index>(1, (speeds.parts(r) * kSteps + Speeds::kFastest / 2) / Speeds::kFastest);
+  }
+  // Every turn a rank gains what it weighs, and whoever is ahead pays for all: no rank ever has a
+  // token more or less than its share.
+  const Index turn = std::accumulate(weight.begin(), weight.end(), Index{0});
+  std::vector<Index> credit(weight.size(), 0);
+  std::vector<Runs> owned(weight.size());
+  for (Index place = 0; place < turn; ++place) {
+    for (std::size_t r = 0; r < weight.size(); ++r) credit[r] += weight[r];
+    const auto next =
+        static_cast<std::size_t>(std::max_element(credit.begin(), credit.end()) - credit.begin());
+    credit[next] -= turn;
+    const Index count = tokens > place ? (tokens - place - 1) / turn + 1 : 0;
+    owned[next].push_back({place, count, turn});
+  }
+  return owned;
+}
+
 std::vector<Runs> pieces_by_speed(Index tokens, int ranks, const Speeds& speeds) {
   Index sum = 0;
   for (int r = 0; r < ranks; ++r) sum += speeds.parts(r);

@@ -59,6 +59,10 @@ struct PartitionKind {
 /// The table of partitions. A new one is one function and one line here.
 std::span<const PartitionKind> partition_kinds();
 
+/// Tokens in turn, to ranks as often as they are fast, in steps of 1/16 of the fastest: of any
+/// stretch of tokens each rank has about its share. Equal speeds: token i belongs to rank i mod P.
+std::vector<Runs> turns_by_speed(Index tokens, int ranks, const Speeds& speeds);
+
 /// Contiguous pieces, as long as their ranks are fast.
 std::vector<Runs> pieces_by_speed(Index tokens, int ranks, const Speeds& speeds);
 

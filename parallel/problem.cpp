@@ -140,6 +140,13 @@ Problem Problem::caching(bool cached) const {
   return other;
 }
 
+Problem Problem::with_keys_by(const Speeds& speeds) const {
+  Problem other = *this;
+  other.keys_ = Partition(turns_by_speed(shape_.keys, ranks(), speeds));
+  other.found_ = std::make_shared<Found>();
+  return other;
+}
+
 Problem Problem::with_values_in_keys() const {
   CHECK(shape_.key_heads == shape_.value_heads, shape_.key_heads, shape_.value_heads);
   Problem other = *this;

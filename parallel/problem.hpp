@@ -53,6 +53,8 @@ class Problem {
   Problem keeping(bool keeps) const;
   /// The same problem with cached() as given.
   Problem caching(bool cached) const;
+  /// The same problem with its keys dealt in turn, by these speeds of ranks.
+  Problem with_keys_by(const Speeds& speeds) const;
   /// The same problem with values_in_keys().
   Problem with_values_in_keys() const;
   /// The same problem of as many queries as keys, whose tokens are dealt so.

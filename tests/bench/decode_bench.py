@@ -40,6 +40,10 @@ def main():
         assert len(rows) == 2 * len(forms), rows
         for i, row in enumerate(rows):
             check(row, 1 + i // len(forms), forms[i % len(forms)], element)
+    rows = json.loads(run(*job, *small, "--forms", "tree", "--by-speed", "--repeat", "1", "--json", "-")[0])
+    assert len(rows) == 2 and rows[0]["rank_speeds"] == "1", rows
+    for row in rows:
+        check(row, 2, "tree", 2)
     text = run(*job, *small, "--repeat", "1")[0]
     assert text.count(" tree ") == 1 and text.count(" helix ") == 1 and "of it" in text, text
     for wrong, complaint in ((("--ranks", "3"), "--ranks: 3 ranks"), (("--forms", "ring"), "--forms"), (("--heads", "3"), "heads")):

@@ -1,4 +1,4 @@
-"""Ranks that are not equally fast: --rank-speeds of run, plan and bench.
+"""Ranks that are not equally fast: --rank-speeds of run, plan, bench and decode.
 
     rank_speeds.py DATTN MPIRUN...
 """
@@ -107,6 +107,44 @@ def sweep(starter, folder):
     want("rank_speeds" not in found[1]["resolved"], str(found[1]["resolved"]))
 
 
+def decode(starter, folder):
+    """Ranks keep tokens in proportion; heads that lie on several ranks go by the slowest of them."""
+    words = ["decode", "--heads", "6", "--kv-heads", "2", "--head-dim", "16", "--context", "301", "--batch", "2",
+             "--steps", "2", "--warmup", "0", "--check", "--json", "-"]
+    tokens = 2 * 303
+    for speeds, ranks, more, share in [
+        ("1,0.5,0.25", 3, ["--form", "tree"], 4 / 7),
+        ("1,0.5,0.25", 3, ["--form", "helix", "--dtype", "bf16", "--new", "2"], 4 / 7),
+        ("1,0.5,0.25", 3, ["--form", "sequence", "--prefix-tree", "levels=1x50"], 4 / 7),
+        ("0.5,1,1,0.25", 4, ["--form", "tree", "--mesh", "2x2"], 2 / 3 / 2),  # rows of ranks: 0.5 and 0.25
+        ("1,0.5,0.25", 3, ["--form", "tree", "--mask", "stream:sink=4,recent=64"], None),
+        ("1,0.5", 2, ["--form", "heads"], 1 / 2),  # no token is anybody's own
+    ]:
+        done = ran(starter, [*words, "--rank-speeds", speeds, *more], ranks)
+        report = json.loads(done.stdout)
+        want(report["check"]["passed"], f"{more}: {report['check']}")
+        want(report["rank_speeds"] == [float(s) for s in speeds.split(",")], str(report["rank_speeds"]))
+        if share:
+            got = report["kv_bytes_rank"] / report["kv_bytes"]
+            want(abs(got - share) < 8 / tokens, f"{more}: a rank keeps {got} of the cache, not {share}")
+    even = json.loads(ran(starter, [*words, "--form", "tree", "--rank-speeds", "3x0.2"], 3).stdout)
+    want("rank_speeds" not in even and even["kv_bytes_rank"] * 3 == even["kv_bytes"], str(even))
+    latent = ["decode", "--model", "deepseek-v2-lite", "--context", "9", "--steps", "1"]
+    refused(starter, [*latent, "--rank-speeds", "1,0.5"], "is of GQA", 2)
+    refused(starter, [*words, "--rank-speeds", "1,2,3"], "more ranks than there are, 2", 2)
+
+    def bits(name, speeds):
+        out = folder / f"{name}.npy"
+        done = ran(starter, [*words[:-2], "--form", "tree", "--out", str(out), "--rank-speeds", speeds], 2)
+        return out.read_bytes(), done.stdout
+
+    first, text = bits("measured", "measured")
+    line = re.search(r"speeds of ranks: (equal|(\S+)), measured(?:; the same plan again: --rank-speeds (\S+))?\n", text)
+    want(line is not None, text)
+    again, _ = bits("listed", line[3] or "2x1")
+    want(again == first, f"other bits than measured, with {line[0]}")
+
+
 def main():
     _, starter = jobs.asked(sys.argv[1:], __doc__)
     with tempfile.TemporaryDirectory() as name:
@@ -116,6 +154,7 @@ def main():
             bad_words(starter)
             strategies(starter)
             measured(starter, folder)
+            decode(starter, folder)
             sweep(starter, folder)
         except Failed as failed:
             sys.exit(f"FAILED: {failed}")

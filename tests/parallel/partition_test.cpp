@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <numeric>
 #include <set>
 
@@ -24,6 +25,40 @@ std::vector<Index> listed_positions(const Runs& runs) {
     for (Index i = 0; i < run.count; ++i) out.push_back(run.at(i));
   }
   return out;
+}
+
+TEST(Partition, TurnsGiveEachRankItsShareOfAnyStretch) {
+  const Speeds uneven(std::vector<double>{1, 0.5, 0.25, 1, 0.001});  // the last gets the least step
+  const std::vector<double> weights{16, 8, 4, 16, 1};
+  const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
+  constexpr Index kTokens = 500;
+  const Partition p(turns_by_speed(kTokens, 5, uneven));
+  std::vector<std::vector<Index>> before;  // of each rank: its tokens before each token
+  std::vector<Index> all(kTokens, 0);
+  for (int r = 0; r < 5; ++r) {
+    std::vector<Index> own(kTokens, 0);
+    for (const Index token : listed_positions(p.positions({p.rows(r)}))) {
+      ++own[static_cast<std::size_t>(token)];
+      ++all[static_cast<std::size_t>(token)];
+    }
+    before.push_back({0});
+    for (const Index has : own) before.back().push_back(before.back().back() + has);
+  }
+  EXPECT_EQ(all, std::vector<Index>(kTokens, 1));
+  for (std::size_t r = 0; r < 5; ++r) {
+    const double share = weights[r] / sum;
+    for (std::size_t begin = 0; begin < kTokens; begin += 7) {
+      for (std::size_t end = begin; end <= kTokens; end += 11) {
+        const auto got = static_cast<double>(before[r][end] - before[r][begin]);
+        EXPECT_LE(std::abs(got - share * static_cast<double>(end - begin)), 2.0)
+            << r << " " << begin;
+      }
+    }
+  }
+  for (const Speeds& equal : {Speeds(), Speeds(std::vector<double>{3, 3, 3})}) {
+    EXPECT_EQ(turns_by_speed(20, 3, equal),
+              (std::vector<Runs>{{{0, 7, 3}}, {{1, 7, 3}}, {{2, 6, 3}}}));
+  }
 }
 
 TEST(Partition, AgreesWithBruteForce) {
