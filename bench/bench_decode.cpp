@@ -10,15 +10,13 @@
 #include <fmt/format.h>
 
 #include <array>
-#include <nlohmann/json.hpp>
 
 #include "bench/ceilings.hpp"
+#include "bench/decode_runs.hpp"
 #include "bench/main.hpp"
 #include "bench/measure.hpp"
-#include "bench/rest.hpp"
 #include "kernels/isa.hpp"
 #include "launcher/calibrate.hpp"
-#include "launcher/output_file.hpp"
 #include "launcher/values.hpp"
 #include "launcher/version.hpp"
 #include "parallel/decoder.hpp"
@@ -32,15 +30,10 @@ using comm::Communicator;
 
 constexpr const char* kName = "bench_decode";
 
-struct Options {
+struct Options : DecodeRuns {
   std::vector<std::string> forms;
-  std::vector<int> ranks;
-  Decoding decoding;           ///< of the longest a sequence gets: what every step sees
-  std::vector<Index> lengths;  ///< the same
+  Decoding decoding;  ///< of what every step sees
   bool by_speed = false;
-  int steps = 3, repeats = 7, threads = 1;
-  std::size_t read = 0;
-  std::string json;
 };
 
 po::options_description described_options() {
@@ -50,53 +43,31 @@ po::options_description described_options() {
       "bench_decode: steps of decoding against a KV cache, over ranks in each form");
   options.add_options()  //
       ("forms", words(forms)->default_value({"tree", "helix"}, "tree,helix"),
-       "which ones, as a comma list")                                                         //
-      ("ranks", po::value<std::string>(), "how many work, as a comma list [all of the job]")  //
-      ("heads", po::value<Positive>()->default_value({32}), "query heads")                    //
-      ("kv-heads", po::value<Positive>()->default_value({8}), "key and value heads")          //
-      ("head-dim", po::value<Positive>()->default_value({128}), "numbers a head")             //
-      ("context", po::value<Positive>()->default_value({131072}, "128K"),
-       "tokens of a sequence before the first step")                                      //
-      ("batch", po::value<Positive>()->default_value({1}), "sequences")                   //
-      ("new", po::value<Positive>()->default_value({1}), "new tokens of each in a step")  //
-      ("dtype", word({"bf16", "f4"})->default_value("bf16"), "of queries and cache")      //
-      ("by-speed",
-       "also with tokens dealt by measured speeds, as dattn decode --rank-speeds does")  //
-      ("steps", po::value<Positive>()->default_value({3}), "of a form in a repeat")      //
-      ("repeat", po::value<Positive>()->default_value({7}), "timed repeats")             //
-      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")    //
-      ("read", po::value<Positive>(),
-       "bytes that all ranks together read for the memory's rate [more than the caches hold]")  //
-      ("json", po::value<std::string>(), "file for the rows, - for standard output")            //
-      ("help", "this text");
+       "which ones, as a comma list")                                                 //
+      ("heads", po::value<Positive>()->default_value({32}), "query heads")            //
+      ("kv-heads", po::value<Positive>()->default_value({8}), "key and value heads")  //
+      ("head-dim", po::value<Positive>()->default_value({128}), "numbers a head")     //
+      ("by-speed", "also with tokens dealt by measured speeds, as dattn decode --rank-speeds does");
+  add_decode_runs(options, 131072, "128K");
   return options;
 }
 
 Options read_options(const po::variables_map& values, int ranks) {
-  const auto number = [&](const char* name, std::int64_t most) {
-    return at_most(name, values[name].as<Positive>().value, most);
+  const auto number = [&](const char* name) {
+    return at_most(name, values[name].as<Positive>().value, 1 << 20);
   };
-  constexpr std::int64_t kMost = 1 << 20;
   Options o;
+  static_cast<DecodeRuns&>(o) = read_decode_runs(values, ranks);
   o.forms = values["forms"].as<std::vector<std::string>>();
-  o.ranks = ranks_listed(values, ranks);
-  Decoding& d = o.decoding;
-  d.queries = number("new", kMost);
-  d.query_heads = number("heads", kMost);
-  d.key_heads = d.value_heads = number("kv-heads", kMost);
-  d.d_qk = d.d_v = number("head-dim", kMost);
-  d.type = values["dtype"].as<std::string>() == "bf16" ? Type::bf16 : Type::f4;
-  o.lengths.assign(static_cast<std::size_t>(number("batch", kMost)),
-                   number("context", std::int64_t{1} << 40) + d.queries);
-  d.capacity = o.lengths;
-  if (const auto why = complaint(d)) throw Failure(Exit::usage, *why);
   o.by_speed = values.count("by-speed") > 0;
-  o.steps = static_cast<int>(number("steps", 1000000));
-  o.repeats = static_cast<int>(number("repeat", 1000000));
-  o.threads = static_cast<int>(number("threads", 1024));
-  o.read = values.count("read") > 0 ? static_cast<std::size_t>(values["read"].as<Positive>().value)
-                                    : beyond_caches();
-  if (values.count("json") > 0) o.json = values["json"].as<std::string>();
+  Decoding& d = o.decoding;
+  d.capacity = o.lengths();
+  d.queries = o.queries;
+  d.query_heads = number("heads");
+  d.key_heads = d.value_heads = number("kv-heads");
+  d.d_qk = d.d_v = number("head-dim");
+  d.type = o.type;
+  if (const auto why = complaint(d)) throw Failure(Exit::usage, *why);
   return o;
 }
 
@@ -152,7 +123,7 @@ std::array<double, 3> run(Subject& subject, const Options& o, Communicator& rank
   std::vector<std::array<double, 3>> all;
   for (int i = 0; i < o.steps; ++i) {
     ranks.barrier();
-    subject.last = subject.decoder->step(o.lengths);
+    subject.last = subject.decoder->step(o.decoding.capacity);
     subject.own.push_back(subject.last.compute);
     std::array<double, 3> most{subject.last.seconds, subject.last.compute, subject.last.wait};
     ranks.all_reduce_max(most);
@@ -190,7 +161,8 @@ nlohmann::ordered_json measure(const Options& o, Communicator& ranks) {
   });
   for (Subject& s : subjects) {
     if (s.decoder == nullptr) continue;
-    std::array<double, 1> sum{static_cast<double>(s.decoder->cache().bytes(o.lengths, o.decoding))};
+    std::array<double, 1> sum{
+        static_cast<double>(s.decoder->cache().bytes(o.decoding.capacity, o.decoding))};
     ranks.all_reduce_sum(sum);
     s.bytes = sum[0];
   }
@@ -226,8 +198,8 @@ nlohmann::ordered_json measure(const Options& o, Communicator& ranks) {
                                {"heads", o.decoding.query_heads},
                                {"kv_heads", o.decoding.key_heads},
                                {"d", o.decoding.d_qk},
-                               {"context", o.lengths.front() - o.decoding.queries},
-                               {"batch", o.lengths.size()},
+                               {"context", o.context.front()},
+                               {"batch", o.context.size()},
                                {"new_tokens", o.decoding.queries},
                                {"isa", chosen_isa().name},
                                {"refused", nullptr}};
@@ -284,25 +256,13 @@ void bench(Communicator& world, const std::vector<std::string>& arguments,
            const po::options_description& described) {
   Options o;
   together(world, [&] { o = read_options(parse(kName, described, arguments), world.size()); });
-  const bool leads = world.rank() == 0;
-  const bool says = leads && o.json != "-";
-  if (says) {
-    write_text_file(
-        "-", fmt::format("# dattn {}: {}, {} sequences of {} tokens, {} new, {}:{} heads of {}, "
-                         "{}, kernels for {}, median of {}\n",
-                         kVersion, kName, o.lengths.size(), o.lengths.front() - o.decoding.queries,
-                         o.decoding.queries, o.decoding.query_heads, o.decoding.key_heads,
-                         o.decoding.d_qk, name_of(o.decoding.type), chosen_isa().name, o.repeats));
-  }
-  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
-  on_first_ranks(world, o.ranks, [&](Communicator& some) {
-    const nlohmann::ordered_json measured = measure(o, some);
-    if (says) write_text_file("-", table(measured));
-    rows.insert(rows.end(), measured.begin(), measured.end());
-  });
-  together(world, [&] {
-    if (leads && !o.json.empty()) write_text_file(o.json, rows.dump(1) + "\n");
-  });
+  const std::string heading = fmt::format(
+      "# dattn {}: {}, {} sequences of {} tokens, {} new, {}:{} heads of {}, {}, kernels for {}, "
+      "median of {}\n",
+      kVersion, kName, o.context.size(), o.context.front(), o.queries, o.decoding.query_heads,
+      o.decoding.key_heads, o.decoding.d_qk, name_of(o.type), chosen_isa().name, o.repeats);
+  measure_decode_runs(
+      world, o, heading, [&](Communicator& some) { return measure(o, some); }, table);
 }
 
 }  // namespace

@@ -10,16 +10,14 @@
 #include <fmt/format.h>
 
 #include <array>
-#include <nlohmann/json.hpp>
 
 #include "bench/ceilings.hpp"
+#include "bench/decode_runs.hpp"
 #include "bench/latent_ideal.hpp"
 #include "bench/main.hpp"
 #include "bench/measure.hpp"
-#include "bench/rest.hpp"
 #include "kernels/isa.hpp"
 #include "kernels/latent/blas_core.hpp"
-#include "launcher/output_file.hpp"
 #include "launcher/values.hpp"
 #include "launcher/version.hpp"
 #include "parallel/latent_parts.hpp"
@@ -33,18 +31,12 @@ using comm::Communicator;
 
 constexpr const char* kName = "bench_forms";
 
-struct Options {
+struct Options : DecodeRuns {
   LatentSizes sizes;
   std::string model;
   std::vector<std::string> forms;
-  std::vector<int> ranks;
-  std::vector<Index> context;
-  Index queries = 1;
-  Type type = Type::bf16, weight_type = Type::bf16;
+  Type weight_type = Type::bf16;
   int slices = 2;
-  int steps = 3, repeats = 7, threads = 1;
-  std::size_t read = 0;
-  std::string json;
 };
 
 po::options_description described_options() {
@@ -58,50 +50,22 @@ po::options_description described_options() {
        words({"heads", "sequence", "exact", "helix", "tree", "tpla"})
            ->default_value({"heads", "sequence", "exact", "helix", "tpla"},
                            "heads,sequence,exact,helix,tpla"),
-       "which ones, as a comma list")                                                         //
-      ("ranks", po::value<std::string>(), "how many work, as a comma list [all of the job]")  //
-      ("context", po::value<Positive>()->default_value({32768}, "32K"),
-       "tokens of a sequence before the first step")                                      //
-      ("batch", po::value<Positive>()->default_value({1}), "sequences")                   //
-      ("new", po::value<Positive>()->default_value({1}), "new tokens of each in a step")  //
-      ("dtype", word({"bf16", "f4"})->default_value("bf16"), "of queries and cache")      //
-      ("weights-dtype", word({"bf16", "f4"})->default_value("bf16"), "of the weights")    //
+       "which ones, as a comma list")                                                   //
+      ("weights-dtype", word({"bf16", "f4"})->default_value("bf16"), "of the weights")  //
       ("slices", po::value<Positive>()->default_value({2}),
-       "pieces of the latent for tpla; exact takes as many as ranks")                  //
-      ("steps", po::value<Positive>()->default_value({3}), "of a form in a repeat")    //
-      ("repeat", po::value<Positive>()->default_value({7}), "timed repeats")           //
-      ("threads", po::value<Positive>()->default_value({1}), "OpenMP threads a rank")  //
-      ("read", po::value<Positive>(),
-       "bytes that all ranks together read for the memory's ceiling [more than the caches hold]")  //
-      ("json", po::value<std::string>(), "file for the rows, - for standard output")  //
-      ("help", "this text");
+       "pieces of the latent for tpla; exact takes as many as ranks");
+  add_decode_runs(options, 32768, "32K");
   return options;
 }
 
 Options read_options(const po::variables_map& values, int ranks) {
-  const auto number = [&](const char* name, std::int64_t most) {
-    return static_cast<int>(at_most(name, values[name].as<Positive>().value, most));
-  };
   Options o;
+  static_cast<DecodeRuns&>(o) = read_decode_runs(values, ranks);
   o.model = values["model"].as<std::string>();
   o.sizes = *find_latent_model(o.model);
   o.forms = values["forms"].as<std::vector<std::string>>();
-  o.ranks = ranks_listed(values, ranks);
-  o.context.assign(static_cast<std::size_t>(number("batch", 1 << 20)),
-                   values["context"].as<Positive>().value);
-  o.queries = number("new", 1 << 20);
-  const auto type = [&](const char* name) {
-    return values[name].as<std::string>() == "bf16" ? Type::bf16 : Type::f4;
-  };
-  o.type = type("dtype");
-  o.weight_type = type("weights-dtype");
-  o.slices = number("slices", 1 << 20);
-  o.steps = number("steps", 1000000);
-  o.repeats = number("repeat", 1000000);
-  o.threads = number("threads", 1024);
-  o.read = values.count("read") > 0 ? static_cast<std::size_t>(values["read"].as<Positive>().value)
-                                    : beyond_caches();
-  if (values.count("json") > 0) o.json = values["json"].as<std::string>();
+  o.weight_type = values["weights-dtype"].as<std::string>() == "bf16" ? Type::bf16 : Type::f4;
+  o.slices = at_most("slices", values["slices"].as<Positive>().value, 1 << 20);
   return o;
 }
 
@@ -223,8 +187,7 @@ Registers best_registers() {
 /// All forms on these ranks: rows, the same on each.
 nlohmann::ordered_json measure(const Options& o, Communicator& ranks,
                                const std::optional<Sgemm>& sgemm, const Registers& registers) {
-  std::vector<Index> lengths = o.context;  // what every step sees: none appends for the next
-  for (Index& length : lengths) length += o.queries;
+  const std::vector<Index> lengths = o.lengths();
   const Decoding decoding = latent_decoding(o.sizes, lengths, o.queries, o.type);
   std::vector<Subject> subjects;
   together(ranks, [&] {
@@ -377,24 +340,14 @@ void bench(Communicator& world, const std::vector<std::string>& arguments,
     if (!sgemm) throw Failure(Exit::input, "libopenblas.so.0 cannot be loaded; install OpenBLAS");
     registers = best_registers();
   });
-  const bool leads = world.rank() == 0;
-  const bool says = leads && o.json != "-";
-  if (says) {
-    write_text_file("-", fmt::format("# dattn {}: {}, {}, {} sequences of {} tokens, {} new, {}, "
-                                     "weights {}, kernels for {}, OpenBLAS {}, median of {}\n",
-                                     kVersion, kName, o.model, o.context.size(), o.context.front(),
-                                     o.queries, name_of(o.type), name_of(o.weight_type),
-                                     chosen_isa().name, sgemm->core(), o.repeats));
-  }
-  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
-  on_first_ranks(world, o.ranks, [&](Communicator& some) {
-    const nlohmann::ordered_json measured = measure(o, some, sgemm, registers);
-    if (says) write_text_file("-", table(measured));
-    rows.insert(rows.end(), measured.begin(), measured.end());
-  });
-  together(world, [&] {
-    if (leads && !o.json.empty()) write_text_file(o.json, rows.dump(1) + "\n");
-  });
+  const std::string heading = fmt::format(
+      "# dattn {}: {}, {}, {} sequences of {} tokens, {} new, {}, weights {}, kernels "
+      "for {}, OpenBLAS {}, median of {}\n",
+      kVersion, kName, o.model, o.context.size(), o.context.front(), o.queries, name_of(o.type),
+      name_of(o.weight_type), chosen_isa().name, sgemm->core(), o.repeats);
+  measure_decode_runs(
+      world, o, heading, [&](Communicator& some) { return measure(o, some, sgemm, registers); },
+      table);
 }
 
 }  // namespace
