@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <stdexcept>
 
 #include "kernels/check.hpp"
+#include "kernels/count.hpp"
 #include "kernels/masks/batch.hpp"
 #include "kernels/masks/blocks.hpp"
 #include "kernels/masks/causal.hpp"
@@ -104,13 +104,12 @@ std::vector<Index> parse_counts(std::string_view text, std::string_view form) {
   while (true) {
     const std::size_t comma = text.find(',');
     const std::string_view word = text.substr(0, comma);
-    Index value = 0;
-    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-    if (error != std::errc{} || end != word.data() + word.size() || value < 0) {
+    const std::optional<Index> value = count_in(word);
+    if (!value) {
       throw std::invalid_argument(shown(word) + " is not a count; the mask is written " +
                                   std::string(form));
     }
-    counts.push_back(value);
+    counts.push_back(*value);
     if (comma == std::string_view::npos) return counts;
     text.remove_prefix(comma + 1);
   }

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "kernels/check.hpp"
+#include "kernels/count.hpp"
 
 namespace dattn {
 namespace {
@@ -46,13 +47,12 @@ void Settings::fail(const std::string& why) const {
 }
 
 Index Settings::to_count(const Setting& setting, std::string_view text, Index least) const {
-  Index value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size() || value < least || value > kMost) {
+  const std::optional<Index> value = count_in(text);
+  if (!value || *value < least || *value > kMost) {
     fail(std::string(setting.name) + " has " + shown(text) + " where it takes a count from " +
          std::to_string(least) + " to 2^40");
   }
-  return value;
+  return *value;
 }
 
 Index Settings::count(std::string_view name, Index otherwise, Index least) {

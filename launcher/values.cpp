@@ -10,6 +10,7 @@
 #include <set>
 #include <utility>
 
+#include "kernels/count.hpp"
 #include "launcher/failure.hpp"
 
 namespace po = boost::program_options;
@@ -27,12 +28,6 @@ std::optional<std::int64_t> whole_number(std::string_view text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
   return value;
-}
-
-/// What a K, M, G or T at the end of a count multiplies by; 1 if there is none.
-std::int64_t suffix_factor(char last) {
-  const std::size_t power = std::string_view("KMGTkmgt").find(last);
-  return power == std::string_view::npos ? 1 : std::int64_t{1} << (10 * (power % 4 + 1));
 }
 
 std::string join(const std::vector<std::string>& names) {
@@ -167,20 +162,18 @@ class Complaints {
 }  // namespace
 
 std::int64_t parse_count(std::string_view text, std::int64_t minimum) {
-  const std::int64_t factor = text.empty() ? 1 : suffix_factor(text.back());
-  const auto number = whole_number(text.substr(0, text.size() - (factor > 1 ? 1 : 0)));
+  const std::optional<Index> value = count_in(text);
   const std::string want = minimum == 0 ? "(want 0, 1, 2, ... or 8K, 2M)"
                            : minimum == 1
                                ? "(want 1, 2, 3, ... or 8K, 2M)"
                                : "(want " + std::to_string(minimum) + " or more, or 8K, 2M)";
-  std::int64_t value = 0;
-  if (!number || __builtin_mul_overflow(*number, factor, &value)) {
+  if (!value) {
     const bool digits = text.find_first_not_of("0123456789KMGTkmgt") == std::string_view::npos;
     throw BadValue(in_quotes(text) +
                    (digits && text.size() > 15 ? " is too large" : " is not a count") + " " + want);
   }
-  if (value < minimum) throw BadValue(in_quotes(text) + " is too small " + want);
-  return value;
+  if (*value < minimum) throw BadValue(in_quotes(text) + " is too small " + want);
+  return *value;
 }
 
 Finite parse_finite(std::string_view text) {

@@ -30,6 +30,20 @@ std::string repeat(const std::string& text, int times) {
   return out;
 }
 
+TEST(MaskWords, CountsMayHaveSuffixes) {
+  const Shape shape{.queries = 1 << 16, .keys = 1 << 16, .query_heads = 4};
+  for (const auto& [with, without] : std::vector<std::pair<std::string, std::string>>{
+           {"window:4K,1k", "window:4096,1024"},
+           {"window:2M,0", "window:2097152,0"},
+           {"window:1G,1T", "window:1073741824,1099511627776"},
+           {"documents:32K,32K", "documents:32768,32768"},
+           {"prefix:8K", "prefix:8192"},
+           {"stream:sink=1K,recent=2K", "stream:sink=1024,recent=2048"},
+           {"neighbor:dims=1Kx64,window=1x7", "neighbor:dims=1024x64,window=1x7"}}) {
+    EXPECT_EQ(parse_mask(with, shape)->spec(), parse_mask(without, shape)->spec()) << with;
+  }
+}
+
 struct Refused {
   std::string spec;
   std::string because;
@@ -57,6 +71,10 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{repeat("x", 100000), "'" + repeat("x", 40) + "...'"},                         //
         Refused{"full:1", "'full' takes no argument"},                                        //
         Refused{"causal:1", "'causal' takes no argument"},                                    //
+        Refused{"window:K,0", "'K' is not a count"},                                          //
+        Refused{"window:1Ki,0", "'1Ki' is not a count"},                                      //
+        Refused{"window:8388608T,0", "'8388608T' is not a count"},                            //
+        Refused{"stream:sink=2T", "sink has '2T' where it takes a count from 0 to 2^40"},     //
         Refused{"window", "'' is not a count; the mask is written window:L,R"},               //
         Refused{"window:3", "two sides"},                                                     //
         Refused{"window:3,", "'' is not a count"},                                            //
@@ -162,7 +180,8 @@ TEST(BlockArrays, AreRefusedWithListAndBlock) {
   const auto lists = [](std::vector<Index> rows, std::vector<Index> columns) {
     return BlockLists{2, 2, std::move(rows), std::move(columns)};
   };
-  EXPECT_THAT(complaint_of(lists({0, 1, 1, 3}, {2, 0, 1})), HasSubstr("accepted as blocks:size=2x2"));
+  EXPECT_THAT(complaint_of(lists({0, 1, 1, 3}, {2, 0, 1})),
+              HasSubstr("accepted as blocks:size=2x2"));
   EXPECT_THAT(complaint_of(lists({0, 1, 1}, {2})), HasSubstr("rows holds 3 offsets; 5 keys"));
   EXPECT_THAT(complaint_of(lists({}, {})), HasSubstr("rows holds 0x4 offsets"));
   EXPECT_THAT(complaint_of(lists({1, 1, 1, 1}, {2})), HasSubstr("of list 0 begin with 1"));
