@@ -19,10 +19,33 @@
 namespace dattn::comm {
 namespace {
 
+/// While it lives, a process that nobody has started as one of a job tells Open MPI to look for no
+/// network but its own: one of the libraries that others come with measures clocks for a fifth of a
+/// second. What the user has set stays. (Without a daemon of its own, ess_singleton_isolated, it
+/// would start faster still, but such processes take each other's session directory.)
+class Alone {
+ public:
+  Alone() {
+    for (const char* of_a_job : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"}) {
+      if (std::getenv(of_a_job) != nullptr) return;
+    }
+    set_ = std::getenv(kMessages) == nullptr && ::setenv(kMessages, "ob1", 0) == 0;
+  }
+  ~Alone() {
+    if (set_) ::unsetenv(kMessages);
+  }
+  Alone(const Alone&) = delete;
+
+ private:
+  static constexpr const char* kMessages = "OMPI_MCA_pml";
+  bool set_ = false;
+};
+
 void initialise(int* argc, char*** argv) {
   int already = 0;
   check(MPI_Initialized(&already));
   if (already != 0) throw std::logic_error("MPI is initialised already: use comm::adopt");
+  const Alone alone;
   int provided = 0;
   check(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided));
   if (provided < MPI_THREAD_FUNNELED) {
