@@ -159,6 +159,7 @@ Problem decoding_problem(const Decoding& decoding, const Mesh& mesh) {
               mesh, "striped", decoding.type)
           .caching(true);
   if (decoding.speeds.equal()) return even;
+  CHECK(decoding.speeds.size() == mesh.ranks() && mesh.axes.size() == 2, mesh.text());
   constexpr int kHeads = 1;
   std::vector<double> speeds;
   for (int r = 0; r < mesh.ranks(); ++r) {

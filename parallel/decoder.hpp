@@ -50,7 +50,8 @@ struct Decoding {
   /// What the tokens of each sequence see, for as many queries and keys as its capacity; sequences
   /// of one capacity had best share one. None: all that is before them. Not with prefixes.
   std::vector<MaskPtr> masks = {};
-  /// How fast ranks read what they keep: the faster the more tokens.
+  /// How fast the ranks read what they keep: the faster the more tokens. Of a mesh of tokens x
+  /// heads.
   Speeds speeds = {};
 
   /// Tokens of all prefixes, level by level: they come first.
