@@ -79,7 +79,7 @@ struct Subject {
   double bytes = 0;  ///< of the cache, of all ranks: a step reads each once
   RunTimes last;
   // Of each repeat: of the slowest rank, and the part that all ranks read of what they can.
-  std::vector<double> seconds, of_read, compute, wait;
+  std::vector<double> seconds, of_read, of_slowest, compute, wait;
   std::vector<double> own;  ///< this rank's time in kernels and merges, of each step
 };
 
@@ -167,26 +167,32 @@ nlohmann::ordered_json measure(const Options& o, Communicator& ranks) {
     s.bytes = sum[0];
   }
   std::vector<double> own_rates;
+  // Of all ranks added up; and what it would be if all were as slow as the slowest.
   const auto rate = [&] {
     ranks.barrier();
-    std::array<double, 1> sum{read->gbps()};
-    own_rates.push_back(sum[0]);
+    const double own = read->gbps();
+    own_rates.push_back(own);
+    std::array<double, 1> sum{own};
+    std::array<double, 1> slowest{-own};
     ranks.all_reduce_sum(sum);
-    return sum[0];
+    ranks.all_reduce_max(slowest);
+    return std::array{sum[0], -slowest[0] * ranks.size()};
   };
   std::vector<double> rates;
   for (int repeat = -1; repeat < o.repeats; ++repeat) {  // the first one warms up
     for (Subject& s : subjects) {
       if (s.decoder == nullptr) continue;
-      const double before = rate();
+      const std::array<double, 2> before = rate();
       const std::array<double, 3> figures = run(s, o, ranks);
-      const double all = (before + rate()) / 2;
+      const std::array<double, 2> after = rate();
       if (repeat < 0) continue;
-      rates.push_back(all);
+      const double gbps = s.bytes / figures[0] / 1e9;
+      rates.push_back((before[0] + after[0]) / 2);
       s.seconds.push_back(figures[0]);
       s.compute.push_back(figures[1]);
       s.wait.push_back(figures[2]);
-      s.of_read.push_back(s.bytes / figures[0] / 1e9 / all);
+      s.of_read.push_back(gbps / rates.back());
+      s.of_slowest.push_back(2 * gbps / (before[1] + after[1]));
     }
   }
   nlohmann::ordered_json out = nlohmann::ordered_json::array();
@@ -218,6 +224,7 @@ nlohmann::ordered_json measure(const Options& o, Communicator& ranks) {
     row["gbps"] = s.bytes / median(s.seconds) / 1e9;
     row["read_gbps"] = median(rates);
     row["of_read"] = median(s.of_read);
+    row["of_read_slowest"] = median(s.of_slowest);
     row["compute_seconds"] = median(s.compute);
     row["wait_seconds"] = median(s.wait);
     row["rank_seconds"] = each_ranks(s.own, ranks);
@@ -243,11 +250,12 @@ std::string table(const nlohmann::ordered_json& rows) {
     }
     const auto number = [&](const char* name) { return row[name].get<double>(); };
     const auto speeds = row["rank_speeds"].get<std::string>();
-    text += fmt::format("{:>5} {:<10} {:>9.3f} {:>8.1f} {:>8.1f} {:>8.2f}   {:.3f}, {:.3f}; {}{}\n",
-                        row["ranks"].get<int>(), form, number("seconds") * 1e3, number("gbps"),
-                        number("read_gbps"), number("of_read"), number("compute_seconds") * 1e3,
-                        number("wait_seconds") * 1e3, row["messages"].get<std::int64_t>(),
-                        speeds == "1" ? "" : "; by speed " + speeds);
+    text += fmt::format(
+        "{:>5} {:<10} {:>9.3f} {:>8.1f} {:>8.1f} {:>8.2f} {:>10.2f}   {:.3f}, {:.3f}; {}{}\n",
+        row["ranks"].get<int>(), form, number("seconds") * 1e3, number("gbps"), number("read_gbps"),
+        number("of_read"), number("of_read_slowest"), number("compute_seconds") * 1e3,
+        number("wait_seconds") * 1e3, row["messages"].get<std::int64_t>(),
+        speeds == "1" ? "" : "; by speed " + speeds);
   }
   return text;
 }

@@ -179,7 +179,7 @@ KvCache::KvCache(const Problem& problem, const Program& program, bool values_in_
     blocks_[i] = program.slots[static_cast<std::size_t>(program.input(kind))].block;
     row_bytes_[i] = blocks_[i].head_count() * record_bytes(kind, problem.shape(), problem.type());
     if (kind == Kind::V && values_in_keys) break;
-    memory_[i] = Reserved(bytes_of(blocks_[i], problem.shape(), problem.type()));
+    memory_[i] = Reserved(bytes_of(blocks_[i], problem.shape(), problem.type()), true);
   }
   Index row = 0;
   for (const Run& run : problem.keys().positions(blocks_[0].rows)) {

@@ -122,7 +122,7 @@ SlicedDecoder<T>::SlicedDecoder(const LatentSizes& sizes, const MakeWeights& wei
   outer_ = stored(slice(all, {own_, {0, 0}, {0, 0}}), weight_type);
   std::visit([](auto& w) { w.down_q = w.down_kv = {}; }, outer_);
   down_.emplace(weights_, all_reduce_);
-  cache_ = Reserved(decoding.keys() * row() * bytes_of(decoding.type));
+  cache_ = Reserved(decoding.keys() * row() * bytes_of(decoding.type), true);
 }
 
 /// Fits the factors of this slice: its energy among that of latents, and its scores to the whole.

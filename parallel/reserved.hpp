@@ -17,12 +17,17 @@ namespace dattn {
 class Reserved {
  public:
   Reserved() = default;
-  explicit Reserved(Index bytes) {
+  /// `whole`: most of it will be touched, so that it may come in large pages, where the system has
+  /// them: who reads some numbers of each row in turn waits less for addresses.
+  explicit Reserved(Index bytes, bool whole = false) {
     const auto size = static_cast<std::size_t>(std::max<Index>(1, bytes));
     void* p = mmap(nullptr, size, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
     memory_ = Memory(static_cast<std::byte*>(p), Unmapped{size});
+#if defined(MADV_HUGEPAGE)
+    if (whole) madvise(p, size, MADV_HUGEPAGE);  // advice: may fail
+#endif
   }
   std::byte* get() const { return memory_.get(); }
 

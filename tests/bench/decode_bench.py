@@ -23,6 +23,7 @@ def check(row, ranks, form, element):
     assert 0 < row["compute_seconds"] <= row["seconds"] and 0 <= row["wait_seconds"] <= row["seconds"], row
     assert len(row["rank_seconds"]) == len(row["rank_read_gbps"]) == ranks and row["of_read"] > 0, row
     assert math.isclose(row["gbps"], row["kv_bytes"] / row["seconds"] / 1e9, rel_tol=1e-9), row
+    assert row["of_read_slowest"] >= row["of_read"] * 0.999, row
     # One collective a step, or one exchange with each other rank, or nothing at all.
     one = ranks == 1 or form == "heads"
     assert row["messages"] == (0 if one else ranks * (ranks - 1) if form == "helix" else ranks), row
