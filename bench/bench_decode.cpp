@@ -185,7 +185,11 @@ nlohmann::ordered_json measure(const Options& o, Communicator& ranks) {
       const std::array<double, 2> before = rate();
       const std::array<double, 3> figures = run(s, o, ranks);
       const std::array<double, 2> after = rate();
-      if (repeat < 0) continue;
+      if (repeat < 0) {
+        s.own.clear();
+        own_rates.clear();
+        continue;
+      }
       const double gbps = s.bytes / figures[0] / 1e9;
       rates.push_back((before[0] + after[0]) / 2);
       s.seconds.push_back(figures[0]);
@@ -238,9 +242,9 @@ nlohmann::ordered_json measure(const Options& o, Communicator& ranks) {
 }
 
 std::string table(const nlohmann::ordered_json& rows) {
-  std::string text =
-      fmt::format("\n{:>5} {:<10} {:>9} {:>8} {:>8} {:>8}   {}\n", "ranks", "form", "ms", "GB/s",
-                  "can read", "of it", "compute, waiting of the slowest rank, ms; messages");
+  std::string text = fmt::format("\n{:>5} {:<10} {:>9} {:>8} {:>8} {:>8} {:>10}   {}\n", "ranks",
+                                 "form", "ms", "GB/s", "can read", "of it", "of slowest",
+                                 "compute, waiting of the slowest rank, ms; messages");
   for (const auto& row : rows) {
     const auto form = row["form"].get<std::string>();
     if (!row["refused"].is_null()) {

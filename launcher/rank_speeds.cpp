@@ -9,11 +9,7 @@
 #include "launcher/values.hpp"
 
 namespace dattn {
-namespace {
-
 namespace po = boost::program_options;
-
-}  // namespace
 
 po::options_description speeds_option() {
   po::options_description options("Speeds");

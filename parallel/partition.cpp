@@ -281,13 +281,16 @@ bool Partition::has_at(int rank, const Ranges& positions) const {
 
 std::vector<Runs> turns_by_speed(Index tokens, int ranks, const Speeds& speeds) {
   constexpr Index kSteps = 16;
-  std::vector<Index> weight(static_cast<std::size_t>(ranks), 1);
-  for (int r = 0; r < ranks && !speeds.equal(); ++r) {
-    weight[static_cast<std::size_t>(r)] =
-        std::max<Index>(1, (speeds.parts(r) * kSteps + Speeds::kFastest / 2) / Speeds::kFastest);
+  std::vector<Index> weight;
+  Index common = 0;  // to divide by: the shorter a turn, the fewer runs
+  for (int r = 0; r < ranks; ++r) {
+    weight.push_back(
+        std::max<Index>(1, (speeds.parts(r) * kSteps + Speeds::kFastest / 2) / Speeds::kFastest));
+    common = std::gcd(common, weight.back());
   }
-  // Every turn a rank gains what it weighs, and whoever is ahead pays for all: no rank ever has a
-  // token more or less than its share.
+  for (Index& each : weight) each /= common;
+  // Every turn a rank gains what it weighs, and whoever is ahead pays for all: no rank is ever a
+  // whole token ahead of its share or behind it.
   const Index turn = std::accumulate(weight.begin(), weight.end(), Index{0});
   std::vector<Index> credit(weight.size(), 0);
   std::vector<Runs> owned(weight.size());

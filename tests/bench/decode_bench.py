@@ -47,6 +47,11 @@ def main():
         check(row, 2, "tree", 2)
     text = run(*job, *small, "--repeat", "1")[0]
     assert text.count(" tree ") == 1 and text.count(" helix ") == 1 and "of it" in text, text
+    head, *rows = [line for line in text.splitlines() if line and not line.startswith("#")]
+    for row in rows:  # numbers end where their heading ends
+        for name in ("ms", "GB/s", "can read", "of it", "of slowest"):
+            end = head.index(name) + len(name)
+            assert row[end - 1].isdigit() and row[end] == " ", text
     for wrong, complaint in ((("--ranks", "3"), "--ranks: 3 ranks"), (("--forms", "ring"), "--forms"), (("--heads", "3"), "heads")):
         out, err = run(*job, *small, *wrong, code=2)
         assert complaint in err and not out, (wrong, out, err)

@@ -55,6 +55,8 @@ TEST(Partition, TurnsGiveEachRankItsShareOfAnyStretch) {
       }
     }
   }
+  EXPECT_EQ(turns_by_speed(9, 3, Speeds(std::vector<double>{0.5, 1, 0.5})),
+            (std::vector<Runs>{{{1, 2, 4}}, {{0, 3, 4}, {3, 2, 4}}, {{2, 2, 4}}}));
   for (const Speeds& equal : {Speeds(), Speeds(std::vector<double>{3, 3, 3})}) {
     EXPECT_EQ(turns_by_speed(20, 3, equal),
               (std::vector<Runs>{{{0, 7, 3}}, {{1, 7, 3}}, {{2, 6, 3}}}));
