@@ -104,41 +104,62 @@ bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Ali
 bool dense(const Runs& runs) { return dense(bands_of(runs)); }
 
 RowSpans::RowSpans(const Mask& mask, Index head, const Runs& queries, Range keys, Index step)
-    : step_(step) {
-  std::vector<Range> row;
+    : step_(step), rests_(static_cast<std::size_t>(step), 0) {
+  struct Open {
+    Range span;
+    Index since;  ///< the first of the rows before, side by side, that see it
+  };
+  std::vector<Range> spans;
+  std::vector<Open> before;
+  std::vector<Open> now;
+  Index row = 0;
+  const auto tally = [&](const Edge& e, Index times) {
+    quotients_ += times * e.quotient;
+    rests_[static_cast<std::size_t>(e.rest)] += times;
+  };
+  const auto close = [&](const Open& open) {
+    begins_.push_back(edge(open.span.begin));
+    ends_.push_back(edge(open.span.end));
+    rows_.push_back({open.since, row});
+    tally(begins_.back(), -rows_.back().size());
+    tally(ends_.back(), rows_.back().size());
+    last_ = std::max(last_, open.span.end);
+  };
   for (const Run& run : queries) {
-    for (Index i = 0; i < run.count; ++i) {
-      row.clear();
-      first_.push_back(std::ssize(begins_));
-      mask.spans(head, run.at(i), keys, row);
-      for (const Range span : row) {
-        begins_.push_back({span.begin / step, span.begin % step});
-        ends_.push_back({span.end / step, span.end % step});
+    for (Index i = 0; i < run.count; ++i, ++row) {
+      spans.clear();
+      mask.spans(head, run.at(i), keys, spans);
+      now.clear();
+      auto old = before.begin();
+      for (const Range span : spans) {
+        while (old != before.end() && old->span < span) close(*old++);
+        const bool stays = old != before.end() && old->span == span;
+        now.push_back({span, stays ? (old++)->since : row});
       }
+      while (old != before.end()) close(*old++);
+      std::swap(before, now);
     }
   }
-  first_.push_back(std::ssize(begins_));
+  for (const Open& open : before) close(open);
 }
 
 Index RowSpans::seeing(const Runs& keys) const {
   const Members members(bands_of(keys));
-  Index rows = 0;
-  for (std::size_t row = 0; row + 1 < first_.size(); ++row) {
-    bool sees = false;
-    for (auto i = static_cast<std::size_t>(first_[row]);
-         i < static_cast<std::size_t>(first_[row + 1]) && !sees; ++i) {
-      sees = members.below(position(ends_[i])) > members.below(position(begins_[i]));
+  std::vector<Range> rows;
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    if (members.below(position(ends_[i])) > members.below(position(begins_[i]))) {
+      rows.push_back(rows_[i]);
     }
-    rows += sees ? 1 : 0;
   }
-  return rows;
+  return size(union_of(std::move(rows)));
 }
 
 Index RowSpans::area(const Runs& keys) const {
   const auto over_edges = [&](const auto& below) {  // of all ends less all begins
     Index sum = 0;
-    for (const Edge& e : ends_) sum += below(e);
-    for (const Edge& e : begins_) sum -= below(e);
+    for (std::size_t i = 0; i < rows_.size(); ++i) {
+      sum += rows_[i].size() * (below(ends_[i]) - below(begins_[i]));
+    }
     return sum;
   };
   const std::vector<Band> bands = bands_of(keys);
@@ -150,6 +171,15 @@ Index RowSpans::area(const Runs& keys) const {
   }
   Index sum = 0;
   for (const Band& band : bands) {
+    if (band.step == step_ && band.first + band.width <= step_ &&
+        band.first + band.rounds * step_ >= last_) {
+      // Of an edge `width` members for each round below it, and those of its own round.
+      sum += quotients_ * band.width;
+      for (Index rest = band.first + 1; rest < step_; ++rest) {
+        sum += rests_[static_cast<std::size_t>(rest)] * std::min(rest - band.first, band.width);
+      }
+      continue;
+    }
     if (band.rounds == 1 || band.step != step_) {
       sum += over_edges([&](const Edge& e) { return band.below(position(e)); });
       continue;

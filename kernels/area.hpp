@@ -16,8 +16,9 @@ struct Pair {
 /// `queries` and those at `keys`, by descent on `cover`.
 Index area(const Mask& mask, Index head, const Runs& queries, const Runs& keys);
 
-/// The same for many sets of keys against one set of queries, kept as its rows' spans: what
-/// strided keys need, where tiles of neighbouring positions say little.
+/// The same for many sets of keys against one set of queries, kept as its rows' spans, each once
+/// for all neighbouring rows that see it: what strided keys need, where tiles of neighbouring
+/// positions say little.
 class RowSpans {
  public:
   /// `step` is the step of the keys that will be asked about; others are answered, more slowly.
@@ -27,7 +28,9 @@ class RowSpans {
   /// How many of the rows see one of `keys`.
   Index seeing(const Runs& keys) const;
   /// What it takes, about.
-  Index bytes() const { return 2 * std::ssize(begins_) * static_cast<Index>(sizeof(Edge)); }
+  Index bytes() const {
+    return std::ssize(rows_) * static_cast<Index>(2 * sizeof(Edge) + sizeof(Range));
+  }
 
  private:
   /// A position as `step` sees it: quotient * step + rest.
@@ -37,10 +40,17 @@ class RowSpans {
   };
   Index position(const Edge& e) const { return e.quotient * step_ + e.rest; }
 
+  Edge edge(Index position) const { return {position / step_, position % step_}; }
+
   Index step_;
-  std::vector<Edge> begins_;
+  std::vector<Edge> begins_;  ///< of spans
   std::vector<Edge> ends_;
-  std::vector<Index> first_;  ///< of each row's spans, and behind the last row's
+  std::vector<Range> rows_;  ///< that see each, counted over all queries
+  /// What is left of the edges for keys that have every round up to the last of them: ends less
+  /// begins, each as often as rows have it, of their quotients the sum, by rest the number.
+  Index quotients_ = 0;
+  std::vector<Index> rests_;
+  Index last_ = 0;  ///< the last edge
 };
 
 /// Whether every run has step 1, or the runs fill each other's gaps so that they may as well.

@@ -44,19 +44,23 @@ Index PairCounter::count(const Ranges& heads, const Ranges& query_rows, const Ra
 }
 
 Index PairCounter::count(Index head, const Ranges& query_rows, const Ranges& key_rows) {
-  return problem_.pairs(head, query_rows, key_rows, [&] {
+  const Mask& mask = problem_.mask();
+  return problem_.counts().pairs.of({mask.variant(head)}, query_rows, key_rows, [&] {
     const Runs keys = problem_.keys().positions(key_rows);
-    return dense(keys) || problem_.mask().step(head) > 1
-               ? area(problem_.mask(), head, problem_.queries().positions(query_rows), keys)
+    return dense(keys) || mask.step(head) > 1
+               ? area(mask, head, problem_.queries().positions(query_rows), keys)
                : spans(head, query_rows, keys).area(keys);
   });
 }
 
 Index PairCounter::seeing(Index head, const Ranges& query_rows, const Ranges& key_rows) {
-  const Runs keys = problem_.keys().positions(key_rows);
-  return dense(keys) || problem_.mask().step(head) > 1
-             ? rows_seeing(problem_.mask(), head, problem_.queries().positions(query_rows), keys)
-             : spans(head, query_rows, keys).seeing(keys);
+  const Mask& mask = problem_.mask();
+  return problem_.counts().rows.of({mask.variant(head)}, query_rows, key_rows, [&] {
+    const Runs keys = problem_.keys().positions(key_rows);
+    return dense(keys) || mask.step(head) > 1
+               ? rows_seeing(mask, head, problem_.queries().positions(query_rows), keys)
+               : spans(head, query_rows, keys).seeing(keys);
+  });
 }
 
 const RowSpans& PairCounter::spans(Index head, const Ranges& query_rows, const Runs& keys) {
@@ -121,14 +125,17 @@ Extra PairCounter::extra(const Ranges& heads, const Ranges& query_rows, const Ra
   over_heads(
       last_extra_, heads, query_rows, key_rows,
       [&](Index head) -> Extra {
-        const Runs queries = problem_.queries().positions(query_rows);
-        const Runs keys = problem_.keys().positions(key_rows);
         // Heads that share keys lie side by side in a register, if they see the same.
         const Index group = group_of(shape);
         const bool alike = mask.variant(head) == mask.variant(head / group * group);
-        return extra_pairs(mask, head, queries, keys, machine.grain(),
-                           alike ? std::min(group, size(heads)) : 1,
-                           problem_.ranks() > kManyRanks ? kFewSamples : kSamples);
+        const Index together = alike ? std::min(group, size(heads)) : 1;
+        const Grain grain = machine.grain();
+        return problem_.counts().extra.of(
+            {mask.variant(head), together, grain.lanes, grain.granule}, query_rows, key_rows, [&] {
+              return extra_pairs(mask, head, problem_.queries().positions(query_rows),
+                                 problem_.keys().positions(key_rows), grain, together,
+                                 problem_.ranks() > kManyRanks ? kFewSamples : kSamples);
+            });
       },
       [&](const Extra& one, Index times) {
         sum.beside += static_cast<double>(times) * one.beside;

@@ -70,6 +70,12 @@ struct Problem::Readers {
 };
 
 struct Problem::Found {
+  explicit Found(int ranks)
+      : counts{KnownCounts<Index>(room(ranks)), KnownCounts<Index>(room(ranks)),
+               KnownCounts<Extra>(room(ranks))} {}
+  /// The blocks of many ranks are too many to keep.
+  static std::size_t room(int ranks) { return ranks > 64 ? 0 : std::size_t{1} << 20; }  // 16 MiB
+
   std::once_flag needs_once;
   std::vector<std::vector<Ranges>> needs;  ///< [rank][group] positions
   std::once_flag seers_once;
@@ -83,9 +89,7 @@ struct Problem::Found {
   std::mutex partners_mutex;
   std::map<std::tuple<bool, Index, Range>, std::shared_ptr<const Ranges>> partners;  ///< by variant
   std::size_t partner_ranges = 0;
-  std::mutex pairs_mutex;
-  std::map<std::tuple<Index, Ranges, Ranges>, Index> pairs;  ///< by variant
-  std::size_t pair_ranges = 0;
+  Counts counts;
   std::once_flag dropped_once;
   std::vector<Dropped> dropped;
   std::vector<std::vector<Index>> dropped_of;  ///< [rank][entry of dropped]
@@ -114,7 +118,7 @@ Problem::Problem(const Shape& shape, MaskPtr mask, Mesh mesh, std::string_view p
       queries_(deal_queries(partition, shape_, *mask_, mesh_.ranks(), speeds_)),
       keys_(deal_keys(partition, shape_, *mask_, mesh_.ranks(), speeds_)),
       head_groups_(group_heads(shape_, *mask_)),
-      found_(std::make_shared<Found>()) {
+      found_(std::make_shared<Found>(mesh_.ranks())) {
   CHECK(type != Type::f8 || wire == Wire::exact, name_of(type), name_of(wire));
   CHECK(speeds_.equal() || speeds_.size() == ranks(), speeds_.text(), ranks());
 }
@@ -143,7 +147,7 @@ Problem Problem::caching(bool cached) const {
 Problem Problem::with_keys_by(const Speeds& speeds) const {
   Problem other = *this;
   other.keys_ = Partition(turns_by_speed(shape_.keys, ranks(), speeds));
-  other.found_ = std::make_shared<Found>();
+  other.found_ = std::make_shared<Found>(other.ranks());
   return other;
 }
 
@@ -161,7 +165,7 @@ Problem Problem::dealt(const Partition& tokens) const {
   Problem other = *this;
   other.queries_ = tokens;
   other.keys_ = tokens;
-  other.found_ = std::make_shared<Found>();
+  other.found_ = std::make_shared<Found>(other.ranks());
   return other;
 }
 
@@ -313,26 +317,7 @@ std::shared_ptr<const Ranges> Problem::partners(bool of_queries, Index head, Ran
   return found;
 }
 
-Index Problem::pairs(Index head, const Ranges& query_rows, const Ranges& key_rows,
-                     const std::function<Index()>& count) const {
-  constexpr int kFewRanks = 64;  // the blocks of many are too many to keep
-  constexpr std::size_t kMostRanges = std::size_t{1} << 20;  // 16 MiB
-  if (ranks() > kFewRanks) return count();
-  std::tuple key(mask_->variant(head), query_rows, key_rows);
-  {
-    const std::lock_guard lock(found_->pairs_mutex);
-    const auto known = found_->pairs.find(key);
-    if (known != found_->pairs.end()) return known->second;
-  }
-  const Index found = count();
-  const std::lock_guard lock(found_->pairs_mutex);
-  const std::size_t ranges = query_rows.size() + key_rows.size();
-  if (found_->pair_ranges + ranges <= kMostRanges &&
-      found_->pairs.try_emplace(std::move(key), found).second) {
-    found_->pair_ranges += ranges;
-  }
-  return found;
-}
+Problem::Counts& Problem::counts() const { return found_->counts; }
 
 void Problem::find_dropped() const {
   std::call_once(found_->dropped_once, [&] {

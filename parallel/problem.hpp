@@ -8,6 +8,8 @@
 #include "kernels/dropped.hpp"
 #include "parallel/block.hpp"
 #include "parallel/hosts.hpp"
+#include "parallel/kernel_work.hpp"
+#include "parallel/known_counts.hpp"
 #include "parallel/mesh.hpp"
 #include "parallel/partition.hpp"
 #include "parallel/placement.hpp"
@@ -133,10 +135,14 @@ class Problem {
   /// programs, as far as there is room.
   std::shared_ptr<const Ranges> partners(bool of_queries, Index head, Range rows) const;
 
-  /// Allowed pairs of one head between rows of queries and of keys, which count() counts where they
-  /// are not known. Kept likewise, of few ranks.
-  Index pairs(Index head, const Ranges& query_rows, const Ranges& key_rows,
-              const std::function<Index()>& count) const;
+  /// What rehearsals count between rows of queries and of keys, of one head. Kept likewise, of few
+  /// ranks.
+  struct Counts {
+    KnownCounts<Index> pairs;  ///< that are allowed
+    KnownCounts<Index> rows;   ///< of queries that see a key
+    KnownCounts<Extra> extra;  ///< extra_pairs()
+  };
+  Counts& counts() const;
 
   /// Bytes that all ranks together send in a backward pass where each fetches just what it needs of
   /// the others: keys_needed() and values, their gradients going back; or queries_needed(), dO and

@@ -55,6 +55,7 @@ const std::vector<Runs>& holdings() {
       {{9, 33, 1}},                                                // enough rows to be asked
       {{3, 9, 1}, {36, 9, 1}},                                     // zigzag
       {{2, 12, 4}},                                                // strided
+      {{0, 12, 4}, {1, 12, 4}},                                    // neighbours, strided
       {{5, 3, 16}},                                                // strided far
       {{7, 1, 48}},                                                // one row with a step
       {{40, 8, 1}, {0, 10, 3}, {1, 1, 1}},                         // not ascending

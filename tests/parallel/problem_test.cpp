@@ -53,7 +53,7 @@ TEST(Problem, PairsAreCountedOnceForHeadsThatSeeTheSame) {
   const Problem problem(shape, parse_mask("causal@0;full@1-2", shape), line(2), "contiguous");
   int counts = 0;
   const auto count = [&](Index head, const Ranges& queries, const Ranges& keys, Index answer) {
-    return problem.pairs(head, queries, keys, [&] {
+    return problem.counts().pairs.of({problem.mask().variant(head)}, queries, keys, [&] {
       ++counts;
       return answer;
     });
