@@ -52,13 +52,14 @@ void merge_some(const T* from, T* into, Index records, Index length) {
 
 /// O and LSE of a record.
 template <class T>
-T finish_one(const T* record, Index d_v, T* out) {
+T finish_one(const T* record, Index d_v, bool sigmoid, T* out) {
   const T l = record[1];
   if (l == 0) {
     std::fill(out, out + d_v, T{0});
     return -std::numeric_limits<T>::infinity();
   }
-  for (Index j = 0; j < d_v; ++j) out[j] = record[2 + j] / l;
+  const T divisor = sigmoid ? std::exp(-record[0]) : l;
+  for (Index j = 0; j < d_v; ++j) out[j] = record[2 + j] / divisor;
   // In double: ln l can be as large as m, and one rounding is enough.
   return static_cast<T>(static_cast<double>(record[0]) + std::log(static_cast<double>(l)));
 }
@@ -96,15 +97,15 @@ void add_sink(View<T> partial, std::span<const float> logits) {
 }
 
 template <class T>
-void finish(View<const T> partial, std::span<T> o, std::span<T> lse, int threads) {
+void finish(View<const T> partial, std::span<T> o, std::span<T> lse, int threads, bool sigmoid) {
   const Index d_v = partial.dim - 2;
   const Index records = partial.rows * partial.heads;
   CHECK(static_cast<Index>(o.size()) == records * d_v && static_cast<Index>(lse.size()) == records,
         o.size(), lse.size(), records, d_v);
   in_parts(threads, records, bytes_of_records<T>(partial.dim), [&](Range some) {
     for (Index i = some.begin; i < some.end; ++i) {
-      lse[static_cast<std::size_t>(i)] =
-          finish_one(partial.at(i / partial.heads, i % partial.heads), d_v, o.data() + i * d_v);
+      lse[static_cast<std::size_t>(i)] = finish_one(
+          partial.at(i / partial.heads, i % partial.heads), d_v, sigmoid, o.data() + i * d_v);
     }
   });
 }
@@ -117,7 +118,7 @@ template void merge(const float*, float*, Index, Index, int);
 template void merge(const double*, double*, Index, Index, int);
 template void add_sink(View<float>, std::span<const float>);
 template void add_sink(View<double>, std::span<const float>);
-template void finish(View<const float>, std::span<float>, std::span<float>, int);
-template void finish(View<const double>, std::span<double>, std::span<double>, int);
+template void finish(View<const float>, std::span<float>, std::span<float>, int, bool);
+template void finish(View<const double>, std::span<double>, std::span<double>, int, bool);
 
 }  // namespace dattn

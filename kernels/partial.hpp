@@ -21,7 +21,7 @@ inline Index record_length(Index d_v) { return d_v + 2; }
 template <class T>
 void start(View<T> partial, int threads = 1);
 
-/// The same, with `a` = 0: for who reads `a` itself, as of sigmoid attention, or compares records.
+/// The same, with `a` = 0: for who compares records.
 template <class T>
 void clear(View<T> partial, int threads = 1);
 
@@ -37,8 +37,10 @@ template <class T>
 void add_sink(View<T> partial, std::span<const float> logits);
 
 /// O = a / l and LSE = m + ln l for `partial` [rows, heads, d_v + 2], of any stride; rows without
-/// keys give O = 0 and LSE = -inf. `o` is [rows, heads, d_v], `lse` [rows, heads], both dense.
+/// keys give O = 0 and LSE = -inf. `o` is [rows, heads, d_v], `lse` [rows, heads], both dense. Of
+/// sigmoid attention nothing is divided: O = a e^m, and LSE is the logarithm of the weights' sum.
 template <class T>
-void finish(View<const T> partial, std::span<T> o, std::span<T> lse, int threads = 1);
+void finish(View<const T> partial, std::span<T> o, std::span<T> lse, int threads = 1,
+            bool sigmoid = false);
 
 }  // namespace dattn

@@ -39,7 +39,10 @@ po::options_description bench_options() {
       "by commas (but for --mask, --head-masks and --rank-speeds), as several words, or repeated. "
       "Each combination is measured and adds one line to --out, but for those that have a line "
       "there already");
-  options.add(problem_options()).add(compensate_option()).add(split_options());
+  options.add(problem_options())
+      .add(key_weights_option())
+      .add(compensate_option())
+      .add(split_options());
   options.add(speeds_option());
   po::options_description work("Bench");
   work.add_options()  //
@@ -58,13 +61,15 @@ po::options_description bench_options() {
 
 const std::set<std::string>& lists() {
   static const std::set<std::string> names{
-      "tokens", "queries", "heads",     "kv-heads", "value-heads", "head-dim",   "value-dim",
-      "seed",   "dtype",   "layer",     "scale",    "soft-cap",    "compensate", "strategy",
-      "wire",   "mesh",    "partition", "prefetch", "memory",      "threads",    "relay"};
+      "tokens",    "queries",    "heads",    "kv-heads", "value-heads", "head-dim",
+      "value-dim", "seed",       "dtype",    "layer",    "scale",       "soft-cap",
+      "sigmoid",   "compensate", "strategy", "wire",     "mesh",        "partition",
+      "prefetch",  "memory",     "threads",  "relay"};
   return names;
 }
 const std::set<std::string>& whole_lists() {
-  static const std::set<std::string> names{"mask", "head-masks", "rank-speeds", "alibi", "sinks"};
+  static const std::set<std::string> names{"mask",          "head-masks",  "rank-speeds", "alibi",
+                                           "relative-bias", "key-weights", "sinks"};
   return names;
 }
 

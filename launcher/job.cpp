@@ -122,10 +122,12 @@ class Job {
       : world_(world),
         watchdog_(watchdog),
         windows_(world, {.on = options.windows}),
-        options_(options) {}
+        options_(options),
+        scoring_(options.task.scoring) {}
 
   Exit run() {
     settle();
+    together(world_, [&] { scoring_.key_weights = scoring_.key_weights_file.read(); });
     switch (options_.task.type) {
       case Type::bf16:
         return compute<BFloat16>();
@@ -289,8 +291,9 @@ class Job {
     auto made = std::make_unique<Engine<comm::Windows>>(
         *choice_.problem, program, windows_,
         EngineOptions{
-            .score = options_.task.scoring.score,
-            .sinks = options_.task.scoring.sinks,
+            .score = scoring_.score,
+            .sinks = scoring_.sinks,
+            .key_weights = scoring_.key_weights,
             .threads = own_.threads,
             .isa = nullptr,
             .checked = comm::checked_build(),
@@ -346,12 +349,11 @@ class Job {
       world_.phase("check");
       together(world_, [&] {});  // nobody checks while others still compute
       const Source& source = options_.task.source;
-      const Scoring& scoring = options_.task.scoring;
       report_.verdict =
-          verify<T>(world_, problem, delivers(Kind::O), source, scoring, results.o, results.lse);
+          verify<T>(world_, problem, delivers(Kind::O), source, scoring_, results.o, results.lse);
       if (gradients) {
         report_.gradient_verdict = verify_gradients<T>(
-            world_, problem, delivers(Kind::O), delivers(Kind::dK), source, scoring,
+            world_, problem, delivers(Kind::O), delivers(Kind::dK), source, scoring_,
             {results.o, results.lse, results.dq, results.dk, results.dv});
       }
     }
@@ -359,8 +361,12 @@ class Job {
     world_.phase("output");
     // Files get their names when all are complete; the manifest is last.
     Manifest manifest(options_.manifest);
-    manifest.add_inputs(
-        world_, {{"q", options_.q}, {"k", options_.k}, {"v", options_.v}, {"grad", options_.grad}});
+    manifest.add_inputs(world_, {{"q", options_.q},
+                                 {"k", options_.k},
+                                 {"v", options_.v},
+                                 {"grad", options_.grad},
+                                 {"relative-bias", scoring_.bias_file},
+                                 {"key-weights", scoring_.key_weights_file.path()}});
     std::vector<std::optional<OutputFile>> files;
     const auto write = [&](const char* option, const std::string& path, Kind kind,
                            const std::vector<std::int64_t>& sizes, const std::vector<T>& values) {
@@ -429,6 +435,7 @@ class Job {
   comm::Watchdog& watchdog_;
   comm::Windows windows_;  ///< for the engines' messages
   const RunOptions& options_;
+  Scoring scoring_;  ///< with what its files hold
   RankReport own_;
   Index began_with_ = 0;  ///< bytes of memory, before anything of the problem
   Choice choice_;

@@ -50,6 +50,9 @@ struct How {
 /// number in them.
 Score of_heads(Score score, Index heads) {
   if (!score.alibi.empty()) score.alibi.resize(static_cast<std::size_t>(heads), score.alibi[0]);
+  if (!score.bias.empty()) {
+    score.bias.resize(static_cast<std::size_t>(heads * (2 * score.reach + 1)));
+  }
   return score;
 }
 

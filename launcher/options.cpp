@@ -223,6 +223,21 @@ void set_machine(const std::string& words, Task& task) {
   task.machine_name = machine.name;
 }
 
+/// What a pseudo-key, which stands for keys at many positions, cannot have.
+void refuse_without_position(const Scoring& scoring) {
+  const auto refuse = [](const std::string& option, const std::string& why) {
+    throw Failure(Exit::usage,
+                  "--compensate with " + option + ": " + why + "; leave one of them out");
+  };
+  const std::string nowhere = "a pseudo-key has no position, and so no distance";
+  if (!scoring.score.alibi.empty()) refuse("--alibi", nowhere);
+  if (!scoring.score.bias.empty()) refuse("--relative-bias", nowhere);
+  if (scoring.score.sigmoid) refuse("--sigmoid", "a pseudo-key weighs as a softmax has it");
+  if (scoring.key_weights_file.named()) {
+    refuse("--key-weights", "a pseudo-key is a mean of keys that weigh the same");
+  }
+}
+
 }  // namespace
 
 Task make_task(const po::variables_map& values) {
@@ -263,12 +278,11 @@ Task make_task(const po::variables_map& values) {
     }
   }
   set_mask(values, task);
-  task.scoring = scoring_of(values, task.shape, task.type);
-  if (task.wish.compensate != Compensate::off && !task.scoring.score.alibi.empty()) {
-    throw Failure(Exit::usage,
-                  "--compensate with --alibi: a pseudo-key has no position, and so no distance; "
-                  "leave one of them out");
+  for (const char* name : {"relative-bias", "key-weights"}) {
+    task.input_files.push_back(file_name(values, name));
   }
+  task.scoring = scoring_of(values, task.shape, task.type);
+  if (task.wish.compensate != Compensate::off) refuse_without_position(task.scoring);
   if (values.count("strategy") != 0) task.wish.strategy = values["strategy"].as<std::string>();
   task.wish.partition = values["partition"].as<std::string>();
   if (values.count("mesh") != 0) task.wish.mesh = values["mesh"].as<MeshSize>().extents;

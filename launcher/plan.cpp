@@ -70,7 +70,11 @@ nlohmann::json cache_json(const Problem& problem, const CacheNeed& cache) {
 Exit plan_command(const std::vector<std::string>& arguments) {
   namespace po = boost::program_options;
   po::options_description options("dattn plan: proves and prices a plan, without MPI or data");
-  options.add(problem_options()).add(compensate_option()).add(split_options()).add(hosts_option());
+  options.add(problem_options())
+      .add(key_weights_option())
+      .add(compensate_option())
+      .add(split_options())
+      .add(hosts_option());
   options.add(speeds_option());
   po::options_description own("Plan");
   own.add_options()                                                               //

@@ -217,6 +217,9 @@ Beside Setting::beside() const {
   }
   all.transport = transport_bytes(ranks());
   all.verifies = verify_wire;
+  // All of them, and those that a kernel reads.
+  if (task.scoring.key_weights_file.named())
+    all.weights = 2 * task.scoring.key_weights_file.bytes();
   return all;
 }
 

@@ -22,7 +22,11 @@ using comm::Communicator;
 
 po::options_description run_options() {
   po::options_description options("dattn run: computes attention over the ranks of an MPI job");
-  options.add(problem_options()).add(compensate_option()).add(split_options()).add(hosts_option());
+  options.add(problem_options())
+      .add(key_weights_option())
+      .add(compensate_option())
+      .add(split_options())
+      .add(hosts_option());
   options.add(speeds_option());
   po::options_description work("Work");
   work.add_options()  //
@@ -142,6 +146,7 @@ Signature signature(const RunOptions& o, const po::options_description& describe
   // The same names of files may stand for other masks on another rank's disk.
   fields.emplace_back("mask", o.task.mask->spec());
   fields.emplace_back("contents of the mask's files", o.task.mask_sum);
+  fields.emplace_back("contents of the scores' files", o.task.scoring.files_sum);
   return fields;
 }
 

@@ -2,14 +2,16 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <boost/program_options/value_semantic.hpp>
-#include <nlohmann/json.hpp>
 #include <cmath>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 
 #include "launcher/failure.hpp"
+#include "launcher/file_sum.hpp"
 #include "launcher/values.hpp"
 
 namespace dattn {
@@ -34,20 +36,27 @@ std::vector<float> published_slopes(Index heads) {
   return slopes;
 }
 
+/// A number that float32 has, too.
+float number_of(const char* name, std::string_view text) {
+  float number = 0;
+  try {
+    number = static_cast<float>(parse_finite(text).value);
+  } catch (const BadValue& e) {
+    throw Failure(Exit::usage, fmt::format("--{}: {}", name, e.complaint));
+  }
+  if (!std::isfinite(number)) {
+    throw Failure(Exit::usage,
+                  fmt::format("--{}: '{}' is beyond float32, in which scores are", name, text));
+  }
+  return number;
+}
+
 /// Numbers between commas: one for all heads, or one for each query head.
 std::vector<float> numbers_of_heads(const char* name, std::string_view text, Index heads) {
   std::vector<float> numbers;
   for (std::string_view rest = text;;) {
     const std::size_t comma = rest.find(',');
-    try {
-      numbers.push_back(static_cast<float>(parse_finite(rest.substr(0, comma)).value));
-    } catch (const BadValue& e) {
-      throw Failure(Exit::usage, fmt::format("--{}: {}", name, e.complaint));
-    }
-    if (!std::isfinite(numbers.back())) {
-      throw Failure(Exit::usage, fmt::format("--{}: '{}' is beyond float32, in which scores are",
-                                             name, rest.substr(0, comma)));
-    }
+    numbers.push_back(number_of(name, rest.substr(0, comma)));
     if (comma == std::string_view::npos) break;
     rest.remove_prefix(comma + 1);
   }
@@ -65,7 +74,11 @@ template <class Json>
 void add_to(Json& to, const Scoring& scoring) {
   if (scoring.score.soft_cap > 0) to["soft_cap"] = scoring.score.soft_cap;
   if (!scoring.score.alibi.empty()) to["alibi"] = scoring.score.alibi;
+  if (!scoring.score.bias.empty()) to["relative_bias_reach"] = scoring.score.reach;
+  if (scoring.key_weights_file.named()) to["key_weights"] = true;
+  if (scoring.score.sigmoid) to["sigmoid"] = scoring.score.shift;
   if (!scoring.sinks.empty()) to["sinks"] = scoring.sinks;
+  if (!scoring.files_sum.empty()) to["score_files_sum"] = scoring.files_sum;
 }
 
 void add_cap(po::options_description& options) {
@@ -87,7 +100,26 @@ po::options_description score_options() {
   options.add_options()("alibi", po::value<std::string>(),
                         "and then less slope * |key - query|: auto (the published slopes), one "
                         "slope for each query head, or one for all, e.g. 0.5,0.25 [none]");
+  options.add_options()(
+      "relative-bias", po::value<std::string>(),
+      "and then plus a number for each distance key - query, as in T5: NumPy file, "
+      "[heads, 2 * reach + 1] or [2 * reach + 1], from -reach to reach; farther "
+      "keys have the nearest of these [none]");
+  options.add_options()("sigmoid", po::value<std::string>(),
+                        "a key weighs 1 / (1 + exp(-score - B)), by itself, in place of softmax: "
+                        "auto (B is -ln of the number of keys) or B. O is the sum, undivided, LSE "
+                        "the logarithm of the sum of weights [softmax]");
   add_sinks(options);
+  return options;
+}
+
+po::options_description key_weights_option() {
+  po::options_description options("Keys that stand for several");
+  options.add_options()(
+      "key-weights", po::value<std::string>(),
+      "NumPy file of a number for each key that is added to its scores, [keys] or "
+      "[keys, key heads]: ln n for a key that stands for n, -inf for none, as "
+      "padding [none]");
   return options;
 }
 
@@ -123,6 +155,31 @@ Scoring scoring_of(const po::variables_map& values, const Shape& shape, Type typ
     score.alibi = text == "auto" ? published_slopes(shape.query_heads)
                                  : numbers_of_heads("alibi", text, shape.query_heads);
   }
+  if (values.count("sigmoid") != 0) {
+    const auto& text = values["sigmoid"].as<std::string>();
+    score.sigmoid = true;
+    score.shift = text == "auto" ? -std::log(static_cast<double>(std::max<Index>(1, shape.keys)))
+                                 : number_of("sigmoid", text);
+    if (values.count("sinks") != 0) {
+      throw Failure(
+          Exit::usage,
+          "--sinks with --sigmoid: a sink is part of what softmax divides by, and a sigmoid "
+          "divides by nothing; leave one of them out");
+    }
+  }
+  FileSum sum;
+  const auto file = [&](const char* name) -> std::string {
+    return values.count(name) == 0 ? std::string() : values[name].as<std::string>();
+  };
+  if (scoring.bias_file = file("relative-bias"); !scoring.bias_file.empty()) {
+    read_relative_bias(scoring.bias_file, shape, score, sum);
+    scoring.files_sum = sum.text();
+  }
+  if (const std::string weights = file("key-weights"); !weights.empty()) {
+    scoring.key_weights_file = KeyWeightsFile(weights, shape);
+    scoring.key_weights_file.add_to(sum);
+    scoring.files_sum = sum.text();
+  }
   if (values.count("sinks") != 0) {
     scoring.sinks = numbers_of_heads("sinks", values["sinks"].as<std::string>(), shape.query_heads);
   }
@@ -136,6 +193,11 @@ std::string text(const Scoring& scoring) {
   std::string text;
   if (scoring.score.soft_cap > 0) text += fmt::format(", soft cap {}", scoring.score.soft_cap);
   if (!scoring.score.alibi.empty()) text += ", ALiBi";
+  if (!scoring.score.bias.empty()) {
+    text += fmt::format(", relative bias up to {}", scoring.score.reach);
+  }
+  if (scoring.key_weights_file.named()) text += ", key weights";
+  if (scoring.score.sigmoid) text += fmt::format(", sigmoid {:+.6g}", scoring.score.shift);
   if (!scoring.sinks.empty()) text += ", sinks";
   return text;
 }

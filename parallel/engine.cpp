@@ -14,7 +14,7 @@
 #include "parallel/envelope.hpp"
 #include "parallel/flights.hpp"
 #include "parallel/lending.hpp"
-#include "parallel/pairs.hpp"
+#include "parallel/served.hpp"
 #include "parallel/slot_sums.hpp"
 #include "parallel/sums.hpp"
 
@@ -83,10 +83,16 @@ struct Engine<T>::State {
     course.times.steps.resize(program.steps.size());
     CHECK(options.sinks.empty() || std::ssize(options.sinks) == problem.shape().query_heads,
           options.sinks.size(), problem.shape().query_heads);
+    CHECK(options.sinks.empty() || !options.score.sigmoid, options.score.sigmoid);
+    const Shape& shape = problem.shape();
+    CHECK(options.key_weights.empty() ||
+              std::ssize(options.key_weights) == shape.keys * shape.key_heads,
+          options.key_weights.size(), shape.keys, shape.key_heads);
     if (problem.compensate() != Compensate::off) {
       const Score& score = options.score;
       CHECK(program.pass == Pass::forward, name_of(problem.compensate()));
-      CHECK(!score.sigmoid && score.alibi.empty() && score.bias.empty(),
+      CHECK(!score.sigmoid && score.alibi.empty() && score.bias.empty() &&
+                options.key_weights.empty(),
             name_of(problem.compensate()), score.sigmoid);
       if (pseudo_key_count(problem) > 0) {
         compensation.emplace(problem, program.rank, options.verify_wire);
@@ -114,30 +120,6 @@ struct Engine<T>::State {
     if (parts.messages) flights.post(step);
   }
 
-  /// Some neighbouring query heads that `step` serves and what they read: among all, and where they
-  /// lie in its slots of queries, keys and values.
-  struct Served {
-    Where where;
-    Range q, k, v;
-  };
-  template <class S>
-  std::vector<Served> served(const S& step) const {
-    const Block& q = slot(step.q).block;
-    const Block& k = slot(step.k).block;
-    const Block& v = slot(step.v).block;
-    const Shape& shape = problem.shape();
-    std::vector<Served> all;
-    for (const Range heads : heads_served(program, step, shape)) {
-      const Range key_heads = shape.key_heads_of(heads);
-      const Range value_heads = shape.value_heads_of(heads);
-      all.push_back({{shape, heads, key_heads, value_heads, problem.queries().positions(q.rows),
-                      problem.keys().positions(k.rows)},
-                     place_among(q.heads, heads),
-                     place_among(k.heads, key_heads),
-                     place_among(v.heads, value_heads)});
-    }
-    return all;
-  }
   Work work() {
     std::function<void()> between_tiles;
     if (parts.polling) between_tiles = [this] { flights.poll(); };
@@ -149,7 +131,7 @@ struct Engine<T>::State {
     const Index rows = slot(step.q).block.row_count();
     const Index at_once =
         options.rows_at_once > 0 ? options.rows_at_once : std::max<Index>(rows, 1);
-    for (const Served& s : served(step)) {
+    for (const Served& s : served(program, problem, step, options.key_weights)) {
       for (Range some{0, 0}; some.end < rows;) {
         some = {some.end, std::min(rows, some.end + at_once)};
         const auto of = [&](auto view) {
@@ -168,7 +150,7 @@ struct Engine<T>::State {
   template <class E>
   void attend_as(const AttendBackward& step) {
     using Sum = SumOf<E>;
-    for (const Served& s : served(step)) {
+    for (const Served& s : served(program, problem, step, options.key_weights)) {
       const View<const Sum> stats = read<Sum>(step.stats).only(s.q);
       View<const Sum> delta = stats;
       ++delta.data;
@@ -459,7 +441,7 @@ void Engine<T>::result(std::span<E> o, std::span<E> lse) const {
   state_->template each_result<E>(Kind::O, [&](View<const E> part) {
     const auto records = static_cast<std::size_t>(part.rows * part.heads);
     finish(part, o.subspan(done * d_v, records * d_v), lse.subspan(done, records),
-           state_->options.threads);
+           state_->options.threads, state_->options.score.sigmoid);
     done += records;
   });
   CHECK(done == lse.size() && done * d_v == o.size(), done, lse.size());

@@ -56,6 +56,10 @@ struct EngineOptions {
   /// By query head of the whole problem the score of an attention sink, a key of value 0 that each
   /// row sees beside its own (gpt-oss); or empty. Forward: the backward pass has it from LSE.
   std::vector<float> sinks = {};
+  /// Log-weights [keys, key heads] of all keys of the problem, by position, added to their scores:
+  /// of tokens that stand for several, or, at -inf, for none; or empty. They must outlive the
+  /// engine.
+  std::span<const float> key_weights = {};
   int threads = 1;
   const Isa* isa = nullptr;  ///< instruction set; null chooses
   /// Query rows that a kernel is called for at a time; 0: all. Where rows see no key of each
@@ -100,7 +104,7 @@ class Engine {
  public:
   /// `problem`, `program` and `transport` must outlive the engine.
   /// @pre a problem that compensates has a forward program, and scores of a softmax without rules
-  /// that ask for positions
+  /// that ask for positions; sinks are of a softmax
   Engine(const Problem& problem, const Program& program, T& transport, EngineOptions options);
   Engine(Engine&&) = delete;
   ~Engine();

@@ -73,6 +73,7 @@ Needs needs_of(const Problem& problem, const Program& forward, const Program* ba
   Needs most = *std::max_element(times.begin(), times.end(),
                                  [](const Needs& a, const Needs& b) { return a.sum() < b.sum(); });
   most[Use::transport] = beside.transport;
+  most[Use::weights] = beside.weights;
   return most;
 }
 

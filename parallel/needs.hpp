@@ -38,6 +38,7 @@ struct Beside {
   KernelBytes kernels = {};  ///< of a pass
   KernelBytes check = {};    ///< of the check, which follows the passes, from the forward Program
   Index transport = 0;
+  Index weights = 0;      ///< of keys (EngineOptions::key_weights)
   bool verifies = false;  ///< messages (EngineOptions::verify_wire)
 };
 

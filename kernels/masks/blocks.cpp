@@ -10,6 +10,9 @@ namespace {
 
 constexpr std::string_view kForm = "blocks:size=64x64,rows=FILE,columns=FILE";
 constexpr std::string_view kQuotes = "a name with any of + / ; @ ( ) , stands in double quotes";
+/// For complaints; a name without its quotes is cut short.
+constexpr std::string_view kWritten =
+    "blocks:size=64x64,rows=FILE,columns=FILE (a name with any of + / ; @ ( ) , in double quotes)";
 
 [[noreturn]] void fail(const std::string& why) { throw BadMaskNumbers(why); }
 
@@ -218,7 +221,7 @@ class Blocks final : public Mask {
 };
 
 MaskPtr make(std::string_view arguments, const Shape& shape, const OpenNumbers& open) {
-  Settings settings(arguments, kForm);
+  Settings settings(arguments, kWritten);
   std::vector<Index> size = settings.counts("size", 1);
   BlockLists lists;
   lists.rows_file = settings.file("rows");

@@ -22,7 +22,7 @@ MAY_INCLUDE["tests"] = MAY_INCLUDE["bench"] = EVERYTHING
 
 # In parallel/, the run half. Every other file there is the plan half: pure integers, and it links
 # neither MPI nor BLAS nor OpenMP.
-RUN_HALF = re.compile(r"parallel/(all_reduce|compensate|decoder|engine|envelope|flights|homes|latent_|prefill_plan|ragged_cache|reserved|sealed|signature|slot_sums|stats|sums|wire)[^/]*")
+RUN_HALF = re.compile(r"parallel/(all_reduce|compensate|decoder|engine|envelope|flights|homes|latent_|prefill_plan|ragged_cache|reserved|sealed|served|signature|slot_sums|stats|sums|wire)[^/]*")
 NOT_IN_PLAN_HALF = re.compile(r"(omp|cblas|lapacke)\.h")
 
 # Only comm/, and what tests comm/, sees MPI itself.

@@ -56,6 +56,24 @@ class Partials : public testing::Test {
 using Types = testing::Types<float, double>;
 TYPED_TEST_SUITE(Partials, Types);
 
+TYPED_TEST(Partials, OfSigmoidAttentionAreNotDivided) {
+  using T = TypeParam;
+  const auto finished = [](std::vector<T> record) {
+    std::vector<T> o(3, T{-7});
+    std::vector<T> lse(1, T{-7});
+    finish(View<const T>{record.data(), 1, 1, 5}, std::span<T>(o), std::span<T>(lse), 1, true);
+    o.push_back(lse[0]);
+    return o;
+  };
+  const T two = std::log(T{2});
+  EXPECT_EQ(finished({0, 2, 6, -3, 0}), (std::vector<T>{6, -3, 0, two}));
+  const auto scaled = finished({two, 1, 3, -1.5, 0});  // the same, as a merge may leave it
+  EXPECT_NEAR(scaled[0], 6, 1e-6);
+  EXPECT_NEAR(scaled[3], two, 1e-6);
+  const T none = -std::numeric_limits<T>::infinity();
+  EXPECT_EQ(finished({none, 0, 9, 9, 9}), (std::vector<T>{0, 0, 0, none}));
+}
+
 TYPED_TEST(Partials, TheRecordOfNoKeyChangesNothingOnEitherSide) {
   for (const double centre : {0.0, 1e30, -1e30, 88.0, -700.0}) {
     const auto r = this->random_record(centre);

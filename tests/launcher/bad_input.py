@@ -26,6 +26,7 @@ import time
 import numpy
 
 import bad_decode_permute
+import bad_scores
 import jobs
 from bad_decode_permute import FILES, INPUT, MEMORY, OUTPUT, USAGE
 
@@ -93,6 +94,13 @@ def write_fixtures(folder):
         "wo": ones(10, 24),
         "x": ones(9, 10),
         "x_nan": ones(9, 10) * numpy.nan,
+        # What scores are made of, for 31 tokens of 8 heads.
+        "bias": ones(8, 5),
+        "bias_even": ones(8, 4),
+        "bias_long": numpy.broadcast_to(ones(1), (1, 262147))[0],
+        "weights": numpy.full(31, -numpy.inf, "<f4"),
+        "weights_inf": numpy.full(31, numpy.inf, "<f4"),
+        "weights_ints": numpy.arange(31),
         "records": numpy.zeros(7, dtype=[("a", "<f4"), ("b", "<f4")]),
     }
     for name, array in files.items():
@@ -277,14 +285,6 @@ def cases():
     add("product beyond 2^60", "plan --ranks 2 --tokens 4G --heads 1K", USAGE, "2.60")
     for word in ("nan", "inf", "-inf", "1e999", "abc", "0,5", "0x1p3", "''"):
         add(f"scale {word}", f"{run}--scale {word}", USAGE, "--scale")
-    for word in ("0", "-3", "1e-40", "1e60"):
-        add(f"soft cap {word}", f"{run}--soft-cap={word}", USAGE, "--soft-cap: .* is not between 1e-30 and 1e\\+30")
-    for option in ("alibi", "sinks"):
-        add(f"{option} of other heads", f"{run}--heads 4 --{option} 1,2,3", USAGE, f"--{option}: 3 numbers for 4 query heads; give one for each, or one for all")
-        add(f"{option} without a number", f"{run}--heads 2 --{option} 1,", USAGE, f"--{option}: '' is not a finite number")
-        add(f"{option} nan", f"{run}--{option} nan", USAGE, f"--{option}: 'nan' is not a finite number")
-        add(f"{option} beyond float32", f"{run}--{option} 1e60", USAGE, f"--{option}: '1e60' is beyond float32")
-    add("alibi of pseudo-keys", run + "--queries 2 --alibi auto --compensate head", USAGE, "--compensate with --alibi: a pseudo-key has no position")
     add("scale beyond float32", run + "--scale -1e39", USAGE, "--scale: -1e\\+39 is beyond float32.*--dtype f8")
     add("dtype f2", run + "--dtype f2", USAGE, "--dtype.*f4")
     add("wire unknown", run + "--wire bfloat16", USAGE, "--wire.*exact, bf16")
@@ -352,6 +352,7 @@ def cases():
     blocks = "--mask blocks:size=16,rows=rows.npy,columns="
     add("blocks", plan + blocks + "columns.npy", 0, "verdict: ok")
     add("blocks checked", run + blocks + "columns.npy --check --grad random", 0, "PASSED.*PASSED")
+    add("blocks of the root without quotes", plan + "--mask blocks:size=16,rows=/r.npy,columns=/c.npy", USAGE, "'rows=' is not name=value.*double quotes")
     add("blocks in a folder without quotes", plan + "--mask blocks:size=16,rows=d/rows.npy,columns=c", USAGE, "double quotes")
     add("out over a mask's file", run + blocks + "columns.npy --out columns.npy", USAGE, "columns.npy.*input")
     batch = "--mask batch:sequences=5,new=2,levels=2x30,suffix=3"
@@ -499,6 +500,7 @@ def cases():
         ("--soft-cap", "0.5", "0.25"),
         ("--alibi", "0.5", "0.25"),
         ("--sinks", "0.5", "0.25"),
+        ("--sigmoid", "auto", "0.25"),
         ("--strategy", "ring", "gather"),
         ("--partition", "zigzag", "striped"),
         ("--dtype", "f4", "f8"),
@@ -516,6 +518,7 @@ def cases():
         name = {"--tokens": "queries", "--head-dim": "head dim", "--scale": "scale", "--dtype": "dtype"}
         says = f"rank 1.*{name.get(field, field)}.*where rank 0.*same arguments"
         add(f"ranks differ in {field}", f"{common}{field} {first}", USAGE, says, ranks=2, other=f"{common}{field} {second}")
+    bad_scores.score_cases(add)
     bad_decode_permute.decode_cases(add)
     bad_decode_permute.permute_cases(add)
     add("one rank checks", many, USAGE, "rank 1.*--check", ranks=2, other=many + "--check")
@@ -736,6 +739,18 @@ def ranks_read_other_blocks(start, folder):
     return None if good else f"exit code {done.returncode}: {done.stderr}"
 
 
+def ranks_read_other_key_weights(start, folder):
+    """The same name, other numbers: log-weights on a disk of each rank's own."""
+    with tempfile.TemporaryDirectory() as other:
+        numpy.save(pathlib.Path(other) / "weights.npy", numpy.zeros(31, "<f4"))
+        run = [start.dattn, *"run --tokens 31 --threads 1 --key-weights weights.npy".split()]
+        line = [*start.mpirun, "-np", "1", *run, ":", "-np", "1", "--wdir", other, *run]
+        done = start.run_line(line, timeout=60, cwd=folder.path)
+    said = complaints(done.stderr, alone=False)
+    good = done.returncode == USAGE and len(said) == 1 and "rank 1 has contents of the scores' files" in said[0]
+    return None if good else f"exit code {done.returncode}: {done.stderr}"
+
+
 def pids_in(heading):
     """The process numbers in the table of ranks that run prints first."""
     return [int(pid) for pid in re.findall(r"^# +\d+ +\S+ +(\d+) ", heading, re.MULTILINE)]
@@ -856,6 +871,7 @@ SPECIAL = (
     names_that_are_no_utf_8,
     threads_of_one_rank_only,
     ranks_read_other_blocks,
+    ranks_read_other_key_weights,
     decode_reads_other_files,
     killed_rank,
     terminated_mpirun,

@@ -258,7 +258,10 @@ def drawn_run(draw):
     if kind < 0.5:
         each = lambda least, most: ",".join(f"{draw.uniform(least, most):.3f}" for _ in range(heads))
         soft_cap, alibi, sinks = draw.choice((0.0, 0.3, 20.0)), draw.choice(("", "auto", each(-0.1, 1))), draw.choice(("", each(-3, 3)))
-        return dataclasses.replace(case, soft_cap=soft_cap, alibi=alibi, sinks=sinks)
+        told = dict(bias=draw.choice((0, 0, 1, 30)), weights=draw.random() < 0.3)
+        if draw.random() < 0.3:
+            sinks, told["sigmoid"] = "", draw.choice(("auto", "0.5", "-3"))
+        return dataclasses.replace(case, soft_cap=soft_cap, alibi=alibi, sinks=sinks, **told)
     return case
 
 

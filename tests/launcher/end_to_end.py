@@ -109,6 +109,9 @@ class Case:
     soft_cap: float = 0.0
     alibi: str = ""
     sinks: str = ""
+    bias: int = 0  # the reach of a bias by relative distance
+    weights: bool = False  # of keys
+    sigmoid: str = ""  # auto, or a number
     threads: int = 1
     prefetch: int = 0  # 0: the forecast's choice
     relay: bool | None = None  # nothing: likewise
@@ -127,6 +130,9 @@ class Case:
             + (f" soft cap {self.soft_cap}" if self.soft_cap else "")
             + (f" alibi {self.alibi}" if self.alibi else "")
             + (f" sinks {self.sinks}" if self.sinks else "")
+            + (f" bias {self.bias}" if self.bias else "")
+            + (" key weights" if self.weights else "")
+            + (f" sigmoid {self.sigmoid}" if self.sigmoid else "")
             + ("" if self.short is None else f" memory short of {self.short}")
         )
 
@@ -147,7 +153,15 @@ class Case:
         each = lambda words: tuple(map(float, words.split(","))) * (1 if "," in words or heads == 1 else heads)
         alibi = tuple(oracle.published_slopes(heads)) if self.alibi == "auto" else each(self.alibi) if self.alibi else ()
         scale = 1 / math.sqrt(self.inputs.d_qk) if self.scale is None else self.scale
-        return oracle.Rules(scale, self.soft_cap, alibi, each(self.sinks) if self.sinks else ())
+        return oracle.Rules(
+            scale,
+            self.soft_cap,
+            alibi,
+            each(self.sinks) if self.sinks else (),
+            (heads, self.bias) if self.bias else (),
+            (heads, self.inputs.key_heads) if self.weights else (),
+            -math.log(self.inputs.keys) if self.sigmoid == "auto" else float(self.sigmoid) if self.sigmoid else None,
+        )
 
     def computes_in(self):
         if self.dtype != "auto":
@@ -270,6 +284,18 @@ def small_cases():
         cases.append(Case(strategy, RANKS[(s + 3) % len(RANKS)], ("causal", "window:30,7")[s % 2], dtype=dtype, **rules))
     for n, (name, value) in enumerate(rules.items()):
         cases.append(Case(("gather", "lightseq", "ring")[n], 4, "causal", **{name: value}))
+    told = {"bias": 9, "weights": True, "sigmoid": "auto"}
+    for s, strategy in enumerate(STRATEGIES):
+        dtype = ("bf16", "f8", "auto")[s % 3]
+        ranks = RANKS[(s + 5) % len(RANKS)]
+        cases.append(Case(strategy, ranks, ("prefix:50", "causal")[s % 2], dtype=dtype, soft_cap=1.5, **told))
+        softmax = {**told, "sigmoid": ""}
+        cases.append(Case(strategy, RANKS[s % len(RANKS)], "causal", PARTITIONS[s % 4], alibi="auto", sinks="0.25", **softmax))
+    for n, (name, value) in enumerate(told.items()):
+        cases.append(Case(("gather", "lightseq", "ring")[n], 4, "causal", **{name: value}))
+    cases.append(Case("ulysses", 5, "window:3,0", weights=True, inputs=dataclasses.replace(uneven, queries=90)))
+    cases.append(Case("local", 1, "causal", sigmoid="-1.5", inputs=over))
+    cases.append(Case("ring", 3, "full", wire="bf16", sigmoid="0", inputs=narrow))
     for strategy, ranks in (("local", 1), ("gather", 3)):  # most rows see nothing but the sink
         cases.append(Case(strategy, ranks, "window:20,0+sink:7", alibi="auto", sinks="0.25"))
     # Meshes; heads are six, so 1x6 has no ring and 6x1 no exchange, or the other way about.
@@ -346,6 +372,14 @@ class Bench:
                     numpy.save(path, array)
         return paths
 
+    def table(self, name, numbers):
+        """Path of a file of these numbers, written at first use."""
+        path = self.scratch / name
+        with self.lock:
+            if not path.exists():
+                numpy.save(path, numbers)
+        return str(path)
+
     @functools.lru_cache(maxsize=4)
     def expected_cached(self, inputs, mask, rules, rounds):
         q, k, v, d_o = (oracle.bfloat16(x) if rounds else x for x in self.arrays(inputs))
@@ -371,6 +405,12 @@ class Bench:
         words += ["--soft-cap", repr(case.soft_cap)] if case.soft_cap else []
         words += [f"--alibi={case.alibi}"] if case.alibi else []
         words += [f"--sinks={case.sinks}"] if case.sinks else []
+        words += [f"--sigmoid={case.sigmoid}"] if case.sigmoid else []
+        i = case.inputs
+        if case.bias:
+            words += ["--relative-bias", self.table(f"bias_{i.heads}_{case.bias}.npy", oracle.relative_bias(i.heads, case.bias))]
+        if case.weights:
+            words += ["--key-weights", self.table(f"weights_{i.keys}_{i.key_heads}.npy", oracle.key_weights(i.keys, i.key_heads))]
         words += ["--prefetch", str(case.prefetch)] if case.prefetch else []
         words += [] if case.relay is None else ["--relay", "on" if case.relay else "off"]
         return words

@@ -226,17 +226,36 @@ def published_slopes(heads):
     return slopes if below == heads else slopes + published_slopes(2 * below)[0::2][: heads - below]
 
 
+def relative_bias(heads, reach):
+    """A bias by relative distance [heads, 2 * reach + 1], the same at every call."""
+    return numpy.random.default_rng(reach).standard_normal((heads, 2 * reach + 1)).astype("<f4")
+
+
+def key_weights(keys, key_heads):
+    """Log-weights of keys [keys, key heads], the same at every call; a sixth of them -inf."""
+    random = numpy.random.default_rng(keys)
+    weights = random.standard_normal((keys, key_heads)).astype("<f4")
+    weights[random.random(weights.shape) < 1 / 6] = -numpy.inf
+    return weights
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Scores: scale * q.k, then soft_cap * tanh(score / soft_cap), then less slope * distance.
+    """Scores: scale * q.k, then soft_cap * tanh(score / soft_cap), then less slope * distance, then plus what
+    relative_bias() has for the distance and key_weights() for the key.
 
     `alibi` has a slope for each query head, `sinks` a score for each: of a key of value 0 that every row sees.
+    `bias` is its heads and reach, `weights` are query and key heads. `sigmoid`: each key weighs
+    1 / (1 + exp(-score - shift)) by itself, and O is the sum of weighted values.
     """
 
     scale: float
     soft_cap: float = 0.0
     alibi: tuple = ()
     sinks: tuple = ()
+    bias: tuple = ()
+    weights: tuple = ()
+    sigmoid: float | None = None
 
     def scores(self, h, q, k):
         """Of head h, [queries, keys], and their derivatives by q.k."""
@@ -248,7 +267,18 @@ class Rules:
         if self.alibi:
             at = numpy.arange(len(k) - len(q), len(k))[:, None]
             score = score - float(numpy.float32(self.alibi[h])) * abs(at - numpy.arange(len(k)))
+        if self.bias:
+            heads, reach = self.bias
+            apart = numpy.arange(len(k)) - numpy.arange(len(k) - len(q), len(k))[:, None]
+            score = score + relative_bias(heads, reach)[h, numpy.clip(apart, -reach, reach) + reach]
+        if self.weights:
+            heads, key_heads = self.weights
+            score = score + key_weights(len(k), key_heads)[:, h * key_heads // heads]
         return score, slope
+
+    def sigmoid_of(self, score):
+        with numpy.errstate(over="ignore"):
+            return 1 / (1 + numpy.exp(-score - self.sigmoid))
 
     def sink(self, h):
         return float(numpy.float32(self.sinks[h])) if self.sinks else -numpy.inf
@@ -263,6 +293,12 @@ def attention(q, k, v, mask, rules):
     for h in range(heads):
         scores, _ = rules.scores(h, q[:, h], k[:, h * k.shape[1] // heads])
         scores[~mask[h]] = -numpy.inf
+        if rules.sigmoid is not None:
+            weights = rules.sigmoid_of(scores)
+            o[:, h] = weights @ v[:, h * v.shape[1] // heads]
+            with numpy.errstate(divide="ignore"):
+                lse[:, h] = numpy.log(weights.sum(axis=1))
+            continue
         top = numpy.maximum(scores.max(axis=1), rules.sink(h))
         some = numpy.isfinite(top)  # rows that see a key, or a sink
         weights = numpy.exp(scores[some] - top[some, None])
@@ -314,7 +350,7 @@ def gradients(q, k, v, d_o, mask, rules):
 
     With P the weights of a row: dV = P^T dO, and with dP = dO V^T the scores have the gradient
     dS = P (dP - rowsum(P dP)), from which dQ = scale dS K and dK = scale dS^T Q, or with the derivatives
-    of the rules in place of the scale. Where a row sees one key, and no sink, P is 1 and dS is 0, in
+    of the rules in place of the scale; of a sigmoid dS = P (1 - P) dP. Where a row sees one key, and no sink, P is 1 and dS is 0, in
     exact numbers only; the sizes are of the terms that should cancel there.
     """
     q, k, v, d_o = (x.astype(numpy.float64) for x in (q, k, v, d_o))
@@ -332,10 +368,14 @@ def gradients(q, k, v, d_o, mask, rules):
         dp = d_o[:, h] @ v[:, vh].T
         delta = (p * dp).sum(axis=1, keepdims=True)
         ds = slope * p * (dp - delta)
+        if rules.sigmoid is not None:
+            p = rules.sigmoid_of(scores)
+            ds = slope * p * (1 - p) * dp
         found[0][:, h] += ds @ k[:, kh]
         found[1][:, kh] += ds.T @ q[:, h]
         found[2][:, vh] += p.T @ d_o[:, h]
-        single = (mask[h].sum(axis=1, keepdims=True) == 1) & (not rules.sinks)
+        single = (numpy.isfinite(scores).sum(axis=1, keepdims=True) == 1) & (not rules.sinks)
+        single &= rules.sigmoid is None
         size = abs(slope) * p * (abs(dp) + abs(delta)) * single
         sizes[0][:, h] += size @ abs(k[:, kh])
         sizes[1][:, kh] += size.T @ abs(q[:, h])
