@@ -467,6 +467,7 @@ Exit decode_command(const std::vector<std::string>& given) {
     }
     fields.emplace_back("masks", options->mask);
     fields.emplace_back("numbers of --mask", options->mask_sum);
+    fields.emplace_back("contents of the scores' files", options->scoring.files_sum);
     together(world, [&] {
       if (options->weights) fields.emplace_back("numbers in --weights", options->weights->sum());
       if (!options->x) return;

@@ -182,7 +182,9 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
   }
   std::vector<double> k(static_cast<std::size_t>(kRows * d.key_heads * d.d_qk));
   std::vector<double> v(static_cast<std::size_t>(kRows * d.value_heads * d.d_v));
-  const auto meet = [&](Row& row, Index first, Range keys) {
+  // `place`: how many tokens the first of `keys` has before it in the row's sequence.
+  const auto meet = [&](Row& row, Index first, Range keys, Index place) {
+    const Index own = d.before(row.sequence) + row.token;
     const Mask* mask = d.masks.empty() ? nullptr : d.masks[row.sequence].get();
     const Index begin = d.first(row.sequence);
     auto sum = row.sums.begin();
@@ -197,7 +199,8 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
           for (Index n = 0; n < d.d_qk; ++n) {
             product += row.q[static_cast<std::size_t>(h * d.d_qk + n)] * key[n];
           }
-          const double score = score_of(scoring.score, h, 0, 0, product, 0).value;
+          const Index key_place = place + i - (keys.begin - first);
+          const double score = score_of(scoring.score, h, own, key_place, product, 0).value;
           sum->add(score, &v[static_cast<std::size_t>((i * d.value_heads + vh) * d.d_v)]);
         }
       }
@@ -208,15 +211,18 @@ DecodeVerdict check_heads(comm::Communicator& world, const Decoder<comm::Communi
     keys = {keys.end, std::min(d.keys(), keys.end + kRows)};
     bool is_read = false;
     for (Row& row : all) {
+      Index before = 0;
       for (const Range span : row.seen) {
         const Range some = intersect(span, keys);
+        const Index place = before + some.begin - span.begin;
+        before += span.size();
         if (some.empty()) continue;
         if (!is_read) {
           source.read(Kind::K, {{keys.begin, keys.size(), 1}}, k.data());
           source.read(Kind::V, {{keys.begin, keys.size(), 1}}, v.data());
           is_read = true;
         }
-        meet(row, keys.begin, some);
+        meet(row, keys.begin, some, place);
       }
     }
   }

@@ -30,9 +30,9 @@ Index positive(const po::variables_map& values, const char* name, Index otherwis
 std::shared_ptr<const LatentFiles> weights_of(const po::variables_map& values) {
   const std::string prefix = file_name(values, "weights");
   if (prefix.empty()) return nullptr;
-  for (const char* name :
-       {"model", "hidden", "heads", "q-rank", "kv-rank", "nope-dim", "rope-dim", "v-dim",
-        "kv-heads", "head-dim", "value-dim", "spectrum", "soft-cap", "sinks"}) {
+  for (const char* name : {"model", "hidden", "heads", "q-rank", "kv-rank", "nope-dim", "rope-dim",
+                           "v-dim", "kv-heads", "head-dim", "value-dim", "spectrum", "scale",
+                           "soft-cap", "alibi", "relative-bias", "sinks"}) {
     if (values.count(name) == 0 || values[name].defaulted()) continue;
     throw Failure(Exit::usage,
                   fmt::format("--{}: the files of --weights say it, so leave it out", name));
@@ -51,7 +51,8 @@ std::optional<LatentSizes> latent_of(const po::variables_map& values) {
     }
     return std::nullopt;
   }
-  for (const char* name : {"kv-heads", "head-dim", "value-dim", "soft-cap", "sinks"}) {
+  for (const char* name : {"kv-heads", "head-dim", "value-dim", "scale", "soft-cap", "alibi",
+                           "relative-bias", "sinks"}) {
     if (values.count(name) == 0) continue;
     throw Failure(Exit::usage,
                   fmt::format("--{}: latent attention has none; leave it out, or leave "
@@ -372,7 +373,8 @@ DecodeOptions read_decode_options(const po::variables_map& values, int ranks) {
   if (o.weights) {
     for (const std::string& path : o.weights->paths()) inputs.push_back(path);
   }
-  for (const char* name : {"q", "k", "v", "x"}) inputs.push_back(file_name(values, name));
+  for (const char* name : {"q", "k", "v", "x", "relative-bias"})
+    inputs.push_back(file_name(values, name));
   refuse_same_file(inputs, outputs);
   const Decoding& d = o.decoding;
   o.scoring = scoring_of(values, {.query_heads = d.query_heads, .d_qk = d.d_qk}, type);

@@ -81,9 +81,22 @@ void add_to(Json& to, const Scoring& scoring) {
   if (!scoring.files_sum.empty()) to["score_files_sum"] = scoring.files_sum;
 }
 
+void add_scale(po::options_description& options) {
+  options.add_options()("scale", po::value<Finite>(), "scores are scale * q.k [1 / sqrt(dim)]");
+}
 void add_cap(po::options_description& options) {
   options.add_options()("soft-cap", po::value<Finite>(),
                         "and then soft-cap * tanh(score / soft-cap), as in Gemma 2 [none]");
+}
+void add_distances(po::options_description& options) {
+  options.add_options()("alibi", po::value<std::string>(),
+                        "and then less slope * |key - query|: auto (the published slopes), one "
+                        "slope for each query head, or one for all, e.g. 0.5,0.25 [none]");
+  options.add_options()(
+      "relative-bias", po::value<std::string>(),
+      "and then plus a number for each distance key - query, as in T5: NumPy file, "
+      "[heads, 2 * reach + 1] or [2 * reach + 1], from -reach to reach; farther "
+      "keys have the nearest of these [none]");
 }
 void add_sinks(po::options_description& options) {
   options.add_options()("sinks", po::value<std::string>(),
@@ -95,20 +108,22 @@ void add_sinks(po::options_description& options) {
 
 po::options_description score_options() {
   po::options_description options("Scores");
-  options.add_options()("scale", po::value<Finite>(), "scores are scale * q.k [1 / sqrt(dim)]");
+  add_scale(options);
   add_cap(options);
-  options.add_options()("alibi", po::value<std::string>(),
-                        "and then less slope * |key - query|: auto (the published slopes), one "
-                        "slope for each query head, or one for all, e.g. 0.5,0.25 [none]");
-  options.add_options()(
-      "relative-bias", po::value<std::string>(),
-      "and then plus a number for each distance key - query, as in T5: NumPy file, "
-      "[heads, 2 * reach + 1] or [2 * reach + 1], from -reach to reach; farther "
-      "keys have the nearest of these [none]");
+  add_distances(options);
   options.add_options()("sigmoid", po::value<std::string>(),
                         "a key weighs 1 / (1 + exp(-score - B)), by itself, in place of softmax: "
                         "auto (B is -ln of the number of keys) or B. O is the sum, undivided, LSE "
                         "the logarithm of the sum of weights [softmax]");
+  add_sinks(options);
+  return options;
+}
+
+po::options_description decode_score_options() {
+  po::options_description options("Scores");
+  add_scale(options);
+  add_cap(options);
+  add_distances(options);
   add_sinks(options);
   return options;
 }
@@ -120,13 +135,6 @@ po::options_description key_weights_option() {
       "NumPy file of a number for each key that is added to its scores, [keys] or "
       "[keys, key heads]: ln n for a key that stands for n, -inf for none, as "
       "padding [none]");
-  return options;
-}
-
-po::options_description decode_score_options() {
-  po::options_description options("Scores (q.k / sqrt(head dim))");
-  add_cap(options);
-  add_sinks(options);
   return options;
 }
 

@@ -24,8 +24,7 @@ struct Scoring {
 
 /// "scale", "soft-cap", "alibi", "relative-bias", "sigmoid" and "sinks".
 boost::program_options::options_description score_options();
-/// "soft-cap" and "sinks": of decoding, whose sequences lie side by side in one problem, so that
-/// its positions say no distances.
+/// "scale", "soft-cap", "alibi", "relative-bias" and "sinks".
 boost::program_options::options_description decode_score_options();
 
 /// "key-weights": for commands that read the file, and solve one problem.

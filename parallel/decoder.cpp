@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "kernels/check.hpp"
+#include "parallel/served.hpp"
 
 namespace dattn {
 namespace {
@@ -247,6 +248,8 @@ Decoder<T>::Decoder(const Decoding& decoding, const Strategy& form, std::optiona
         if (!decoding.masks.empty()) {
           ragged_.emplace(decoding_, problem_, program());
           options.attend = attends_ragged();
+        } else if (!options.score.alibi.empty() || !options.score.bias.empty()) {
+          options.attend = attends_by_distance();
         }
         return std::make_unique<Engine<T>>(problem_, program(), transport, options);
       }()) {
@@ -281,6 +284,65 @@ auto Decoder<T>::attends_ragged() const -> decltype(EngineOptions::attend) {
     };
     decoding_.type == Type::bf16 ? as(BFloat16{}) : as(float{});
   };
+}
+
+template <comm::Transport T>
+auto Decoder<T>::attends_by_distance() const -> decltype(EngineOptions::attend) {
+  CHECK(!decoding_.values_in_keys);
+  Shape longest = shape_of(decoding_);
+  longest.queries = longest.keys;  // no token stands behind so many
+  return [this, up_to_itself = parse_mask("causal", longest)](
+             const Attend& step, const std::byte* q, const std::byte*, std::byte* out, const Mask&,
+             const Work& work) {
+    const auto as = [&]<class E>(E) {
+      for (const Served& s : served(program(), problem_, step, {})) {
+        attend_by_distance<E>(step, q, out, s, *up_to_itself, work);
+      }
+    };
+    decoding_.type == Type::bf16 ? as(BFloat16{}) : as(float{});
+  };
+}
+
+template <comm::Transport T>
+template <class E>
+void Decoder<T>::attend_by_distance(const Attend& step, const std::byte* q, std::byte* out,
+                                    const Served& s, const Mask& up_to_itself,
+                                    const Work& work) const {
+  const auto heads = [&](SlotId slot) {
+    return program().slots[static_cast<std::size_t>(slot)].block.head_count();
+  };
+  const Index new_tokens = decoding_.queries;
+  const Index rows = new_tokens * std::ssize(lengths_);
+  const auto view = [](const std::byte* memory, Index rows_in, Index heads_in, Index dim) {
+    return View<const E>{reinterpret_cast<const E*>(memory), rows_in, heads_in, dim};
+  };
+  const Index held = size(s.where.keys);
+  const View<const E> queries = view(q, rows, heads(step.q), decoding_.d_qk).only(s.q);
+  const View<const E> keys = view(cache_->keys(), held, heads(step.k), decoding_.d_qk).only(s.k);
+  const View<const E> values = view(cache_->values(), held, heads(step.v), decoding_.d_v).only(s.v);
+  const View<float> records =
+      View<float>{reinterpret_cast<float*>(out), rows, heads(step.out), decoding_.d_v + 2}.only(
+          s.q);
+  for (const Stretch& stretch : decoding_.stretches(lengths_)) {
+    Where where = s.where;
+    where.queries.clear();
+    for (Index n = stretch.sequences.begin; n < stretch.sequences.end; ++n) {
+      const auto sequence = static_cast<std::size_t>(n);
+      const Index token = decoding_.before(sequence) + lengths_[sequence] - new_tokens;
+      where.queries.push_back({token, new_tokens, 1});
+    }
+    const Range some{stretch.sequences.begin * new_tokens, stretch.sequences.end * new_tokens};
+    Index row = 0;  // of the cache
+    for (const Run& run : s.where.keys) {
+      const Range members = run.inside(stretch.keys);
+      const Range there{row + members.begin, row + members.end};
+      row += run.count;
+      if (there.empty()) continue;
+      where.keys = {stretch.tokens(run.part(members))};
+      dattn::attend(queries.part(some), keys.part(there), values.part(there), records.part(some),
+                    where, up_to_itself, work);
+    }
+  }
 }
 
 template <comm::Transport T>

@@ -14,6 +14,8 @@
 
 namespace dattn {
 
+struct Served;
+
 /// Tokens that follow one another in the cache and in the sequences that have them: a prefix, or
 /// what a sequence has of its own.
 struct Stretch {
@@ -145,6 +147,12 @@ class Decoder {
  private:
   /// What the engine calls for the cache that is ragged.
   auto attends_ragged() const -> decltype(EngineOptions::attend);
+  /// What it calls where scores go by distance: tokens lie in the cache sequence by sequence, and
+  /// how far apart two of them are is said by their places in a sequence.
+  auto attends_by_distance() const -> decltype(EngineOptions::attend);
+  template <class E>
+  void attend_by_distance(const Attend& step, const std::byte* q, std::byte* out, const Served& s,
+                          const Mask& up_to_itself, const Work& work) const;
 
   Decoding decoding_;
   int rank_;

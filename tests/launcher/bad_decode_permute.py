@@ -10,6 +10,14 @@ def decode_cases(add):
     latent = "decode --context 5 --steps 1 --heads 4 --hidden 24 --q-rank 0 --kv-rank 16 --nope-dim 8 --rope-dim 4 --v-dim 8 --threads 1 "
     files = f"decode {FILES} --threads 1 "
 
+    # Scores.
+    for option, value in (("scale", "1"), ("soft-cap", "2"), ("alibi", "auto"), ("relative-bias", "bias.npy"), ("sinks", "1")):
+        add(f"decode {option} of latents", f"{latent}--{option} {value}", USAGE, f"--{option}: latent attention has none")
+        add(f"decode {option} of weights", f"decode --weights mla --{option} {value}", USAGE, f"--{option}: the files of --weights say it")
+    add("decode relative bias of other heads", small + "--relative-bias bias.npy", INPUT, r"--relative-bias 'bias.npy': has shape \[8, 5\]; give \[4, ")
+    add("decode relative bias missing", small + "--relative-bias none.npy", INPUT, "none.npy.*No such file")
+    add("decode with a sigmoid", small + "--sigmoid auto", USAGE, "--sigmoid")
+
     # Options.
     add("decode unknown option", small + "--tokens 8", USAGE, "--tokens.*--help")
     add("decode near option", small + "--contxt 8", USAGE, "--contxt.*--context")

@@ -31,7 +31,7 @@ def cases():
     """(case, words of the mask for oracle.py, the file of --head-masks or None)"""
 
     def case(form, ranks, words, masks=None, **more):
-        given = () if masks else ("--mask", words)
+        given = more.pop("rules", ()) + (() if masks else ("--mask", words))
         return decode.Case(form, ranks, more=given, **{"context": (90, 0, 41), **more}), words, masks
 
     mha = {"heads": 4, "key_heads": 4, "value_heads": 4}
@@ -43,6 +43,7 @@ def cases():
         case("tree", 5, "dilated:6,0,3", new=3),
         case("tree", 2, "span:beta=0.25,sink=2,least=4,unit=2", dtype="bf16"),
         case("heads", 4, S2, **mha),
+        case("tree", 3, S2, rules=("--alibi", "auto", "--relative-bias", "BIAS"), heads=6, key_heads=3, value_heads=3),
         case("heads", 7, "causal@0-1;window:5,0@2-3", **mha),
         case("helix", 4, S2, mesh=(2, 2), **mha),
     ]

@@ -257,19 +257,20 @@ class Rules:
     weights: tuple = ()
     sigmoid: float | None = None
 
-    def scores(self, h, q, k):
-        """Of head h, [queries, keys], and their derivatives by q.k."""
+    def scores(self, h, q, k, apart=None):
+        """Of head h, [queries, keys], and their derivatives by q.k. `apart`: how far each key is behind each query;
+        by default the last query stands at the last key."""
         score = self.scale * (q @ k.T)
         slope = numpy.full_like(score, self.scale)
         if self.soft_cap:
             t = numpy.tanh(score / self.soft_cap)
             score, slope = self.soft_cap * t, self.scale * (1 - t * t)
+        if apart is None:
+            apart = numpy.arange(len(k)) - numpy.arange(len(k) - len(q), len(k))[:, None]
         if self.alibi:
-            at = numpy.arange(len(k) - len(q), len(k))[:, None]
-            score = score - float(numpy.float32(self.alibi[h])) * abs(at - numpy.arange(len(k)))
+            score = score - float(numpy.float32(self.alibi[h])) * abs(apart)
         if self.bias:
             heads, reach = self.bias
-            apart = numpy.arange(len(k)) - numpy.arange(len(k) - len(q), len(k))[:, None]
             score = score + relative_bias(heads, reach)[h, numpy.clip(apart, -reach, reach) + reach]
         if self.weights:
             heads, key_heads = self.weights
@@ -284,14 +285,14 @@ class Rules:
         return float(numpy.float32(self.sinks[h])) if self.sinks else -numpy.inf
 
 
-def attention(q, k, v, mask, rules):
-    """O [queries, heads, value dim] and LSE [queries, heads]; `mask` is [heads, queries, keys]."""
+def attention(q, k, v, mask, rules, apart=None):
+    """O [queries, heads, value dim] and LSE [queries, heads]; `mask` is [heads, queries, keys]; `apart` as in Rules."""
     queries, heads, _ = q.shape
     q, k, v = (x.astype(numpy.float64) for x in (q, k, v))
     o = numpy.zeros((queries, heads, v.shape[2]))
     lse = numpy.full((queries, heads), -numpy.inf)
     for h in range(heads):
-        scores, _ = rules.scores(h, q[:, h], k[:, h * k.shape[1] // heads])
+        scores, _ = rules.scores(h, q[:, h], k[:, h * k.shape[1] // heads], apart)
         scores[~mask[h]] = -numpy.inf
         if rules.sigmoid is not None:
             weights = rules.sigmoid_of(scores)
