@@ -2,6 +2,7 @@
 #pragma once
 
 #include <charconv>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -18,8 +19,15 @@ inline bool block_listed(Index list, Index query_block, Index key_block) {
 }
 
 /// The array of a file `rows LxQxK` or `columns LxQxK`: offsets or key blocks of L lists of Q query
-/// blocks and K key blocks each; with L = 0 one list, its offsets in one dimension.
+/// blocks and K key blocks each; with L = 0 one list, its offsets in one dimension. Of a file
+/// `offsets A B C` the numbers A, B, C.
 inline NumberFile open_blocks(const std::string& name) {
+  if (name.starts_with("offsets ")) {
+    std::vector<Index> numbers;
+    std::istringstream words(name.substr(8));
+    for (Index n = 0; words >> n;) numbers.push_back(n);
+    return {{std::ssize(numbers)}, [numbers] { return numbers; }};
+  }
   const bool rows = name.starts_with("rows ");
   std::vector<Index> size;
   for (std::size_t at = name.find(' '); at != std::string::npos; at = name.find('x', at + 1)) {

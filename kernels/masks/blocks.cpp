@@ -12,7 +12,7 @@ constexpr std::string_view kForm = "blocks:size=64x64,rows=FILE,columns=FILE";
 constexpr std::string_view kQuotes = "a name with any of + / ; @ ( ) , stands in double quotes";
 /// For complaints; a name without its quotes is cut short.
 constexpr std::string_view kWritten =
-    "blocks:size=64x64,rows=FILE,columns=FILE (a name with any of + / ; @ ( ) , in double quotes)";
+    "blocks:size=64x64,rows=FILE,columns=FILE (names with +/;@(), in double quotes)";
 
 [[noreturn]] void fail(const std::string& why) { throw BadMaskNumbers(why); }
 

@@ -1,9 +1,16 @@
 #include "kernels/masks/documents.hpp"
 
+#include <algorithm>
 #include <stdexcept>
+
+#include "kernels/settings.hpp"
 
 namespace dattn {
 namespace {
+
+constexpr std::string_view kForm = "documents:n1,n2,... or documents:offsets=FILE";
+constexpr std::string_view kWritten =
+    "documents:n1,n2,... or documents:offsets=FILE (names with +/;@(), in double quotes)";
 
 class Documents final : public Mask {
  public:
@@ -56,26 +63,59 @@ class Documents final : public Mask {
   std::vector<Index> edges_;  ///< 0, n1, n1+n2, ...: ascending, no empty document
 };
 
+MaskPtr of_lengths(std::string_view arguments, const Shape& shape) {
+  const std::vector<Index> lengths = parse_counts(arguments, "documents:n1,n2,...");
+  Index sum = 0;
+  for (const Index n : lengths) {
+    sum = n > shape.keys - sum ? shape.keys + 1 : sum + n;
+    if (sum > shape.keys) break;
+  }
+  if (sum != shape.keys) {
+    throw std::invalid_argument("the document lengths add up to " +
+                                (sum > shape.keys ? "more than " : std::to_string(sum) + ", not ") +
+                                std::to_string(shape.keys) + " keys");
+  }
+  return std::make_shared<Documents>(lengths);
+}
+
+/// Of a file of offsets, as variable-length attention takes them (cu_seqlens).
+MaskPtr of_offsets(std::string_view arguments, const Shape& shape, const OpenNumbers& open) {
+  Settings settings(arguments, kWritten);
+  const std::string name = settings.file("offsets");
+  settings.done();
+  if (!open) {
+    throw std::invalid_argument("nobody here opens files: give parse_mask a function that does");
+  }
+  const auto fail = [&](const std::string& why) {
+    throw BadMaskNumbers("offsets=" + quoted_file(name) + " " + why +
+                         "; give [documents + 1] numbers: 0, n1, n1 + n2 and so on, up to " +
+                         std::to_string(shape.keys) + ", the number of keys");
+  };
+  const NumberFile file = open(name);
+  if (file.extents.size() != 1 || file.extents[0] < 1) fail("holds no list of offsets");
+  const std::vector<Index> offsets = file.read();
+  if (offsets.front() != 0) fail("begins with " + std::to_string(offsets.front()));
+  std::vector<Index> lengths;
+  for (std::size_t i = 1; i < offsets.size(); ++i) {
+    if (offsets[i] < offsets[i - 1]) {
+      fail("has " + std::to_string(offsets[i]) + " behind " + std::to_string(offsets[i - 1]));
+    }
+    lengths.push_back(offsets[i] - offsets[i - 1]);
+  }
+  if (offsets.back() != shape.keys) fail("ends with " + std::to_string(offsets.back()));
+  return std::make_shared<Documents>(lengths);
+}
+
 }  // namespace
 
 MaskKind documents_kind() {
-  return {"documents", "documents:n1,n2,...", "a query sees the keys of its own document",
-          "lengths that add up to the keys",
-          [](std::string_view arguments, const Shape& shape, const OpenNumbers&) -> MaskPtr {
-            const std::vector<Index> lengths = parse_counts(arguments, "documents:n1,n2,...");
-            Index sum = 0;
-            for (const Index n : lengths) {
-              sum = n > shape.keys - sum ? shape.keys + 1 : sum + n;
-              if (sum > shape.keys) break;
-            }
-            if (sum != shape.keys) {
-              throw std::invalid_argument(
-                  "the document lengths add up to " +
-                  (sum > shape.keys ? "more than " : std::to_string(sum) + ", not ") +
-                  std::to_string(shape.keys) + " keys");
-            }
-            return std::make_shared<Documents>(lengths);
-          }};
+  return {
+      "documents", kForm, "a query sees the keys of its own document",
+      "lengths that add up to the keys, or a NumPy file of where documents begin, as cu_seqlens",
+      [](std::string_view arguments, const Shape& shape, const OpenNumbers& open) -> MaskPtr {
+        return arguments.find('=') == std::string_view::npos ? of_lengths(arguments, shape)
+                                                             : of_offsets(arguments, shape, open);
+      }};
 }
 
 }  // namespace dattn

@@ -207,6 +207,7 @@ const std::vector<MaskCase>& mask_cases() {
       {"documents:11", documents("11")},
       {"documents:3,0,1,5,0,2", documents("3,0,1,5,0,2")},
       {"documents:0,1,1,1,8,0", documents("0,1,1,1,8,0")},
+      {"documents:offsets=\"offsets 0 3 3 4 9 9 11\"", documents("3,0,1,5,0,2")},
       {"prefix:0", prefix(0)},
       {"prefix:4", prefix(4)},
       {"prefix:99", prefix(99)},

@@ -44,6 +44,13 @@ TEST(MaskWords, CountsMayHaveSuffixes) {
   }
 }
 
+TEST(MaskWords, DocumentsMayBeginWhereAFileSays) {
+  const Shape shape{.queries = 10, .keys = 10};
+  EXPECT_EQ(parse_mask("documents:offsets=\"offsets 0 3 3 4 10\"", shape, open_blocks)->spec(),
+            parse_mask("documents:3,0,1,6", shape)->spec());
+  EXPECT_THROW(parse_mask("documents:offsets=none", shape), std::invalid_argument);
+}
+
 struct Refused {
   std::string spec;
   std::string because;
@@ -92,6 +99,11 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"documents:4,7", "add up to more than 10 keys"},                              //
         Refused{"documents:9223372036854775807,9223372036854775807", "more than 10 keys"},    //
         Refused{"documents:5,,5", "'' is not a count"},                                       //
+        Refused{"documents:offsets=\"offsets 0 4 8\"", "ends with 8"},                        //
+        Refused{"documents:offsets=\"offsets 1 10\"", "begins with 1"},                       //
+        Refused{"documents:offsets=\"offsets 0 6 4 10\"", "has 4 behind 6"},                  //
+        Refused{"documents:offsets=\"offsets \"", "holds no list"},                           //
+        Refused{"documents:offset=5", "offset"},                                              //
         Refused{"prefix", "'' is not a count; the mask is written prefix:N"},                 //
         Refused{"prefix:1,2", "one length"},                                                  //
         Refused{"sink:1,2", "one count"},                                                     //

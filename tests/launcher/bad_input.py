@@ -87,6 +87,9 @@ def write_fixtures(folder):
         "columns_short": numpy.array([0, 0]),
         "columns_back": numpy.array([0, 1, 0]),
         "columns_far": numpy.array([0, 0, 2]),
+        # Documents of 31 tokens.
+        "offsets": numpy.array([0, 9, 9, 31], numpy.int32),
+        "offsets_back": numpy.array([0, 9, 8, 31]),
         # A GQA layer of 4 heads and 2 key heads of 6 numbers, hidden 10.
         "wq": ones(24, 10),
         "wk": ones(12, 10),
@@ -352,6 +355,14 @@ def cases():
     blocks = "--mask blocks:size=16,rows=rows.npy,columns="
     add("blocks", plan + blocks + "columns.npy", 0, "verdict: ok")
     add("blocks checked", run + blocks + "columns.npy --check --grad random", 0, "PASSED.*PASSED")
+    documents = "--mask documents:offsets="
+    add("documents from a file", f"{run}{documents}offsets.npy --check", 0, "documents:offsets=offsets.npy.*PASSED")
+    add("documents that go back", f"{plan}{documents}offsets_back.npy", INPUT, "--mask: offsets=.*offsets_back.npy.* has 8 behind 9; give ")
+    add("documents of other keys", f"{plan}{documents}rows.npy", INPUT, "rows.npy.* ends with 3; .*31, the number of keys")
+    add("documents of floats", f"{plan}{documents}weights.npy", INPUT, "weights.npy.*integers")
+    add("documents of three dimensions", f"{plan}{documents}ints.npy", INPUT, "ints.npy.* holds no list of offsets")
+    add("documents from no file", f"{plan}{documents}none.npy", INPUT, "none.npy.*No such file")
+    add("documents of the root without quotes", f"{plan}{documents}/r.npy", USAGE, "'offsets=' is not name=value.*double quotes")
     add("blocks of the root without quotes", plan + "--mask blocks:size=16,rows=/r.npy,columns=/c.npy", USAGE, "'rows=' is not name=value.*double quotes")
     add("blocks in a folder without quotes", plan + "--mask blocks:size=16,rows=d/rows.npy,columns=c", USAGE, "double quotes")
     add("out over a mask's file", run + blocks + "columns.npy --out columns.npy", USAGE, "columns.npy.*input")
