@@ -104,7 +104,9 @@ bool visit(const Mask& mask, Index head, Run q, Run k, const All& all, const Ali
 bool dense(const Runs& runs) { return dense(bands_of(runs)); }
 
 RowSpans::RowSpans(const Mask& mask, Index head, const Runs& queries, Range keys, Index step)
-    : step_(step), rests_(static_cast<std::size_t>(step), 0) {
+    : step_(step) {
+  constexpr Index kMostRests = Index{1} << 16;  // more than there are ranks to deal keys to
+  if (step <= kMostRests) rests_.resize(static_cast<std::size_t>(step), 0);
   struct Open {
     Range span;
     Index since;  ///< the first of the rows before, side by side, that see it
@@ -114,6 +116,7 @@ RowSpans::RowSpans(const Mask& mask, Index head, const Runs& queries, Range keys
   std::vector<Open> now;
   Index row = 0;
   const auto tally = [&](const Edge& e, Index times) {
+    if (rests_.empty()) return;
     quotients_ += times * e.quotient;
     rests_[static_cast<std::size_t>(e.rest)] += times;
   };
@@ -171,7 +174,7 @@ Index RowSpans::area(const Runs& keys) const {
   }
   Index sum = 0;
   for (const Band& band : bands) {
-    if (band.step == step_ && band.first + band.width <= step_ &&
+    if (!rests_.empty() && band.step == step_ && band.first + band.width <= step_ &&
         band.first + band.rounds * step_ >= last_) {
       // Of an edge `width` members for each round below it, and those of its own round.
       sum += quotients_ * band.width;

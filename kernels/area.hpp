@@ -47,7 +47,8 @@ class RowSpans {
   std::vector<Edge> ends_;
   std::vector<Range> rows_;  ///< that see each, counted over all queries
   /// What is left of the edges for keys that have every round up to the last of them: ends less
-  /// begins, each as often as rows have it, of their quotients the sum, by rest the number.
+  /// begins, each as often as rows have it, of their quotients the sum, by rest the number; of a
+  /// step too long to count by rest none.
   Index quotients_ = 0;
   std::vector<Index> rests_;
   Index last_ = 0;  ///< the last edge

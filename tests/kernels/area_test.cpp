@@ -145,6 +145,12 @@ TEST(Area, OfAMillionCausalTokensIsTheTriangle) {
   EXPECT_EQ(area(*causal, 0, {{1, m, 16}}, {{1, m, 16}}), m * (m + 1) / 2);
 }
 
+TEST(Area, OfKeysAnyNumberOfPositionsApart) {
+  constexpr Index far = Index{1} << 40;
+  const MaskPtr causal = parse_mask("causal", {.queries = 3 * far, .keys = 3 * far});
+  EXPECT_EQ(area(*causal, 0, {{far, 2, far}}, {{5, 3, far}}), 1 + 2);
+}
+
 TEST(Area, OfAMillionTokensUnderAWindowIsItsBand) {
   constexpr Index n = Index{1} << 20;
   const MaskPtr window = parse_mask("window:1023,0", {.queries = n, .keys = n});
