@@ -4,10 +4,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <limits>
-#include <string_view>
 
 #include "launcher/failure.hpp"
 #include "launcher/file_sum.hpp"

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include "kernels/dot.hpp"
 #include "launcher/verify.hpp"
@@ -76,17 +77,20 @@ PairSlope slope_of(const Known& known, const Score& how, const ScoreValue& score
           known.single * std::abs(by_product) * (std::abs(dp) + std::abs(known.delta))};
 }
 
-/// Keys of `spans` that count, by their log-weights.
+/// Keys of `spans` that count for the query: neither a log-weight nor a bias of -inf leaves them
+/// out.
 Index counted(const std::vector<Range>& spans, const Scoring& scoring, const Shape& shape,
-              Index key_head) {
+              Index head, Index query) {
+  const bool all = scoring.key_weights.empty() && scoring.score.bias.empty();
   Index keys = 0;
   for (const Range span : spans) {
-    if (scoring.key_weights.empty()) {
+    if (all) {
       keys += span.size();
       continue;
     }
     for (Index key = span.begin; key < span.end; ++key) {
-      keys += std::isfinite(log_weight(scoring, shape, key, key_head)) ? 1 : 0;
+      const double weight = log_weight(scoring, shape, key, shape.key_head(head));
+      keys += std::isfinite(score_of(scoring.score, head, query, key, 0, weight).value) ? 1 : 0;
     }
   }
   return keys;
@@ -122,9 +126,10 @@ std::vector<Known> known_of(const Problem& problem, const Source& source, const 
       }
       spans.clear();
       problem.mask().spans(static_cast<Index>(h), one.front().first, {0, shape.keys}, spans);
-      const Index keys = counted(spans, scoring, shape, shape.key_head(static_cast<Index>(h)));
+      const Index keys = counted(spans, scoring, shape, static_cast<Index>(h), one.front().first);
       known.single = keys == 1 && scoring.sinks.empty() ? 1 : 0;
-      if (keys == 0) known = {};
+      // Nothing counts where a mask, log-weights or a bias leave no key.
+      if (keys == 0 || known.lse == -std::numeric_limits<double>::infinity()) known = {};
     }
     if (exact) ++next;
   }

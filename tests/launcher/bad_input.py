@@ -101,6 +101,7 @@ def write_fixtures(folder):
         "bias": ones(8, 5),
         "bias_even": ones(8, 4),
         "bias_long": numpy.broadcast_to(ones(1), (1, 262147))[0],
+        "bias_one": numpy.array([-numpy.inf, -numpy.inf, -numpy.inf, 0, -numpy.inf], "<f4"),
         "weights": numpy.full(31, -numpy.inf, "<f4"),
         "weights_inf": numpy.full(31, numpy.inf, "<f4"),
         "weights_ints": numpy.arange(31),

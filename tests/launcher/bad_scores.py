@@ -17,6 +17,7 @@ def score_cases(add):
         add(f"{option} beyond float32", f"{run}--{option} 1e60", USAGE, f"--{option}: '1e60' is beyond float32")
     add("sinks of a sigmoid", run + "--sigmoid auto --sinks 1", USAGE, "--sinks with --sigmoid: a sink is part of what softmax divides by")
     add("relative bias", run + "--relative-bias bias.npy --check", 0, "relative bias up to 2.*PASSED")
+    add("relative bias that leaves one key or none", run + "--relative-bias bias_one.npy --check --grad random", 0, "PASSED.*PASSED")
     add("relative bias of other heads", run + "--heads 4 --relative-bias bias.npy", INPUT, r"--relative-bias 'bias.npy': has shape \[8, 5\]; give \[4, 2 \* reach \+ 1\]")
     add("relative bias of even length", plan + "--relative-bias bias_even.npy", INPUT, r"bias_even.npy': has shape \[8, 4\]")
     add("relative bias of three dimensions", run + "--relative-bias q.npy", INPUT, r"q.npy': has shape \[7, 2, 4\]")
